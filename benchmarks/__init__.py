@@ -1,0 +1,1 @@
+"""Measurements against eager mode and torch.compile: `python -m benchmarks.run`."""

@@ -1,0 +1,51 @@
+"""What the first call of GPT-2 small costs above an eager call, in a fresh process.
+
+The first process finds which modules of torch that call imports; in the others they are imported beforehand,
+so that what is left is capture and preparation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import primexec
+from benchmarks.cases import CASES, gpt2
+from benchmarks.process import answer
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("layers", type=int)
+    parser.add_argument("--preload", type=json.loads, default=[])
+    options = parser.parse_args()
+
+    model = gpt2(options.layers).eval()
+    inputs = CASES["gpt2"].inputs
+    for name in options.preload:
+        importlib.import_module(name)
+
+    def call(function: Callable[..., Any]) -> float:
+        _, kwargs = inputs()
+        started = time.perf_counter()
+        function(**kwargs)
+        return time.perf_counter() - started
+
+    call(model)
+    eager = min(call(model) for _ in range(3))
+    before = set(sys.modules)
+    first = call(primexec.make_traced(model))
+    imported = [name for name in sys.modules if name not in before and not name.startswith("primexec")]
+    answer(seconds=first - eager, imported=imported)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""The only file that touches private PyTorch modules.
+
+Private names are looked up when they are first needed, so that a release of PyTorch that moved one
+breaks the feature which needs it, with a clear error, and never `import primexec`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from primexec.errors import PrimexecError
+
+__all__ = ["TorchDispatchMode", "TorchFunctionMode", "private", "pytree"]
+
+
+@cache
+def private(path: str) -> Any:
+    """The object at a dotted path inside torch, such as `torch._C._dynamo.guards.TensorGuards`."""
+    parts = path.split(".")
+    for i in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:i]))
+            for name in parts[i:]:
+                found = getattr(found, name)
+            return found
+        except (ModuleNotFoundError, AttributeError):
+            continue
+    raise PrimexecError(
+        f"PyTorch {torch.__version__} has no {path}, which primexec needs. "
+        f"docs/compatibility.md lists the releases that primexec was run with."
+    )
+
+
+# Guards -------------------------------------------------------------------------------------------------
+
+
+def dict_version() -> Callable[[dict[Any, Any]], int]:
+    """A function from a dict to a number that changes whenever the dict does."""
+    return private("torch._C._dynamo.guards.dict_version")  # type: ignore[no-any-return]
+
+
+def tensor_guards(tensors: list[Tensor]) -> Callable[..., bool]:
+    """A check in C++ of class, dispatch keys, dtype, device, requires_grad, shape and strides.
+
+    The dispatch keys are those in force at the check: inside another dispatch mode, a functorch
+    transform, autocast or inference mode that was not active now, it fails.
+    """
+    guards = private("torch._C._dynamo.guards.TensorGuards")
+    return guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check  # type: ignore[no-any-return]
+
+
+def global_state_check() -> Callable[[], bool]:
+    """A check in C++ of grad mode, autocast, default dtype, determinism and matmul precision."""
+    return private("torch._C._dynamo.guards.GlobalStateGuard")().check  # type: ignore[no-any-return]
+
+
+def describe_global_state() -> dict[str, object]:
+    """The process-wide and thread-local state that a program depends on, for messages."""
+    return {
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": tuple(d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)),
+        "autocast dtype": torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
+        "default dtype": torch.get_default_dtype(),
+        "default device": default_device(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def hook_count() -> int:
+    """A number that grows whenever any module hook is registered anywhere."""
+    return torch.utils.hooks.RemovableHandle.next_id  # type: ignore[no-any-return]
+
+
+def sdpa_switches() -> tuple[bool, ...]:
+    """The switches that choose a kernel for scaled_dot_product_attention and recurrent layers."""
+    return (
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+        torch.backends.cuda.cudnn_sdp_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.mkldnn.enabled,
+    )
+
+
+# Modes --------------------------------------------------------------------------------------------------
+
+function_mode_depth: Callable[[], int] = torch._C._len_torch_function_stack
+is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+
+
+def function_modes() -> list[object]:
+    return [torch._C._get_function_stack_at(i) for i in range(function_mode_depth())]
+
+
+def default_device() -> torch.device | None:
+    """The device of `torch.set_default_device` or `with torch.device(...)`, if that is all that is active."""
+    modes = function_modes()
+    return modes[-1].device if modes and _is_device_context(modes[-1]) else None  # type: ignore[attr-defined, no-any-return]
+
+
+def _is_device_context(mode: object) -> bool:
+    return type(mode) is private("torch.utils._device.DeviceContext")
+
+
+def foreign_mode_active() -> bool:
+    """Whether somebody else is watching torch calls now: another trace, a fake mode, torch.func, forward AD."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or private("torch._C._functorch.peek_interpreter_stack")() is not None
+        or private("torch.autograd.forward_ad")._current_level >= 0
+        or torch.jit.is_tracing()
+        or any(not _is_device_context(mode) for mode in function_modes())
+        or not torch._C._is_torch_function_enabled()
+        or bool(torch.compiler.is_compiling())
+    )
+
+
+def is_foreign_tensor(t: object) -> bool:
+    """A tensor that only makes sense inside somebody else's trace: fake, functional or functorch-wrapped."""
+    if not isinstance(t, Tensor):
+        return False
+    return (
+        is_fake(t)
+        or is_functorch_wrapped(t)
+        or torch._is_functional_tensor(t)
+        or type(t).__name__ == "FunctionalTensor"
+    )
+
+
+def is_functorch_wrapped(t: Tensor) -> bool:
+    return private("torch._C._functorch.is_functorch_wrapped_tensor")(t)  # type: ignore[no-any-return]
+
+
+def functorch_active() -> bool:
+    return private("torch._C._functorch.peek_interpreter_stack")() is not None
+
+
+# Fake tensors -------------------------------------------------------------------------------------------
+
+
+def fake_mode() -> Any:
+    return private("torch._subclasses.fake_tensor.FakeTensorMode")()
+
+
+def is_fake(t: object) -> bool:
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return fake is not None and isinstance(t, fake.FakeTensor)
+
+
+@cache
+def uncapturable() -> dict[type[Exception], tuple[str, str]]:
+    """Exceptions of fake tensors that mean "this has no static program": class to (reason, way out)."""
+    fake = "torch._subclasses.fake_tensor."
+    value = "return the tensor instead, use torch.where or torch.cond, or use torch.compile(backend='primexec')"
+    return {
+        private(fake + "DataDependentOutputException"): (
+            "the value of a tensor is needed in Python ({op}), but a program is traced without values",
+            value,
+        ),
+        private(fake + "DynamicOutputShapeException"): (
+            "the shape of the result of {op} depends on the values of its inputs",
+            "use a mask or torch.where in place of boolean indexing, nonzero or unique, or keep this part "
+            "outside the traced function",
+        ),
+        private(fake + "UnsupportedOperatorException"): (
+            "{op} has no implementation for fake tensors",
+            "register one with torch.library.register_fake, or keep it outside the traced function",
+        ),
+        private(fake + "UnsupportedFakeTensorException"): (
+            "a tensor of this kind has no fake counterpart ({error})",
+            "keep it outside the traced function",
+        ),
+        private(fake + "UnsupportedMutationAliasingException"): (
+            "{op} returns an alias of an input that it changes",
+            "keep it outside the traced function",
+        ),
+    }
+
+
+# Capture ------------------------------------------------------------------------------------------------
+
+_capturing = threading.local()
+
+
+def capturing() -> bool:
+    """Whether this thread is inside a capture of ours."""
+    return getattr(_capturing, "depth", 0) > 0
+
+
+class _CapturingFlag:
+    """Stands in for torch's process-wide `_is_compiling_flag`: true only in the thread that captures.
+
+    The plain flag is seen by every thread, and library code branches on it: another thread's eager call
+    would take the path meant for tracing.
+    """
+
+    def __init__(self, before: object) -> None:
+        self.before = before
+
+    def __bool__(self) -> bool:
+        return capturing() or bool(self.before)
+
+
+@contextmanager
+def capture_environment() -> Iterator[None]:
+    """What must hold in this thread while a capture runs. Callers hold the capture lock."""
+    fake_log = logging.getLogger("torch._subclasses.fake_tensor")
+    utils = private("torch._higher_order_ops.utils")
+    compile_and_call = utils._hop_compile_and_call
+    flag = torch.compiler._is_compiling_flag
+    autocast_cache = torch.is_autocast_cache_enabled()
+
+    def call_directly(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any = None) -> Any:
+        # Eagerly torch.cond and its like go through Dynamo; a capture records the operator itself.
+        if capturing():
+            return fn(*args, **(kwargs or {}))
+        return compile_and_call(fn, args, kwargs)
+
+    def quiet(record: logging.LogRecord) -> bool:
+        return not capturing()  # the error itself is raised; it need not be logged as well
+
+    _capturing.depth = getattr(_capturing, "depth", 0) + 1
+    fake_log.addFilter(quiet)
+    utils._hop_compile_and_call = call_directly
+    torch.compiler._is_compiling_flag = _CapturingFlag(flag)  # type: ignore[assignment]
+    torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(autocast_cache)
+        torch.compiler._is_compiling_flag = flag
+        utils._hop_compile_and_call = compile_and_call
+        fake_log.removeFilter(quiet)
+        _capturing.depth -= 1
+
+
+@contextmanager
+def modes(*stack: Any) -> Iterator[None]:
+    """Enter the modes in order; the last one sees operations first."""
+    with ExitStack() as entered:
+        for mode in stack:
+            entered.enter_context(mode)
+        yield
+
+
+# Operators ----------------------------------------------------------------------------------------------
+
+OpOverload = torch._ops.OpOverload
+HigherOrderOperator = torch._ops.HigherOrderOperator
+
+
+def prim_as_aten(op: Any) -> Callable[..., Any] | None:
+    """The ATen form of one of torch's own prims: called one by one, prims cost 68 to 126 µs each."""
+    return getattr(op, "impl_aten", None) if op.namespace == "prims" else None
+
+
+def raw_call(op: Any) -> Callable[..., Any]:
+    """The C++ entry of an operator overload, without the Python frame of OpOverload.__call__."""
+    return getattr(op, "_op", op)  # type: ignore[no-any-return]
+
+
+def returned_names(op: Any) -> list[str]:
+    return [r.name for r in op._schema.returns]
+
+
+def binding_namespaces() -> tuple[Any, ...]:
+    """Where torch's Python bindings of ATen operators live."""
+    c = torch._C
+    return (torch, c._nn, c._special, c._linalg, c._fft, Tensor)  # type: ignore[attr-defined]
+
+
+@cache
+def torch_directory() -> str:
+    return os.path.dirname(torch.__file__) + os.sep
+
+
+def storage_key(t: Tensor) -> int:
+    """A number that two tensors share exactly when they share memory."""
+    return t.untyped_storage()._cdata
+
+
+@contextmanager
+def modes_off() -> Iterator[None]:
+    """Without any dispatch or function mode of anybody's."""
+    with private("torch.utils._python_dispatch._disable_current_modes")(), torch._C.DisableTorchFunction():
+        yield
+
+
+set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled

@@ -1,0 +1,161 @@
+"""The programs of one traced function under one set of options: a bounded LRU, its counts, its warning."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from primexec import _torch, passes
+from primexec._torch import pytree
+from primexec.capture import Captured, capture, capture_lock
+from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
+from primexec.errors import RetraceWarning
+from primexec.executors import registry
+from primexec.guards import MISS, Entry, describe_call, differences, make_entry
+from primexec.partition import Plan, partition
+from primexec.runtime import Executable, compile_plan
+from primexec.verify import verify_captured
+
+_guards_log, _plan_log = logger("guards"), logger("plan")
+
+
+class CacheInfo(NamedTuple):
+    """Counts since the function was traced first or `cache_clear()` was called."""
+
+    hits: int
+    misses: int
+    traces: int
+    compiles: int
+    evictions: int
+    entries: int
+
+
+class Cache:
+    """The entries of one traced function, the most recently used first."""
+
+    def __init__(self, name: str, options: Options, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"cache_size must be at least 1, got {size}")
+        self.name, self.options, self.size = name, options, size
+        self.entries: tuple[Entry, ...] = ()
+        self._lock = threading.Lock()
+        self._culprits: Counter[str] = Counter()
+        self._warned = False
+        self.hits = self.misses = self.traces = self.compiles = self.evictions = 0
+
+    def info(self) -> CacheInfo:
+        return CacheInfo(
+            self.hits, self.misses, self.traces, self.compiles, self.evictions, len(self.entries)
+        )
+
+    def clear(self) -> None:
+        with self._lock:
+            self.entries = ()
+            self._culprits.clear()
+            self._warned = False
+            self.hits = self.misses = self.traces = self.compiles = self.evictions = 0
+
+    def lookup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the first entry that fits returns, or MISS."""
+        for entry in self.entries:
+            out = entry.call(args, kwargs)
+            if out is not MISS:
+                self.hits += 1
+                if entry is not self.entries[0]:
+                    self._promote(entry)
+                return out
+        return MISS
+
+    def _promote(self, entry: Entry) -> None:
+        with self._lock:
+            if entry in self.entries:
+                self.entries = (entry, *(e for e in self.entries if e is not entry))
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Serve the call from an entry, or trace it; inline where somebody else is tracing."""
+        out = self.lookup(args, kwargs)
+        if out is not MISS:
+            return out
+        if runs_inline(args, kwargs):
+            return fn(*args, **kwargs)
+        with capture_lock():
+            out = self.lookup(args, kwargs)  # another thread may have traced it meanwhile
+            if out is not MISS:
+                return out
+            self.misses += 1
+            description = describe_call(args, kwargs)
+            self._note_miss(description)
+            entry = self._trace(fn, args, kwargs)
+        out = entry.call(args, kwargs)
+        if out is MISS:
+            raise AssertionError(f"{self.name}: a new program does not fit the call it was made for")
+        return out
+
+    def _trace(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+        devices = [t.device for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
+        captured = capture(fn, args, kwargs, self.name)
+        self.traces += 1
+        captured, executable = compile_captured(captured, self.options, executors)
+        self.compiles += executable.compiles
+        entry = make_entry(captured, executable, args, kwargs)
+        with self._lock:
+            self.evictions += max(0, len(self.entries) + 1 - self.size)
+            self.entries = (entry, *self.entries)[: self.size]
+        return entry
+
+    def _note_miss(self, description: dict[str, str]) -> None:
+        entries = self.entries
+        if not entries:
+            return
+        nearest = min((differences(e, description) for e in entries), key=len)
+        for label, then, now in nearest:
+            _guards_log.debug("%s: retracing because %s is %s, was %s", self.name, label, now, then)
+            self._culprits[label] += 1
+        if self.traces > RETRACES_BEFORE_WARNING - 1 and not self._warned and self._culprits:
+            self._warned = True
+            label, count = self._culprits.most_common(1)[0]
+            warnings.warn(
+                f"{self.name} has been traced {self.traces} times; what kept changing is {label} ({count} times). "
+                "Pass it as a tensor if it is a number, keep shapes to a few sizes (pad or bucket them), "
+                "or keep it out of the traced function.",
+                RetraceWarning,
+                stacklevel=5,
+            )
+
+
+def runs_inline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the call belongs to somebody else's trace or transform, or to a capture of ours."""
+    return (
+        _torch.capturing()
+        or _torch.foreign_mode_active()
+        or any(map(_torch.is_foreign_tensor, pytree.tree_leaves((args, kwargs))))
+    )
+
+
+def compile_captured(
+    captured: Captured, options: Options, executors: tuple[registry.Executor, ...]
+) -> tuple[Captured, Executable]:
+    """Passes, plan, executable."""
+    from dataclasses import replace
+
+    captured = replace(captured, program=passes.run(captured.program))
+    verify_captured(captured.program)
+    plan = make_plan(captured, options, executors)
+    _plan_log.debug("%s", plan)
+    parameters = {k: v for k, v in options.parameters if k != "strict"}
+    return captured, compile_plan(plan, {e.name: e for e in executors}, parameters)
+
+
+def make_plan(captured: Captured, options: Options, executors: tuple[registry.Executor, ...]) -> Plan:
+    return partition(
+        captured.program,
+        executors,
+        strict=bool(dict(options.parameters).get("strict", False)),
+        inference=torch.is_inference_mode_enabled(),
+    )

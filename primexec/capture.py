@@ -1,0 +1,253 @@
+"""Python callable → Program: run it once on fake tensors and record every operator.
+
+The recording sits at the Python dispatch key, above fake tensors and below autograd: what is recorded is
+the sequence of ATen operators that eager itself would run, operators that change a tensor in place
+included. Replaying the sequence on real tensors repeats eager's values, mutation, aliasing and random
+draws, whatever memory the inputs share.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch, statics
+from primexec._torch import pytree
+from primexec.config import logger
+from primexec.errors import CaptureError
+from primexec.program import Program, Static
+from primexec.reads import Reads, stores_attribute
+from primexec.shadow import Shadows
+from primexec.tracer import Tracer
+
+_lock = threading.RLock()
+_log = logger("trace")
+
+
+def _reset_lock_after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_reset_lock_after_fork)
+
+_GRAD_HINT = (
+    "call it under torch.no_grad() or torch.inference_mode(), or detach the inputs: traced programs are for inference"
+)
+
+
+def capture_lock() -> threading.RLock:  # type: ignore[valid-type]
+    """Held while anything is captured: part of PyTorch's tracing state belongs to the process."""
+    return _lock
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A program and how its inputs and outputs are bound to the Python world.
+
+    Attributes:
+        arguments: positions, among the leaves of the call, of the inputs of kind `argument`.
+        states: for each input of kind `state`, the places that hold it: (container or getter, key, label).
+        constants: the values of the inputs of kind `constant`.
+        tied: arguments that the function also reached by itself: (position, places).
+        stores: where the last outputs are written to: (dict, key).
+        reads: the Python state that the program depends on.
+    """
+
+    program: Program
+    arguments: tuple[int, ...]
+    states: tuple[list[tuple[Any, Any, str]], ...]
+    constants: tuple[Tensor, ...]
+    tied: tuple[tuple[int, list[tuple[Any, Any, str]]], ...]
+    stores: tuple[tuple[dict[str, Any], str], ...]
+    reads: Reads
+    uses_offsets: bool
+    uses_sdpa: bool
+    inference_segments: bool
+
+
+def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Captured:
+    """Trace one call.
+
+    Raises:
+        CaptureError: where the call cannot be captured soundly. What the user's own code raises passes
+            through unchanged.
+    """
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    labels = argument_labels(leaves, tree)
+    for leaf, label in zip(leaves, labels, strict=True):
+        _check_argument(leaf, label)
+    reads = Reads(fn)
+    for leaf, label in zip(leaves, labels, strict=True):
+        if statics.freeze_static(leaf) is None and not isinstance(leaf, (Tensor, torch.Generator)):
+            reads.reach(leaf, label)
+    shadows = Shadows()
+    tracer = Tracer(reads)
+    before = _OutsideState()
+    try:
+        run = shadows.function(fn)
+        fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
+        fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
+        with _torch.capture_environment():
+            try:
+                result = tracer.run(run, fake_args, fake_kwargs)
+            except BaseException:
+                reads.restore(_torch.is_fake)
+                raise
+        if tracer.failure is not None:
+            raise tracer.failure
+        _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
+        captured = _finish(tracer, reads, shadows, result, name)
+        del result, fakes, fake_args, fake_kwargs
+        tracer.check_escapes()
+    except CaptureError:
+        reads.restore()
+        raise
+    finally:
+        changed = before.restore()
+    if changed:
+        raise CaptureError(
+            f"the function changed {changed} while it was traced; a program would do so only once",
+            hint="draw numbers and set seeds outside the traced function, or pass a torch.Generator",
+        )
+    _log.debug("%s", captured.program)
+    return captured
+
+
+def argument_labels(leaves: Sequence[Any], tree: Any) -> list[str]:
+    """How a user writes each leaf of `(args, kwargs)`: `args[0]['mask']`, `kwargs['scale']`."""
+    marked = pytree.tree_unflatten(list(range(len(leaves))), tree)
+    paths, _ = pytree.tree_flatten_with_path(marked)
+    return [("kwargs" if p[0].idx else "args") + pytree.keystr(p[1:]) for p, _ in paths]
+
+
+def _check_argument(leaf: object, label: str) -> None:
+    if isinstance(leaf, Tensor):
+        reason = statics.tensor_problem(leaf)
+        if reason:
+            raise CaptureError(f"{label} is {reason}", hint="pass a plain strided tensor")
+    elif not isinstance(leaf, torch.Generator) and statics.freeze_argument(leaf) is None:
+        raise CaptureError(
+            f"{label} is of type {type(leaf).__qualname__}, which can be neither traced nor compared",
+            hint="pass tensors and plain values, or register the class with torch.utils._pytree.register_pytree_node",
+        )
+
+
+class _OutsideState:
+    """State outside of the function that a capture must leave as it was."""
+
+    def __init__(self) -> None:
+        numpy = sys.modules.get("numpy")
+        self._numpy: Any = numpy.random if numpy is not None else None
+        self._torch_state = torch.get_rng_state()
+        self._random_state = random.getstate()
+        self._numpy_state = self._numpy.get_state() if self._numpy is not None else None
+
+    def restore(self) -> str:
+        """Put the state back; says what had changed, empty if nothing."""
+        changed = []
+        if not torch.equal(torch.get_rng_state(), self._torch_state):
+            torch.set_rng_state(self._torch_state)
+            changed.append("the state of torch's random generator")
+        if random.getstate() != self._random_state:
+            random.setstate(self._random_state)
+            changed.append("the state of Python's random module")
+        if self._numpy is not None and repr(self._numpy.get_state()) != repr(self._numpy_state):
+            self._numpy.set_state(self._numpy_state)
+            changed.append("the state of NumPy's random generator")
+        return " and ".join(changed)
+
+
+def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
+    leaves, after = pytree.tree_flatten(arguments)
+    if after != tree or any(a is not b for a, b in zip(leaves, fakes, strict=True)):
+        raise CaptureError(
+            "the function changed a list, dict or other container among its arguments",
+            hint="return the new values instead",
+        )
+
+
+def _finish(tracer: Tracer, reads: Reads, shadows: Shadows, result: Any, name: str) -> Captured:
+    leaves, tree = pytree.tree_flatten(result)
+    outputs: list[fx.Node] = []
+    places: list[int | Static] = []
+    for leaf in leaves:
+        node = tracer.output(leaf)
+        if node is None:
+            value = shadows.adopt(leaf)
+            if statics.freeze_argument(value) is None:
+                raise CaptureError(
+                    f"the function returns an object of type {type(leaf).__qualname__}, which cannot be rebuilt",
+                    hint="return tensors and plain values in tuples, lists and dicts, or register the class "
+                    "with torch.utils._pytree.register_pytree_node; for models with a cache pass use_cache=False",
+                )
+            places.append(Static(value))
+        else:
+            if node.op != "placeholder" and leaf.requires_grad:
+                raise CaptureError("the result requires grad", hint=_GRAD_HINT, source=node.meta.get("source"))
+            places.append(len(outputs))
+            outputs.append(node)
+    stores = _stores(tracer, shadows)
+    outputs += [node for _, _, node, _ in stores]
+    _check_side_effects(reads)
+    tracer.check_metadata(_GRAD_HINT)
+    tracer.graph.output(tuple(outputs))
+    graph_module = fx.GraphModule(tracer.submodules, tracer.graph, class_name=name.title().replace("_", ""))
+    program = Program(
+        name=name,
+        graph_module=graph_module,
+        inputs=tuple(i.input for i in tracer.inputs),
+        output_tree=tree,
+        output_leaves=tuple(places),
+        stored=tuple(label for *_, label in stores),
+        calls=tuple(tracer.calls),
+    )
+    kinds: dict[str, list[Any]] = {"argument": [], "state": [], "constant": []}
+    for i in tracer.inputs:
+        kinds[i.input.kind].append(i.binding)
+    return Captured(
+        program=program,
+        arguments=tuple(kinds["argument"]),
+        states=tuple(kinds["state"]),
+        constants=tuple(kinds["constant"]),
+        tied=tuple(tracer.tied.values()),
+        stores=tuple((held, key) for held, key, _, _ in stores),
+        reads=reads,
+        uses_offsets=tracer.uses_offsets,
+        uses_sdpa=tracer.uses_sdpa,
+        inference_segments=tracer.inference_segments,
+    )
+
+
+def _stores(tracer: Tracer, shadows: Shadows) -> list[tuple[dict[str, Any], str, fx.Node, str]]:
+    """Tensors that the traced code assigned to attributes of modules; anything else assigned raises."""
+    found = []
+    for held, name, value, label in shadows.differences():
+        if isinstance(value, Tensor) and (node := tracer.output(value)) is not None and not value.requires_grad:
+            found.append((held, name, node, label))
+        elif statics.freeze_static(value) is None or statics.freeze(held.get(name)) != statics.freeze(value):
+            _side_effect(label, name, tracer.reads)
+    return sorted(found, key=lambda f: f[3])
+
+
+def _check_side_effects(reads: Reads) -> None:
+    for label, _, _ in reads.changed():
+        _side_effect(label, label.rpartition(".")[2].rpartition(" ")[2] or label, reads)
+
+
+def _side_effect(label: str, name: str, reads: Reads) -> None:
+    raise CaptureError(
+        f"the function changes {label}, which a program would do only once",
+        hint="return the new value, or keep it outside the traced function",
+        source=stores_attribute(iter(reads.codes), name),
+    )
+
+

@@ -1,0 +1,85 @@
+"""Options: frozen, checked where they enter. The only reader of environment variables."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+Executors = str | Sequence[str]
+
+LOG_TOPICS = ("trace", "guards", "plan")
+RETRACES_BEFORE_WARNING = 8
+
+_disabled: ContextVar[bool] = ContextVar("primexec_disabled", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a program is compiled with: executors in order of priority, and their parameters.
+
+    Attributes:
+        executors: names in order of priority; `("auto",)` means the best for the inputs' device.
+        parameters: `(name, value)` pairs in order of name.
+    """
+
+    executors: tuple[str, ...] = ("auto",)
+    parameters: tuple[tuple[str, object], ...] = ()
+
+    @classmethod
+    def of(cls, executor: Executors, parameters: Mapping[str, object] | None) -> Options:
+        """Options from what users write; raises ValueError or TypeError where that is malformed."""
+        names = (executor,) if isinstance(executor, str) else tuple(executor)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"executor must be a name or a non-empty sequence of names, got {executor!r}")
+        return cls(names, tuple(sorted((parameters or {}).items())))
+
+
+def disabled() -> bool:
+    """Whether everything runs eagerly: inside `disable()`, or with PRIMEXEC_DISABLE=1."""
+    return _disabled.get()
+
+
+@contextmanager
+def disable() -> Iterator[None]:
+    """Run every traced function eagerly inside this context, in this thread or task.
+
+    >>> import torch, primexec
+    >>> traced = primexec.make_traced(lambda x: x + 1)
+    >>> with primexec.disable():
+    ...     _ = traced(torch.ones(2))
+    >>> traced.cache_info().misses
+    0
+    """
+    token = _disabled.set(True)
+    try:
+        yield
+    finally:
+        _disabled.reset(token)
+
+
+def logger(topic: str) -> logging.Logger:
+    """The logger of one topic; `PRIMEXEC_LOGS="trace,guards"` shows topics on stderr."""
+    return logging.getLogger(f"primexec.{topic}")
+
+
+def _read_environment() -> None:
+    if os.environ.get("PRIMEXEC_DISABLE", "0") not in ("", "0"):
+        global _disabled
+        _disabled = ContextVar("primexec_disabled", default=True)
+    topics = [t.strip() for t in os.environ.get("PRIMEXEC_LOGS", "").split(",") if t.strip()]
+    unknown = [t for t in topics if t not in LOG_TOPICS]
+    if unknown:
+        raise ValueError(f"PRIMEXEC_LOGS names unknown topics {unknown}; known ones are {list(LOG_TOPICS)}")
+    if topics:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(name)s] %(message)s"))
+        logging.getLogger("primexec").addHandler(handler)
+    for topic in topics:
+        logger(topic).setLevel(logging.DEBUG)
+
+
+_read_environment()

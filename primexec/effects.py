@@ -1,0 +1,55 @@
+"""What a node does besides computing its result. Unknown operators are taken to have effects."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from primexec import _torch
+
+# Operators that write to arguments which their schema does not mark as written.
+_UNDECLARED_WRITES = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm_update_stats"})
+_MADE_HERE = frozenset({"aten", "prims"})
+
+
+def writes(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose tensors this node changes in place."""
+    op: Any = node.target
+    if not isinstance(op, _torch.OpOverload):
+        return []
+    if op._schema.name.partition("::")[2] in _UNDECLARED_WRITES:
+        return [a for a in node.args[3:5] if isinstance(a, fx.Node)]
+    found: list[fx.Node] = []
+    for i, formal in enumerate(op._schema.arguments):
+        if formal.alias_info is not None and formal.alias_info.is_write:
+            actual = node.kwargs.get(formal.name, node.args[i] if i < len(node.args) else None)
+            fx.node.map_arg(actual, found.append)
+    return found
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the node draws from a random generator."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether the node must run even if nobody uses its result."""
+    op: Any = node.target
+    if op is operator.getitem:
+        return False
+    if not isinstance(op, _torch.OpOverload) or op.namespace not in _MADE_HERE:
+        return True
+    return bool(writes(node)) or is_random(node) or not op._schema.returns
+
+
+def aliases_input(node: fx.Node) -> bool:
+    """Whether the result shares memory with an argument of the node."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return False
+    arguments = (n.meta.get("val") for n in node.all_input_nodes)
+    keys = {_torch.storage_key(v) for v in arguments if isinstance(v, torch.Tensor)}
+    return _torch.storage_key(value) in keys

@@ -1,0 +1,83 @@
+"""What an executor is.
+
+An executor is asked, node by node, whether it can run an operator (`supports`), and is then given regions of
+the program to turn into callables (`compile`). It sees metadata only; what it does not know, it declines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, fx
+
+from primexec.program import ApiCall
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Whether an executor takes a node: true, or false with a reason that `explain()` shows."""
+
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.reason
+
+
+YES = Support()
+
+
+def no(reason: str) -> Support:
+    """A refusal; the reason must not be empty."""
+    if not reason:
+        raise ValueError("a refusal needs a reason")
+    return Support(reason)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A part of a program that one executor runs.
+
+    Attributes:
+        graph_module: takes the region's inputs in order and returns a tuple. Every node carries
+            `meta["val"]` (a fake tensor: shape, dtype, strides, device) and `meta["source"]` (the user's line).
+        calls: the calls of torch's API that nodes of this graph came from.
+        ambient_inference: whether the program is called inside inference mode.
+    """
+
+    name: str
+    executor: str
+    graph_module: fx.GraphModule
+    calls: tuple[ApiCall, ...] = ()
+    ambient_inference: bool = False
+
+
+RegionFunction = Callable[..., Sequence[Tensor]]
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """The interface that executors implement; `protocol_version` must equal PROTOCOL_VERSION.
+
+    Only nodes without effects are offered to executors other than `aten`: what changes a tensor in place,
+    draws random numbers or makes an alias that outlives the program stays there.
+    """
+
+    name: str
+    protocol_version: int
+    parameters: frozenset[str]  # names that `executor_parameters` may hold for this executor
+
+    def supports(self, node: fx.Node) -> Support:
+        """Whether this executor runs the node; from metadata only, and no wherever it is not sure."""
+        ...
+
+    def compile(self, region: Region, options: Mapping[str, Any]) -> RegionFunction:
+        """A callable from the region's inputs to the sequence of its outputs: new tensors, inputs untouched."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What the compiled code depends on: versions, the machine's features. Enters every cache key."""
+        ...

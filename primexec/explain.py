@@ -1,0 +1,81 @@
+"""What `traced.explain()` shows: the plan of a call, and why it would or would not be served from the cache."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from primexec._torch import pytree
+from primexec.cache import Cache, compile_captured, runs_inline
+from primexec.capture import capture, capture_lock
+from primexec.executors import registry
+from primexec.guards import describe_call, differences
+from primexec.partition import Plan
+
+_MAX_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The plan of one call and its relation to the cache.
+
+    Attributes:
+        name: the function's name.
+        plan: regions, their executors, operator counts, and why operators were declined.
+        cached: whether a cached program serves this call.
+        differences: (label, in the nearest cached program, in this call); empty without cached programs.
+        guarded: how many Python values, dicts and tensors a call is checked against.
+    """
+
+    name: str
+    plan: Plan | None
+    cached: bool
+    differences: tuple[tuple[str, str, str], ...]
+    guarded: str
+
+    def __str__(self) -> str:
+        if self.plan is None:
+            return f"{self.name}: runs inline, inside another trace or transform"
+        lines = [f"{self.name}: {'served from the cache' if self.cached else 'not in the cache'}"]
+        lines += [f"  {line}" for line in str(self.plan).splitlines()]
+        lines.append(f"  checked at every call: {self.guarded}")
+        if self.differences:
+            lines.append("  differs from the nearest cached program in")
+            shown = self.differences[:_MAX_SHOWN]
+            lines += [f"    {label}: was {then}, is {now}" for label, then, now in shown]
+            if len(self.differences) > _MAX_SHOWN:
+                lines.append(f"    and {len(self.differences) - _MAX_SHOWN} more")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def explain(
+    fn: Callable[..., Any], name: str, cache: Cache, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Explanation:
+    """Trace and plan the call without running it."""
+    if runs_inline(args, kwargs):
+        return Explanation(name, None, False, (), "")
+    description = describe_call(args, kwargs)
+    nearest = min((differences(e, description) for e in cache.entries), key=len, default=[])
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    executors = registry.resolve(cache.options, tensors[0].device if tensors else torch.get_default_device())
+    with capture_lock():
+        captured, executable = compile_captured(capture(fn, args, kwargs, name), cache.options, executors)
+    reads = captured.reads
+    counts = {
+        "tensors": len(captured.arguments) + len(captured.states),
+        "Python namespaces": sum(bool(n.values or n.keys) for n in reads.namespaces.values()),
+        "closure cells and class attributes": len(reads.cells),
+        "containers": len(reads.containers),
+    }
+    guarded = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    cached = bool(cache.entries) and not nearest
+    return Explanation(name, executable.plan, cached, tuple(nearest), f"{guarded or 'nothing'}, global state")
+
+

@@ -1,0 +1,171 @@
+"""The program: what a capture returns and everything else works on; its text form."""
+
+from __future__ import annotations
+
+import html
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from primexec.errors import SourceLine
+
+_DTYPES = {
+    torch.float16: "f16", torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16",
+    torch.complex32: "c32", torch.complex64: "c64", torch.complex128: "c128",
+    torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
+    torch.uint8: "u8", torch.uint16: "u16", torch.uint32: "u32", torch.uint64: "u64", torch.bool: "b8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """dtype, shape, strides (in elements) and device of a tensor at the moment it was made."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    device: torch.device
+
+    @classmethod
+    def of(cls, t: torch.Tensor) -> TensorSpec:
+        return cls(t.dtype, tuple(t.shape), tuple(t.stride()), t.device)
+
+    def __str__(self) -> str:
+        device = "" if self.device.type == "cpu" else f" {self.device}"
+        dtype = _DTYPES.get(self.dtype, str(self.dtype).removeprefix("torch."))
+        return f"{dtype}[{', '.join(map(str, self.shape))}]{device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input of a program.
+
+    Attributes:
+        name: the placeholder's name in the graph.
+        kind: an `argument` of the call, `state` that is read again at every call (parameters, buffers,
+            closed-over tensors and generators), or a `constant` made while tracing.
+        label: where it comes from, as a user would write it.
+    """
+
+    name: str
+    kind: Literal["argument", "state", "constant"]
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApiCall:
+    """One call of a C++ binding by the user's code, such as `F.linear(x, w, b)`, and its nodes in the graph.
+
+    Replaying the call does exactly what eager does; its nodes are what executors claim.
+    """
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    nodes: tuple[fx.Node, ...]
+    results: tuple[fx.Node, ...]
+    sequence: bool  # the call returns a tuple or list of its results, not one tensor
+    inputs: frozenset[fx.Node]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A traced function: a graph of ATen operators in the order in which eager runs them, and its signature.
+
+    `graph_module(*inputs)` takes the inputs in the order of `inputs` and returns a tuple of tensors.
+    Operators that change a tensor in place are kept as they are.
+    """
+
+    name: str
+    graph_module: fx.GraphModule
+    inputs: tuple[Input, ...]
+    output_tree: Any  # pytree spec of what the function returns
+    output_leaves: tuple[int | Static, ...]  # index into the graph's outputs, or a Python value
+    stored: tuple[str, ...] = ()  # labels of module attributes that the last outputs are written back to
+    calls: tuple[ApiCall, ...] = field(default=(), repr=False)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes that compute something, in order."""
+        return [n for n in self.graph_module.graph.nodes if n.op == "call_function"]
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """A Python value among the outputs of a program."""
+
+    value: object
+
+
+def spec_of(node: fx.Node) -> str:
+    """Shape and dtype of a node's result, for people."""
+    spec = node.meta.get("spec")
+    if isinstance(spec, (tuple, list)):
+        return f"({', '.join(map(str, spec))})"
+    return str(spec) if spec is not None else "?"
+
+
+def op_name(target: Any) -> str:
+    """`aten.add.Tensor`, without the overload where it is the default one."""
+    name = str(target).removeprefix("torch.ops.")
+    return name.removesuffix(".default")
+
+
+def show_argument(arg: Any) -> str:
+    """An argument of a node as it stands in the text form."""
+    if isinstance(arg, fx.Node):
+        return arg.name
+    if isinstance(arg, (list, tuple)):
+        inner = ", ".join(map(show_argument, arg))
+        return f"[{inner}]" if isinstance(arg, list) else f"({inner}{',' * (len(arg) == 1)})"
+    if isinstance(arg, slice):
+        return f"slice({show_argument(arg.start)}, {show_argument(arg.stop)}, {show_argument(arg.step)})"
+    return str(arg) if isinstance(arg, (torch.dtype, torch.device)) else repr(arg)
+
+
+def _lines(program: Program) -> Iterator[str]:
+    nodes = {n.name: n for n in program.graph_module.graph.nodes}
+    yield f"def {program.name}("
+    width = max((len(i.name) + len(spec_of(nodes[i.name])) for i in program.inputs), default=0)
+    for i in program.inputs:
+        text = f"{i.name}: {spec_of(nodes[i.name])},"
+        yield f"    {text:<{width + 4}}# {i.kind} {i.label}"
+    yield "):"
+    current: SourceLine | None = None
+    for node in program.nodes:
+        if node.target is operator.getitem:
+            continue
+        source = node.meta.get("source")
+        if source is not None and source != current:
+            yield f"    # {source.file.rpartition('/')[2]}:{source.line} in {source.function}: {source.text}"
+            current = source
+        yield "    " + _line(node)
+    outputs = nodes["output"].args[0]
+    leaves = [repr(x.value) if isinstance(x, Static) else outputs[x].name for x in program.output_leaves]  # type: ignore[index, union-attr]
+    yield f"    return {', '.join(leaves)}"
+    for label, node in zip(program.stored, outputs[len(outputs) - len(program.stored) :], strict=True):  # type: ignore[arg-type, index]
+        yield f"    # then {label} = {node.name}"  # type: ignore[union-attr]
+
+
+def _line(node: fx.Node) -> str:
+    arguments = [show_argument(a) for a in node.args]
+    arguments += [f"{k}={show_argument(v)}" for k, v in node.kwargs.items()]
+    call = f"{op_name(node.target)}({', '.join(arguments)})"
+    items = [u for u in node.users if u.target is operator.getitem]
+    if items:
+        return ", ".join(f"{u.name}: {spec_of(u)}" for u in items) + f" = {call}"
+    if node.meta.get("spec") is None or not node.users and node.meta.get("effect"):
+        return call
+    return f"{node.name}: {spec_of(node)} = {call}"
+
+

@@ -1,0 +1,399 @@
+"""Which Python state a function reads while it is traced, so that the guards can check it again.
+
+While a capture runs, `Reads` is the thread's trace function. When a Python function is entered for the
+first time, its bytecode tells which globals and attribute names it may read. Every object that can be
+reached from the traced function (its closure, its globals, `self`, the module tree) is a namespace; the
+values under those names are recorded before the code runs. That over-approximates what is read, so the
+guards are sound for what is reached this way; an unneeded one costs a retrace at worst.
+
+After the trace the recorded values are compared once more: a difference is a side effect on Python state.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import os
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from primexec import _torch, statics
+from primexec.errors import SourceLine
+
+_HERE = os.path.dirname(__file__) + os.sep
+_STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
+_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR"})
+_GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
+_REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__"})
+_ABSENT = "absent"
+_INPUTS = (torch.Tensor, torch.Generator)
+MAX_OBJECTS = 50_000
+
+
+def is_library(file: str) -> bool:
+    """Code that is trusted not to read state of its own that changes: torch, the standard library, ours."""
+    return (
+        file.startswith((_torch.torch_directory(), _HERE, "<frozen", "<eval_with_key", "<string>"))
+        or (file.startswith(_STDLIB) and "site-packages" not in file)
+        or f"{os.sep}numpy{os.sep}" in file
+    )
+
+
+def user_source(frame: types.FrameType | None) -> SourceLine | None:
+    """The innermost line outside of torch and primexec, from this frame outwards."""
+    while frame is not None:
+        if not _is_library_cached(frame.f_code.co_filename):
+            return SourceLine(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+        frame = frame.f_back
+    return None
+
+
+_is_library_cached = functools.lru_cache(maxsize=4096)(is_library)
+
+
+@dataclass(frozen=True, slots=True)
+class CodeNames:
+    """What one code object may read, from its bytecode."""
+
+    globals: tuple[str, ...]
+    attributes: frozenset[str]
+    everything: bool  # attribute names are computed: take them all
+
+
+@functools.lru_cache(maxsize=4096)
+def names_of(code: types.CodeType) -> CodeNames | None:
+    """The names that code may read, or None where it need not be watched."""
+    file = code.co_filename
+    modules = os.path.join(_torch.torch_directory(), "nn", "modules") + os.sep
+    torch_module = file.startswith(modules) and not file.endswith(f"{os.sep}module.py")
+    if _is_library_cached(file) and not torch_module:
+        return None
+    globals_: dict[str, None] = {}
+    attributes: set[str] = set()
+    computed = False
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in _ATTRIBUTE:
+            attributes.add(instruction.argval)
+        elif instruction.opname in _GLOBAL:
+            globals_[instruction.argval] = None
+        elif instruction.opname in ("BUILD_STRING", "FORMAT_VALUE", "FORMAT_SIMPLE"):
+            computed = True
+    constants = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
+    reflective = bool(_REFLECTION & (globals_.keys() | attributes))
+    everything = reflective and not torch_module and (computed or not constants)
+    if reflective:
+        attributes |= constants
+    return CodeNames(() if torch_module else tuple(globals_), frozenset(attributes), everything)
+
+
+@dataclass(slots=True)
+class Namespace:
+    """A dict that belongs to an object the function can reach, and the values recorded in it."""
+
+    dict: dict[Any, Any]
+    label: str
+    values: dict[Any, Any] = field(default_factory=dict)  # name → frozen value
+    originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
+    keys: tuple[Any, ...] | None = None  # where the names themselves matter: a module's children
+
+    def changed(self) -> Iterator[tuple[Any, Any, Any]]:
+        """(name, frozen then, frozen now) of what is no longer as recorded."""
+        if self.keys is not None and tuple(self.dict) != self.keys:
+            yield "", self.keys, tuple(self.dict)
+        for name, then in self.values.items():
+            now = statics.freeze(self.dict[name]) if name in self.dict else _ABSENT
+            if now != then:
+                yield name, then, now
+
+
+@dataclass(slots=True)
+class Cell:
+    """A closure cell, a slot or a class attribute: one value behind a getter."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], None]
+    label: str
+    value: Any
+    original: Any
+
+
+class Reads:
+    """Records what is read; installed with `sys.settrace` while the function runs."""
+
+    def __init__(self, fn: object) -> None:
+        self.namespaces: dict[int, Namespace] = {}
+        self.cells: list[Cell] = []
+        self.containers: list[tuple[Any, Any, Any, str]] = []  # container, frozen, shallow copy, label
+        self.codes: dict[types.CodeType, None] = {}
+        self._names: set[str] = {"training"}
+        self._everything = False
+        self._seen: dict[int, object] = {}
+        self._objects: list[tuple[Namespace, Any]] = []
+        self._classes: dict[type, set[str]] = {}
+        self._previous: Any = None
+        self.reach(fn, "self" if isinstance(fn, torch.nn.Module) else getattr(fn, "__name__", "fn"))
+
+    # Watching ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._previous = sys.gettrace()
+        sys.settrace(self.enter)
+
+    def stop(self) -> None:
+        sys.settrace(self._previous)
+
+    def enter(self, frame: types.FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if code not in self.codes:
+            names = names_of(code)
+            self.codes[code] = None
+            if names is not None:
+                self._read(names, frame)
+        return self._previous(frame, event, arg) if self._previous is not None else None
+
+    def _read(self, names: CodeNames, frame: types.FrameType) -> None:
+        if frame.f_code.co_freevars:
+            self._reach_method(frame)
+        if names.globals:
+            file = os.path.basename(frame.f_code.co_filename)
+            namespace = self._namespace(frame.f_globals, f"global of {file}: ")
+            for name in names.globals:
+                # A name that is not there is a builtin, unless the code itself is about to set it.
+                self._record(namespace, name)
+        new = names.attributes - self._names
+        if names.everything:
+            self._everything = True
+        elif not new:
+            return
+        self._names |= new
+        for namespace, owner in list(self._objects):
+            self._record_names(namespace, new)
+            self._record_class(type(owner), new, namespace.label)
+
+    def _reach_method(self, frame: types.FrameType) -> None:
+        """Find the function a method frame runs through its class, for the cells of its decorators."""
+        code = frame.f_code
+        if code.co_argcount and (owner := frame.f_locals.get(code.co_varnames[0])) is not None:
+            for cls in type(owner).__mro__:
+                if code.co_name in cls.__dict__:
+                    self.reach(cls.__dict__[code.co_name], f"{cls.__name__}.{code.co_name}")
+
+    # Reaching objects ----------------------------------------------------------------------------------
+
+    def reach(self, value: Any, label: str) -> None:
+        """Make whatever hangs on value known: its attributes are recorded once code names them."""
+        if id(value) in self._seen or len(self._seen) > MAX_OBJECTS:
+            return
+        if isinstance(value, torch.nn.Module):
+            self._seen[id(value)] = value
+            self._reach_module(value, label)
+        elif isinstance(value, types.FunctionType):
+            self._seen[id(value)] = value
+            self._reach_function(value, label)
+        elif isinstance(value, types.MethodType):
+            self.reach(value.__self__, "self")
+            self.reach(value.__func__, label)
+        elif isinstance(value, functools.partial):
+            for part in (value.func, *value.args, *value.keywords.values()):
+                self.reach(part, label)
+        elif isinstance(value, (staticmethod, classmethod)):
+            self.reach(value.__func__, label)
+        elif isinstance(value, property):
+            self.reach(value.fget, label)
+        elif isinstance(value, dict):
+            self._seen[id(value)] = value
+            for key, part in list(value.items()):
+                self.reach(part, f"{label}[{key!r}]")
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            self._seen[id(value)] = value
+            for i, part in enumerate(list(value)):
+                self.reach(part, f"{label}[{i}]")
+        elif isinstance(value, types.ModuleType):
+            if not is_library(getattr(value, "__file__", None) or "<frozen"):
+                self._seen[id(value)] = value
+                self._reach_object(value, value.__dict__, label)
+        elif isinstance(value, type):
+            self._record_class(value, self._names, label)
+        elif _is_plain_object(value):
+            self._seen[id(value)] = value
+            self._reach_object(value, getattr(value, "__dict__", {}), label)
+            if type(value).__call__ is not type.__call__:  # type: ignore[operator]
+                self.reach(getattr(type(value), "__call__", None), label)
+
+    def _reach_module(self, module: torch.nn.Module, label: str) -> None:
+        for kind in ("_modules", "_parameters", "_buffers"):
+            held = module.__dict__[kind]
+            namespace = self._namespace(held, f"{label}.")
+            namespace.keys = tuple(held)
+            for name in held:
+                self._record(namespace, name)
+        self._reach_object(module, module.__dict__, label)
+
+    def _reach_function(self, fn: types.FunctionType, label: str) -> None:
+        if is_library(fn.__code__.co_filename):
+            return
+        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+            self._record_cell(
+                lambda cell=cell: _cell_value(cell),  # type: ignore[misc]
+                lambda value, cell=cell: setattr(cell, "cell_contents", value),  # type: ignore[misc]
+                f"{name} (closed over by {label})",
+            )
+        for default in (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()):
+            self._watch_container(default, f"default of {label}")
+            self.reach(default, f"default of {label}")
+        self.reach(getattr(fn, "__wrapped__", None), label)
+
+    def _reach_object(self, owner: Any, held: dict[str, Any], label: str) -> None:
+        namespace = self._namespace(held, f"{label}.")
+        self._objects.append((namespace, owner))
+        self._record_names(namespace, self._names)
+        self._record_class(type(owner), self._names, f"{label}.")
+
+    # Recording values ----------------------------------------------------------------------------------
+
+    def _namespace(self, held: dict[Any, Any], label: str) -> Namespace:
+        return self.namespaces.setdefault(id(held), Namespace(held, label))
+
+    def _record_names(self, namespace: Namespace, names: set[str] | frozenset[str]) -> None:
+        for name in list(namespace.dict) if self._everything else namespace.dict.keys() & names:
+            self._record(namespace, name)
+
+    def _record(self, namespace: Namespace, name: Any) -> None:
+        if name in namespace.values or (name in _MODULE_INTERNALS and "_modules" in namespace.dict):
+            return
+        if name not in namespace.dict:
+            namespace.values[name] = _ABSENT
+            return
+        value = namespace.dict[name]
+        namespace.values[name] = statics.freeze(value)
+        namespace.originals[name] = value
+        label = f"{namespace.label}{name}"
+        self._watch_container(value, label)
+        self.reach(value, label)
+
+    def _record_cell(self, get: Callable[[], Any], set_: Callable[[Any], None], label: str) -> None:
+        value = get()
+        self.cells.append(Cell(get, set_, label, statics.freeze(value), value))
+        self._watch_container(value, label)
+        self.reach(value, label)
+
+    def _record_class(self, cls: type, names: set[str] | frozenset[str], label: str) -> None:
+        """Attributes of the classes in user code: plain values, and slots are read through their class."""
+        for base in cls.__mro__:
+            if base.__module__.partition(".")[0] in _TRUSTED_PACKAGES:
+                continue
+            known = self._classes.setdefault(base, set())
+            for name in (names & base.__dict__.keys()) - known:
+                known.add(name)
+                value = base.__dict__[name]
+                if statics.freeze_static(value) is not None or statics.is_container(value):
+                    self._record_cell(
+                        lambda base=base, name=name: base.__dict__.get(name, _ABSENT),  # type: ignore[misc]
+                        functools.partial(setattr, base, name),
+                        f"{base.__name__}.{name}",
+                    )
+
+    def _watch_container(self, value: Any, label: str) -> None:
+        if statics.is_container(value) and statics.freeze_static(value) is None:
+            copied = value.copy() if hasattr(value, "copy") else value
+            self.containers.append((value, statics.freeze(value), copied, label))
+
+    # Afterwards ----------------------------------------------------------------------------------------
+
+    def changed(self) -> Iterator[tuple[str, Any, Any]]:
+        """(label, frozen then, frozen now) of everything that is no longer as it was recorded."""
+        for namespace in self.namespaces.values():
+            for name, then, now in namespace.changed():
+                yield f"{namespace.label}{name}", then, now
+        for cell in self.cells:
+            if (now := statics.freeze(cell.get())) != cell.value:
+                yield cell.label, cell.value, now
+        for container, then, _, label in self.containers:
+            if (now := statics.freeze(container)) != then:
+                yield label, then, now
+
+    def modules(self) -> list[torch.nn.Module]:
+        """The modules that the function can reach."""
+        return [m for m in self._seen.values() if isinstance(m, torch.nn.Module)]
+
+    def restore(self, only: Callable[[Any], bool] = lambda value: True) -> None:
+        """Put back what the traced code changed, where the new value satisfies `only`."""
+        for namespace in self.namespaces.values():
+            for name, _, _ in list(namespace.changed()):
+                if name in namespace.dict and only(namespace.dict[name]):
+                    if name in namespace.originals:
+                        namespace.dict[name] = namespace.originals[name]
+                    elif namespace.values.get(name) is _ABSENT:
+                        del namespace.dict[name]
+        for cell in self.cells:
+            if statics.freeze(cell.get()) != cell.value and only(cell.get()):
+                cell.set(cell.original)
+        for container, then, copied, _ in self.containers:
+            if statics.freeze(container) != then and any(only(v) for v in _flat(container)):
+                container.clear()
+                (container.update if hasattr(container, "update") else container.extend)(copied)
+
+    def tensors(self) -> Iterator[tuple[Any, Any, str, Any]]:
+        """(container or getter, key, label, value) of every place reached that holds a tensor or generator."""
+        for namespace in self.namespaces.values():
+            for name, value in namespace.dict.items():
+                if isinstance(value, _INPUTS):
+                    yield namespace.dict, name, f"{namespace.label}{name}", value
+        for value in list(self._seen.values()):
+            if isinstance(value, (dict, list, tuple)):
+                for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+                    if isinstance(part, _INPUTS):
+                        yield value, key, f"[{key!r}]", part
+        for cell in self.cells:
+            if isinstance(cell.original, _INPUTS):
+                yield cell.get, None, cell.label, cell.original
+
+
+def stores_attribute(codes: Iterator[types.CodeType], name: str) -> SourceLine | None:
+    """The first line in code that assigns to an attribute, global or free variable of this name."""
+    for code in codes:
+        if names_of(code) is None:
+            continue
+        for instruction in dis.get_instructions(code):
+            if instruction.opname.startswith("STORE_") and instruction.argval == name:
+                line = getattr(instruction, "positions", None)
+                return SourceLine(
+                    code.co_filename,
+                    (line.lineno if line else None) or code.co_firstlineno,
+                    code.co_qualname,
+                )
+    return None
+
+
+_TRUSTED_PACKAGES = frozenset({"torch", "numpy", "builtins", "primexec"}) | sys.stdlib_module_names - {
+    "__main__"
+}
+
+# Handled apart (children, parameters, buffers, hooks), or of no effect on a forward call.
+_MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
+
+
+def _is_plain_object(value: Any) -> bool:
+    kind = type(value)
+    return (
+        kind.__module__.partition(".")[0] not in _TRUSTED_PACKAGES
+        and statics.freeze_static(value) is None
+        and (hasattr(value, "__dict__") or hasattr(kind, "__slots__"))
+    )
+
+
+def _cell_value(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return _ABSENT
+
+
+def _flat(container: Any) -> Iterator[Any]:
+    yield from container.values() if isinstance(container, dict) else container

@@ -1,0 +1,90 @@
+"""Plan → Executable: one function from the program's inputs to its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec.errors import ExecutorError
+from primexec.executors.base import Executor, Region, RegionFunction
+from primexec.partition import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Executable:
+    """A compiled plan.
+
+    Attributes:
+        run: takes the program's inputs in order and returns its outputs.
+        compiles: how many regions were compiled.
+    """
+
+    plan: Plan
+    run: Callable[..., Sequence[Tensor]]
+    compiles: int
+
+
+def compile_plan(plan: Plan, executors: Mapping[str, Executor], options: Mapping[str, Any]) -> Executable:
+    """Compile every region with its executor, and join them.
+
+    Raises:
+        ExecutorError: where an executor fails to compile a region that it claimed.
+    """
+    functions = [_compile(region, executors[region.executor], options) for region in plan.regions]
+    if len(functions) == 1:
+        return Executable(plan, functions[0], 1)
+    return Executable(plan, _join(plan, functions), len(functions))
+
+
+def _compile(region: Region, executor: Executor, options: Mapping[str, Any]) -> RegionFunction:
+    try:
+        function = executor.compile(region, options)
+    except Exception as error:
+        raise ExecutorError(f"the executor {executor.name!r} failed to compile {region.name}: {error}") from error
+    return function if executor.name == "aten" else _checked(region, executor.name, function)
+
+
+def _checked(region: Region, executor: str, function: RegionFunction) -> RegionFunction:
+    """The function with its results' number, dtypes and shapes checked against the region's metadata."""
+    nodes = region.graph_module.graph.output_node().args[0]
+    expected = [(n.name, n.meta["val"].dtype, n.meta["val"].shape) for n in nodes]  # type: ignore[union-attr]
+
+    def run(*inputs: Any) -> Sequence[Tensor]:
+        outputs = function(*inputs)
+        if len(outputs) != len(expected):
+            raise ExecutorError(f"{executor} returned {len(outputs)} results for {region.name}, not {len(expected)}")
+        for out, (name, dtype, shape) in zip(outputs, expected, strict=True):
+            if not isinstance(out, torch.Tensor) or out.dtype != dtype or out.shape != shape:
+                got = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+                raise ExecutorError(
+                    f"{executor} returned {got} for {name} in {region.name}, not {dtype} {tuple(shape)}"
+                )
+        return outputs
+
+    return run
+
+
+def _join(plan: Plan, functions: Sequence[RegionFunction]) -> Callable[..., Sequence[Tensor]]:
+    """A straight function that calls the regions in order and deletes what nobody uses any more."""
+    graph = plan.program.graph_module.graph
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    returned = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
+    last_use: dict[fx.Node, int] = {}
+    for i, inputs in enumerate(plan.inputs):
+        last_use.update(dict.fromkeys((*plan.outputs[i], *inputs), i))
+    lines = [f"def run({', '.join(n.name for n in placeholders)}):"]
+    for i, (inputs, outputs) in enumerate(zip(plan.inputs, plan.outputs, strict=True)):
+        target = f"[{', '.join(n.name for n in outputs)}] = " if outputs else ""
+        lines.append(f"  {target}region{i}({', '.join(n.name for n in inputs)})")
+        dead = [n.name for n, last in last_use.items() if last == i and n not in returned]
+        if dead:
+            lines.append(f"  del {', '.join(dead)}")
+    lines.append(f"  return [{', '.join(n.name for n in returned)}]")  # type: ignore[union-attr]
+    namespace: dict[str, Any] = {f"region{i}": f for i, f in enumerate(functions)}
+    exec(compile("\n".join(lines), "<primexec plan>", "exec"), namespace)
+    run: Callable[..., Sequence[Tensor]] = namespace.pop("run")
+    return run

@@ -1,0 +1,82 @@
+"""Structural shadows of modules: what a capture runs in place of the live module.
+
+A shadow has the class and the attributes of its module, dictionaries of its own, and the same parameters
+and buffers, which the tracer replaces by fake tensors as they are used. Other threads can go on calling
+the module, and what the traced code assigns to `self` shows as a difference.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.parameter import UninitializedTensorMixin
+
+from primexec.errors import CaptureError
+
+
+class Shadows:
+    """The shadows that stand in for `fn` and the modules it is bound to."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[torch.nn.Module, torch.nn.Module]] = {}  # id → (module, shadow)
+
+    def function(self, fn: Any) -> Any:
+        """fn with the modules that it is, or is bound to, replaced by their shadows."""
+        if isinstance(fn, torch.nn.Module):
+            return self.module(fn)
+        if isinstance(fn, types.MethodType) and isinstance(fn.__self__, torch.nn.Module):
+            return types.MethodType(fn.__func__, self.module(fn.__self__))
+        if isinstance(fn, functools.partial):
+            args = [self.function(a) if isinstance(a, torch.nn.Module) else a for a in fn.args]
+            return functools.partial(self.function(fn.func), *args, **fn.keywords)
+        return fn
+
+    def module(self, module: torch.nn.Module) -> torch.nn.Module:
+        if id(module) in self._of:
+            return self._of[id(module)][1]
+        if isinstance(module, torch.jit.ScriptModule):
+            return module  # has no attributes of its own in Python
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if isinstance(tensor, UninitializedTensorMixin):
+                raise CaptureError(
+                    f"{type(module).__name__}.{name} is not initialised yet",
+                    hint="run the lazy module once before tracing it",
+                )
+        shadow: torch.nn.Module = object.__new__(getattr(type(module), "primexec_class", type(module)))
+        self._of[id(module)] = module, shadow
+        held = shadow.__dict__
+        for name, value in module.__dict__.items():
+            held[name] = value.copy() if name.startswith("_") and isinstance(value, dict) else value
+        for name, child in module._modules.items():
+            held["_modules"][name] = None if child is None else self.module(child)
+        return shadow
+
+    def differences(self) -> Iterator[tuple[dict[str, Any], str, Any, str]]:
+        """(the module's dict, name, new value, label) of what the traced code assigned or removed."""
+        for module, shadow in self._of.values():
+            label = type(module).__name__
+            for kind in (None, "_parameters", "_buffers", "_non_persistent_buffers_set"):
+                real = module.__dict__ if kind is None else module.__dict__.get(kind, {})
+                ours = shadow.__dict__ if kind is None else shadow.__dict__.get(kind, {})
+                if isinstance(real, dict):
+                    for name in ours.keys() | real.keys():
+                        if kind is None and name.startswith("_") and isinstance(real.get(name), dict):
+                            continue
+                        if ours.get(name, _REMOVED) is not real.get(name, _REMOVED):
+                            yield real, name, ours.get(name, _REMOVED), f"{label}.{name}"
+            for name in shadow._modules.keys() ^ module._modules.keys():
+                yield module.__dict__["_modules"], name, shadow._modules.get(name), f"{label}.{name}"
+
+    def adopt(self, real: Any) -> Any:
+        """The module a shadow stands for, where `real` is a shadow; used for what the function returns."""
+        for module, shadow in self._of.values():
+            if shadow is real:
+                return module
+        return real
+
+
+_REMOVED = object()

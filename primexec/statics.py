@@ -1,0 +1,146 @@
+"""Python values that a program may depend on, and how to tell that one is still the same.
+
+A *static* value is immutable and compared by type and value. Everything else is compared by identity,
+containers by the statics and identities that they hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# The closed list of types whose values are compared with ==, once the types are the same.
+_BY_VALUE: frozenset[type] = frozenset(
+    {
+        type(None), bool, int, str, bytes, type(Ellipsis), type(NotImplemented), range,
+        torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
+    }
+)  # fmt: skip
+
+_TENSOR = "a tensor"
+_IDENTICAL: tuple[type, ...] = (torch.nn.Module, types.FunctionType, types.BuiltinFunctionType, type)
+
+
+class Identity:
+    """The identity of a value, keeping it alive so that its address is not used again."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __repr__(self) -> str:
+        return f"{type(self.value).__name__} at {id(self.value):#x}"
+
+
+def freeze_static(value: object) -> Any:
+    """A hashable stand-in that is equal for equal statics only, or None where value is not static.
+
+    NaN equals NaN, -0.0 differs from 0.0, and 1, 1.0 and True all differ.
+
+    >>> freeze_static(-0.0) == freeze_static(0.0), freeze_static(1) == freeze_static(True)
+    (False, False)
+    """
+    kind = type(value)
+    if kind in _BY_VALUE:
+        return kind, value
+    if isinstance(value, float) and kind is float:
+        return kind, "nan" if math.isnan(value) else value, math.copysign(1.0, value)
+    if isinstance(value, complex) and kind is complex:
+        return kind, freeze_static(value.real), freeze_static(value.imag)
+    if isinstance(value, enum.Enum):
+        return kind, value.name
+    if isinstance(value, slice):
+        return _freeze_all(kind, (value.start, value.stop, value.step))
+    if kind is tuple or kind is frozenset:
+        return _freeze_all(kind, value)  # type: ignore[arg-type]
+    if dataclasses.is_dataclass(value) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return _freeze_all(kind, [getattr(value, f.name) for f in dataclasses.fields(value)])
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
+        return kind, value.dtype.str, value.tobytes()
+    return None
+
+
+def _freeze_all(kind: type, values: Any) -> Any:
+    parts = [freeze_static(v) for v in values]
+    if any(p is None for p in parts):
+        return None
+    return kind, frozenset(parts) if kind is frozenset else tuple(parts)
+
+
+def freeze_argument(value: object) -> Any:
+    """As freeze_static, and modules, functions and classes by their identity."""
+    return Identity(value) if isinstance(value, _IDENTICAL) else freeze_static(value)
+
+
+def freeze(value: object) -> Any:
+    """A stand-in for any value, equal as long as what it stands for is unchanged as far as can be seen."""
+    static = freeze_static(value)
+    if static is not None:
+        return static
+    if isinstance(value, torch.Tensor):
+        return _TENSOR  # tensors that a program uses are its inputs, read again at every call
+    if is_container(value):
+        return freeze_container(value, Identity)
+    return Identity(value)
+
+
+def is_container(value: object) -> bool:
+    return isinstance(value, (list, tuple, dict, set, frozenset, bytearray))
+
+
+def freeze_container(value: Any, other: Callable[[object], Any]) -> Any:
+    """Deep form of a list, tuple, dict or set; `other` freezes what is none of these and not static."""
+    seen: set[int] = set()
+
+    def deep(v: Any) -> Any:
+        static = freeze_static(v)
+        if static is not None:
+            return static
+        if isinstance(v, torch.Tensor):
+            return _TENSOR
+        if not is_container(v) or id(v) in seen:
+            return other(v)
+        seen.add(id(v))
+        if isinstance(v, dict):
+            return type(v), tuple((deep(k), deep(x)) for k, x in v.items())
+        if isinstance(v, (set, frozenset)):
+            return type(v), frozenset(deep(x) for x in v)
+        return type(v), tuple(deep(x) for x in v)
+
+    return deep(value)
+
+
+def tensor_problem(t: torch.Tensor) -> str:
+    """Why a real tensor cannot be traced; empty where it can."""
+    if type(t) not in (torch.Tensor, torch.nn.Parameter):
+        return f"a tensor subclass, {type(t).__qualname__}"
+    if t.layout is not torch.strided:
+        return f"a tensor of layout {t.layout}"
+    if t.is_quantized or t.is_nested:
+        return "a quantized or nested tensor"
+    return ""
+
+
+def show(frozen: object) -> str:
+    """A short form for messages."""
+    if isinstance(frozen, tuple) and len(frozen) >= 2 and isinstance(frozen[0], type):
+        value = frozen[1]
+        if isinstance(value, tuple):
+            return f"{frozen[0].__name__}({', '.join(show(v) for v in value)})"
+        return "-0.0" if frozen[1:] == (0.0, -1.0) else repr(value)
+    return str(frozen)

@@ -1,0 +1,497 @@
+"""Records the operators that a function runs on fake tensors.
+
+Two modes watch the run. `_Operators` sits at the Python dispatch key and records every ATen operator into
+an FX graph. `_Calls` sees the calls of torch's Python API: it replaces real tensors (parameters, closed-over
+tensors) by fake ones, refuses what would read a value or change state behind the operators' back, and
+remembers which operators belong to one call of a C++ binding.
+"""
+
+from __future__ import annotations
+
+import gc
+import operator
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch, higher_order
+from primexec._torch import pytree
+from primexec.errors import CaptureError, SourceLine
+from primexec.program import ApiCall, Input, TensorSpec
+from primexec.reads import Reads, user_source
+from primexec.statics import freeze_static, tensor_problem
+
+_BINDINGS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+_VALUE_HINT = "return the tensor instead, or do this outside of the traced function"
+MAX_REHEARSAL_ELEMENTS = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class BoundInput:
+    """An input of the program under construction, and what it is bound to at run time."""
+
+    input: Input
+    binding: Any  # argument: its position; state: its places; constant: its value
+
+
+class Scope:
+    """One graph under construction: the program's, or that of a branch or loop body."""
+
+    def __init__(self, parent: Scope | None = None) -> None:
+        self.graph = fx.Graph()
+        self.parent = parent
+        self.nodes: dict[int, fx.Node] = {}  # id of a fake tensor or generator → node
+        self.alive: list[object] = []
+        self.lifted: list[Tensor] = []  # tensors of an outer scope that this one uses
+
+    def bind(self, value: object, node: fx.Node) -> None:
+        self.nodes[id(value)] = node
+        self.alive.append(value)
+        if isinstance(value, Tensor):
+            node.meta["val"] = value
+            node.meta["spec"] = TensorSpec.of(value)
+
+
+class Tracer:
+    """One capture in progress."""
+
+    def __init__(self, reads: Reads) -> None:
+        self.reads = reads
+        self.fake_mode = _torch.fake_mode()
+        self.scope = Scope()
+        self.inputs: list[BoundInput] = []
+        self.calls: list[ApiCall] = []
+        self.submodules = torch.nn.Module()
+        self.failure: CaptureError | None = None
+        self.uses_offsets = self.uses_sdpa = self.inference_segments = False
+        self._inference = torch.is_inference_mode_enabled()
+        self._lifts: dict[int, tuple[object, Any]] = {}  # id of a real tensor or generator → (it, stand-in)
+        self._positions: dict[int, int] = {}  # id of an argument → its position
+        self.tied: dict[int, tuple[int, list[tuple[Any, Any, str]]]] = {}  # id of an argument → (position, places)
+        self._places: dict[int, list[tuple[Any, Any, str]]] | None = None
+        self._frames: dict[types.CodeType, bool] = {}
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.scope.graph
+
+    def run(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call fn under the modes; the result is made of fake tensors."""
+        with _torch.modes(self.fake_mode, _Operators(self), _Calls(self)):
+            self.reads.start()
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                self.reads.stop()
+
+    # Inputs --------------------------------------------------------------------------------------------
+
+    def argument(self, leaf: Any, position: int, label: str) -> Any:
+        """The stand-in for an argument: a fake tensor, the generator itself, or the static value."""
+        if not isinstance(leaf, (Tensor, torch.Generator)):
+            return leaf
+        if id(leaf) not in self._lifts:
+            self._positions[id(leaf)] = position
+            self._add_input(leaf, "argument", position, label, label)
+        return self._lifts[id(leaf)][1]
+
+    def lift(self, real: Any) -> Any:
+        """The stand-in for a tensor or generator that the code reached by itself: an input read at every call."""
+        if id(real) in self._lifts:
+            if id(real) in self._positions and id(real) not in self.tied:
+                self.tied[id(real)] = self._positions[id(real)], self._find(real)
+            return self._lifts[id(real)][1]
+        if isinstance(real, Tensor) and (problem := tensor_problem(real)):
+            raise self.fail(f"the function uses {problem}", "pass plain strided tensors")
+        places = self._find(real)
+        if not places:
+            kind = "tensor" if isinstance(real, Tensor) else "generator"
+            raise self.fail(
+                f"the function uses a {kind} that is not an argument and hangs on nothing that can be checked again",
+                "pass it as an argument, or keep it in a module, a closure or a global variable",
+            )
+        self._add_input(real, "state", places, places[0][2].rpartition(": ")[2], places[0][2])
+        return self._lifts[id(real)][1]
+
+    def _find(self, real: object) -> list[tuple[Any, Any, str]]:
+        if self._places is None or id(real) not in self._places:
+            self._places = {}
+            for container, key, label, value in self.reads.tensors():
+                self._places.setdefault(id(value), []).append((container, key, label))
+        return self._places.get(id(real), [])
+
+    def constant(self, real: Tensor) -> fx.Node:
+        """An input for a tensor made from Python numbers while tracing, such as `torch.tensor([1, 2])`."""
+        return self._add_input(real, "constant", real, "constant", "made while tracing")
+
+    def _add_input(self, real: Any, kind: Any, binding: Any, name: str, label: str) -> fx.Node:
+        outer, self.scope = self.scope, self._outermost()
+        with self.scope.graph.inserting_after(self._last_placeholder()):
+            node = self.scope.graph.placeholder(_identifier(name))
+        self.scope = outer
+        if isinstance(real, Tensor):
+            with _torch.modes_off(), torch.inference_mode(real.is_inference()):
+                stand_in = self.fake_mode.from_tensor(real)
+        else:
+            stand_in = real
+        self._lifts[id(real)] = real, stand_in
+        self._outermost().bind(stand_in, node)
+        if not isinstance(real, Tensor):
+            node.meta["spec"] = f"generator {real.device}"
+        self.inputs.append(BoundInput(Input(node.name, kind, label), binding))
+        return node
+
+    def _outermost(self) -> Scope:
+        scope = self.scope
+        while scope.parent is not None:
+            scope = scope.parent
+        return scope
+
+    def _last_placeholder(self) -> fx.Node:
+        graph = self.scope.graph
+        last = graph._root
+        for node in graph.nodes:
+            if node.op != "placeholder":
+                break
+            last = node
+        return last
+
+    # Operators -----------------------------------------------------------------------------------------
+
+    def input_kind(self, placeholder: fx.Node) -> str:
+        return next(i.input.kind for i in self.inputs if i.input.name == placeholder.name)
+
+    def node_of(self, t: Any) -> fx.Node:
+        """The node of a fake tensor or generator in the current graph."""
+        node = self.scope.nodes.get(id(t))
+        if node is not None:
+            return node
+        if self.scope.parent is not None:
+            return higher_order.lift_from_outside(self, t)
+        raise self.fail(
+            "the function uses a tensor that no recorded operator made (a gradient, or a part of another trace)",
+            "pass it as an argument",
+        )
+
+    def record(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator on fake tensors and add its node."""
+        if isinstance(op, _torch.HigherOrderOperator):
+            return higher_order.record(self, op, args, kwargs)
+        aten = _torch.prim_as_aten(op)
+        if aten is not None:
+            with _Operators(self):
+                return aten(*args, **kwargs)
+        if op in _fresh_constants() and not _torch.is_fake(args[0]):
+            return self._record_constant(op, args[0])
+        args, kwargs = self._stand_ins(args), self._stand_ins(kwargs)
+        node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
+        out = self._fake_call(op, args, kwargs)
+        return self.add_node(op, node_args, node_kwargs, out)
+
+    def add_node(self, op: Any, node_args: Any, node_kwargs: Any, out: Any) -> Any:
+        node = self.graph.call_function(op, node_args, node_kwargs)
+        node.meta["source"] = source = self.source()
+        if source is not None:
+            node.meta["stack_trace"] = f"  {source}"
+        inference = torch.is_inference_mode_enabled()
+        if inference != self._inference:
+            self.inference_segments = True
+        node.meta["inference"] = inference
+        if isinstance(out, Tensor):
+            self._bind_output(out, node)
+        elif isinstance(out, (tuple, list)):
+            node.meta["spec"] = [TensorSpec.of(t) if isinstance(t, Tensor) else t for t in out]
+            for i, t in enumerate(out):
+                if isinstance(t, Tensor):
+                    item = self.graph.call_function(operator.getitem, (node, i))
+                    item.meta["source"], item.meta["inference"] = node.meta["source"], inference
+                    self._bind_output(t, item)
+        return out
+
+    def _bind_output(self, t: Tensor, node: fx.Node) -> None:
+        if id(t) in self.scope.nodes:  # an operator that returns its argument, such as add_
+            node.meta["effect"] = True
+        else:
+            self.scope.bind(t, node)
+
+    def _record_constant(self, op: Any, real: Tensor) -> Any:
+        placeholder = self.constant(real.detach())
+        out = op(real)  # a fake tensor that remembers its value
+        return self.add_node(torch.ops.aten.lift_fresh_copy.default, (self._in_scope(placeholder),), {}, out)
+
+    def _in_scope(self, placeholder: fx.Node) -> fx.Node:
+        return placeholder if self.scope.parent is None else self.node_of(placeholder.meta["val"])
+
+    def _stand_ins(self, value: Any) -> Any:
+        """value with real tensors replaced by fake ones."""
+        if isinstance(value, Tensor):
+            return value if _torch.is_fake(value) else self.lift(value)
+        if type(value) in (tuple, list):
+            return type(value)(self._stand_ins(v) for v in value)
+        if type(value) is dict:
+            return {k: self._stand_ins(v) for k, v in value.items()}
+        return value
+
+    def _nodes(self, value: Any) -> Any:
+        """value with tensors and generators replaced by their nodes."""
+        if isinstance(value, Tensor):
+            return self.node_of(value)
+        if isinstance(value, torch.Generator):
+            if value is torch.default_generator:
+                return None
+            self.lift(value)
+            return self.node_of(value)
+        if type(value) in (tuple, list):
+            return type(value)(self._nodes(v) for v in value)
+        if type(value) is dict:
+            return {k: self._nodes(v) for k, v in value.items()}
+        return value
+
+    def _fake_call(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return op(*args, **kwargs)
+        except Exception as error:
+            for kind, (reason, hint) in _torch.uncapturable().items():
+                if isinstance(error, kind):
+                    raise self.fail(reason.format(op=op, error=error), hint) from None
+            raise self._eager_error(op, args, kwargs, error) from None
+
+    def _eager_error(self, op: Any, args: Any, kwargs: Any, error: Exception) -> Exception:
+        """What eager raises here: the operator is tried on tensors of zeros with the same metadata."""
+        sizes = [t.numel() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if op.namespace == "aten" and sum(sizes) <= MAX_REHEARSAL_ELEMENTS:
+            real_args, real_kwargs = pytree.tree_map_only(Tensor, _zeros_like, (args, kwargs))
+            try:
+                with _torch.modes_off(), torch.random.fork_rng(devices=[]):
+                    op(*real_args, **real_kwargs)
+            except Exception as real_error:
+                return self.locate(real_error)
+        elif op.namespace == "aten":
+            return self.locate(error)
+        return self.fail(
+            f"PyTorch's own implementation of {op} for fake tensors failed ({type(error).__name__}: {error})",
+            "keep this call outside the traced function",
+        )
+
+    # Errors and sources --------------------------------------------------------------------------------
+
+    def source(self) -> SourceLine | None:
+        return user_source(sys._getframe(1))
+
+    def locate(self, error: Exception) -> Exception:
+        """error with a note that names the user's line."""
+        source = self.source()
+        note = f"raised while tracing\n  {source}"
+        if source is not None and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        return error
+
+    def fail(self, reason: str, hint: str) -> CaptureError:
+        """A CaptureError for the current line; it is raised at the end even where the user's code catches it."""
+        self.failure = self.failure or CaptureError(reason, hint=hint, source=self.source())
+        return self.failure
+
+    # Afterwards ----------------------------------------------------------------------------------------
+
+    def output(self, leaf: Any) -> fx.Node | None:
+        """The node of a tensor that the function returns, or None where it is not a tensor."""
+        if not isinstance(leaf, Tensor):
+            return None
+        if type(leaf) is not Tensor and not isinstance(leaf, torch.nn.Parameter) and not _torch.is_fake(leaf):
+            raise self.fail(f"the function returns a {type(leaf).__qualname__}", "return plain tensors")
+        return self.node_of(leaf if _torch.is_fake(leaf) else self.lift(leaf))
+
+    def check_metadata(self, grad_hint: str) -> None:
+        """Inputs whose requires_grad was changed by the function raise."""
+        for real, stand_in in self._lifts.values():
+            if isinstance(real, Tensor) and real.requires_grad != stand_in.requires_grad:
+                raise CaptureError("the function makes one of its inputs require grad", hint=grad_hint)
+
+    def check_escapes(self) -> None:
+        """Raise if a tensor of the trace is still referred to from outside, such as a list it was appended to."""
+        nodes = [n for n in self.scope.graph.nodes if isinstance(n.meta.get("val"), Tensor)]
+        self.scope.alive.clear()
+        self._lifts.clear()
+        if any(_references(n) > _OWN_REFERENCES for n in nodes):
+            gc.collect()  # exceptions that the user's code caught keep frames alive in cycles
+        for node in nodes:
+            if _references(node) > _OWN_REFERENCES:
+                raise CaptureError(
+                    "a tensor of the traced function is kept somewhere outside of it (a list, an attribute, a cache)",
+                    hint="return it instead",
+                    source=node.meta.get("source"),
+                )
+
+
+def _references(node: fx.Node) -> int:
+    return sys.getrefcount(node.meta["val"])
+
+
+def _measure_own_references() -> int:
+    graph = fx.Graph()
+    node = graph.placeholder("x")
+    node.meta["val"] = torch.empty(0)
+    return _references(node)
+
+
+_OWN_REFERENCES = _measure_own_references()
+
+
+class _Operators(_torch.TorchDispatchMode):
+    """Records every operator into the tracer's graph."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Fake tensors run much Python code of torch's own, which need not be watched.
+        watching = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return self.tracer.record(op, args, kwargs or {})
+        finally:
+            sys.settrace(watching)
+
+
+class _Calls(_torch.TorchFunctionMode):
+    """Sees calls of torch's Python API."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tracer, kwargs = self.tracer, kwargs or {}
+        if fn in forbidden():
+            raise tracer.fail(forbidden()[fn], _VALUE_HINT)
+        if _torch.functorch_active():
+            return fn(*args, **kwargs)
+        if fn in _sensitive():
+            tracer.uses_sdpa = True
+        elif fn is Tensor.storage_offset:
+            tracer.uses_offsets = True
+        args, kwargs = tracer._stand_ins(args), tracer._stand_ins(kwargs)
+        graph = tracer.graph
+        before = graph._root.prev
+        try:
+            out = fn(*args, **kwargs)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise tracer.locate(error)  # noqa: B904  (the same exception, with a note)
+        if before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
+            self._remember(fn, args, kwargs, before, out)
+        return out
+
+    def _remember(self, fn: Any, args: Any, kwargs: Any, before: fx.Node, out: Any) -> None:
+        tracer = self.tracer
+        nodes: list[fx.Node] = []
+        node = before.next
+        while node is not tracer.graph._root:
+            nodes.append(node)
+            node = node.next
+        if tracer.scope.parent is not None or any(n.op != "call_function" for n in nodes):
+            return
+        inputs: set[fx.Node] = set()
+        try:
+            call_args, call_kwargs = _copy(args, tracer, inputs), _copy(kwargs, tracer, inputs)
+        except _NotReplayableError:
+            return
+        results = out if isinstance(out, (tuple, list)) else (out,)
+        known = [tracer.scope.nodes.get(id(r)) for r in results]
+        if out is not None and any(n is None for n in known):
+            return
+        made = set(nodes)
+        if any(a.op == "placeholder" and tracer.input_kind(a) == "constant" for n in nodes for a in n.all_input_nodes):
+            return
+        tracer.calls.append(
+            ApiCall(
+                function=fn,
+                args=call_args,
+                kwargs=call_kwargs,
+                nodes=tuple(nodes),
+                results=tuple(n for n in known if n is not None) if out is not None else (),
+                sequence=isinstance(out, (tuple, list)),
+                inputs=frozenset(inputs - made),
+            )
+        )
+
+
+class _NotReplayableError(Exception):
+    pass
+
+
+def _copy(value: Any, tracer: Tracer, inputs: set[fx.Node]) -> Any:
+    """value with tensors replaced by nodes, and lists copied: what a call of the API was given."""
+    if isinstance(value, (Tensor, torch.Generator)):
+        node = tracer.scope.nodes.get(id(value))
+        if node is None:
+            raise _NotReplayableError
+        inputs.add(node)
+        return node
+    if type(value) in (tuple, list):
+        return type(value)(_copy(v, tracer, inputs) for v in value)
+    if type(value) is dict:
+        return {k: _copy(v, tracer, inputs) for k, v in value.items()}
+    if type(value) is slice:
+        return slice(*(_copy(v, tracer, inputs) for v in (value.start, value.stop, value.step)))
+    if freeze_static(value) is None:
+        raise _NotReplayableError
+    return value
+
+
+def _autocast_enabled() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+@cache
+def forbidden() -> dict[Any, str]:
+    """API calls that read a value, an address or a version, or replace a tensor's contents unseen."""
+    value = "the values of a tensor are read in Python"
+    return {
+        Tensor.numpy: value,
+        Tensor.tolist: value,
+        Tensor.__array__: value,
+        Tensor.__dlpack__: value,
+        Tensor.data_ptr: "the address of a tensor is read",
+        Tensor.__reduce_ex__: "a tensor is pickled",
+        Tensor.share_memory_: "a tensor is moved to shared memory",
+        Tensor._version.__get__: "the version counter of a tensor is read",  # type: ignore[attr-defined]
+        Tensor.data.__set__: "the .data of a tensor is replaced",  # type: ignore[attr-defined]
+        Tensor.grad.__set__: "the .grad of a tensor is assigned",  # type: ignore[attr-defined]
+        Tensor.grad.__get__: "the .grad of a tensor is read",  # type: ignore[attr-defined]
+    }
+
+
+@cache
+def _sensitive() -> frozenset[Any]:
+    """Calls whose operators depend on process-wide kernel switches."""
+    f = torch.nn.functional
+    return frozenset(
+        {f.scaled_dot_product_attention, f.multi_head_attention_forward, torch.lstm, torch.gru, torch.rnn_tanh}
+        | {torch.rnn_relu, torch._transformer_encoder_layer_fwd, torch._native_multi_head_attention}
+    )
+
+
+@cache
+def _fresh_constants() -> frozenset[Any]:
+    return frozenset({torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default})
+
+
+def _zeros_like(t: Tensor) -> Tensor:
+    with _torch.modes_off():
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).zero_()
+
+
+def _identifier(label: str) -> str:
+    name = "".join(c if c.isalnum() else "_" for c in label).strip("_")
+    return name if name and not name[0].isdigit() else f"t_{name}"

@@ -1,0 +1,34 @@
+"""What the whole suite shares: the exhaustive mode and the settings of hypothesis."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Reproducible and without a database: a run depends on the code alone. Tracing takes as long as it takes.
+settings.register_profile(
+    "default",
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile("exhaustive", parent=settings.get_profile("default"), max_examples=4000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--exhaustive", action="store_true", help="every sample, and many more generated programs"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("exhaustive" if config.getoption("--exhaustive") else "default")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--exhaustive"):
+        return
+    skip = pytest.mark.skip(reason="runs only with --exhaustive")
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker(skip)

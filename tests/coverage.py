@@ -1,0 +1,190 @@
+"""Writes docs/coverage.md: how much of torch's own samples is traced, and what is not, with the reason.
+
+Run it as `python -m tests.coverage --write docs/coverage.md`; `--quick` takes the first samples only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import multiprocessing
+import platform
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from tests.observe import RIGHT, Kind
+from tests.sweep import (
+    EXHAUSTIVE,
+    MODULES,
+    OPS,
+    QUICK,
+    QUICK_MODULE_INPUTS,
+    VALUES_UNDEFINED,
+    Result,
+    primexec_subject,
+    sweep_module,
+    sweep_op,
+)
+
+PROCESSES = 2
+INTRODUCTION = """\
+# Coverage
+
+Written by `python -m tests.coverage` on {date}: torch {torch}, Python {python}, {machine}.
+
+**{percentage:.1%} of the {samples} float32 samples run; {wrong} results are wrong.**
+
+The samples are those that torch ships for its own tests: all of float32, the first few of each other dtype.
+Each is called twice, the second time with other values and another seed, and then once more in another order;
+all calls of one kind but the first must be cache hits. Compared with eager are values, dtypes, shapes,
+strides, aliasing, the inputs and buffers afterwards, and the state of the random generator.
+"""
+TRAINING = {"train": True, "eval": False}
+COLUMNS = {
+    Kind.SAME: "equal bit for bit",
+    Kind.CLOSE: "within tolerance",
+    Kind.METADATA: "values undefined",
+    Kind.RAISED: "same error as eager",
+    Kind.CAPTURE: "CaptureError",
+    Kind.WRONG: "wrong",
+}
+
+
+def run_operation(name: str, quick: bool) -> list[Result]:
+    return list(sweep_op(name, QUICK if quick else EXHAUSTIVE, primexec_subject()))
+
+
+def run_module(name: str, quick: bool) -> list[Result]:
+    limit = QUICK_MODULE_INPUTS if quick else None
+    return [
+        result
+        for training in TRAINING.values()
+        for result in sweep_module(name, training, primexec_subject(), limit)
+    ]
+
+
+def run_all(quick: bool) -> list[Result]:
+    """Everything, one entry a task: an entry that kills its process is named by the exception."""
+    tasks: list[tuple[Callable[[str, bool], list[Result]], str]] = [
+        *((run_operation, name) for name in OPS),
+        *((run_module, name) for name in MODULES),
+    ]
+    results = []
+    with ProcessPoolExecutor(
+        PROCESSES, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        running = {pool.submit(run, name, quick): name for run, name in tasks}
+        for done, future in enumerate(as_completed(running), 1):
+            try:
+                results += future.result()
+            except Exception as error:
+                raise RuntimeError(f"the sweep of {running[future]} failed") from error
+            if sys.stderr.isatty():
+                print(f"\r{done}/{len(running)} {running[future]:60.60}", end="", file=sys.stderr)
+    return sorted(results, key=lambda result: (result.entry, result.variant, result.dtype, result.index))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    header = list(header)
+    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
+    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [*lines, ""]
+
+
+def kinds_table(first: str, groups: dict[str, list[Result]]) -> list[str]:
+    rows = []
+    for name, results in groups.items():
+        counted = Counter(result.kind for result in results)
+        right = sum(counted[kind] for kind in RIGHT)
+        rows.append([name, len(results), f"{right / len(results):.1%}", *(counted[kind] for kind in COLUMNS)])
+    return table([first, "samples", "run", *COLUMNS.values()], rows)
+
+
+def grouped(results: Iterable[Result], key: Callable[[Result], str]) -> dict[str, list[Result]]:
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[key(result)].append(result)
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+def reason(result: Result) -> str:
+    """The sentence that says what happened; the lines after it name the place and the way out."""
+    return result.detail.splitlines()[0]
+
+
+def not_captured(results: list[Result]) -> list[str]:
+    raised = [result for result in results if result.kind is Kind.CAPTURE]
+    samples = Counter(result.entry for result in results)
+    lines = []
+    for sentence, group in grouped(raised, reason).items():
+        counted = Counter(result.entry for result in group)
+        names = ", ".join(f"{name} ({counted[name]} of {samples[name]})" for name in sorted(counted))
+        lines += [f"- {sentence} ({len(group)} samples):", f"  {names}"]
+    return [*lines, ""] if lines else ["None.", ""]
+
+
+def page(results: list[Result]) -> str:
+    operations = [result for result in results if result.entry in OPS]
+    by_dtype = grouped((r for r in operations if r.variant == "function"), lambda result: result.dtype)
+    variants = grouped((r for r in operations if r.variant != "function"), lambda result: result.variant)
+    modules = grouped((r for r in results if r.entry in MODULES), lambda result: result.variant)
+    float32 = by_dtype["float32"]
+    run = sum(result.kind in RIGHT for result in float32)
+    wrong = [result for result in results if result.kind is Kind.WRONG]
+    close = Counter(result.entry for result in results if result.kind is Kind.CLOSE)
+    lines = [
+        INTRODUCTION.format(
+            date=datetime.date.today(),
+            torch=torch.__version__,
+            python=platform.python_version(),
+            machine=platform.machine(),
+            percentage=run / len(float32),
+            samples=len(float32),
+            wrong=len(wrong),
+        ),
+        f"## `op_db`: {len(OPS)} entries by dtype",
+        "",
+        *kinds_table("dtype", by_dtype),
+        "## `op_db`: other ways to call an operation",
+        "",
+        "The first float32 sample of each entry; and all calls that torch expects to fail.",
+        "",
+        *kinds_table("variant", variants),
+        f"## `module_db`: {len(MODULES)} entries",
+        "",
+        *kinds_table("mode", modules),
+        "## What raises CaptureError",
+        "",
+        *not_captured(results),
+    ]
+    if close:
+        names = ", ".join(f"{name} ({count})" for name, count in sorted(close.items()))
+        lines += ["## Equal within tolerance, but not bit for bit", "", names, ""]
+    lines += ["## Values that cannot be compared", "", *table(["entry", "reason"], VALUES_UNDEFINED.items())]
+    if wrong:
+        rows = ([r.entry, r.variant, r.dtype, r.index, r.detail.splitlines()[0]] for r in wrong)
+        lines += ["## Wrong", "", *table(["entry", "variant", "dtype", "sample", "what"], rows)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="where to write the page; else print it")
+    parser.add_argument("--quick", action="store_true", help="the first samples only")
+    options = parser.parse_args()
+    results = run_all(options.quick)
+    text = page(results)
+    if options.write:
+        options.write.write_text(text)
+    else:
+        print(text)
+    return 1 if any(result.kind is Kind.WRONG for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,353 @@
+"""Runs a program eagerly and traced, and compares all that a caller can observe.
+
+A run is described by facts: a flat dictionary from a path ("call 1: out[0].stride") to a plain value. Two runs
+are equal if their facts are. Which tensors are one object, and which share a storage, are facts too: objects and
+storages are numbered in the order in which they are met.
+"""
+
+import functools
+import inspect
+import random
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import primexec
+from tests.programs.table import Call, Program
+
+TESTS = Path(__file__).parent
+# Code of this file runs at every call by right: the bodies of custom operators, flattening of own classes.
+RUNS_EVERY_CALL = TESTS / "programs" / "library.py"
+
+Facts = dict[str, Any]
+
+
+class Values:
+    """A copy of a tensor's values; equal if dtype, shape and every bit are, where any NaN equals any NaN."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        with torch.no_grad():
+            self.values = (
+                tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+            )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Values):
+            return NotImplemented
+        a, b = self.values, other.values
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self.values)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Give the bytes of a contiguous tensor, with one bit pattern for every NaN."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if tensor.is_floating_point():
+        tensor = torch.where(tensor.isnan(), torch.full_like(tensor, float("nan")), tensor)
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def leaves(root: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Walk a pytree."""
+    for key, leaf in pytree.tree_flatten_with_path(root)[0]:
+        yield path + pytree.keystr(key), leaf
+
+
+def reachable(owner: Any) -> Facts:
+    """Find the tensors, generators and plain values that a callable holds, by path."""
+    found: Facts = {}
+    seen: set[int] = set()
+
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, Tensor | torch.Generator | int | float | complex | str | None):
+            found[path] = value
+            return
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        for name, child in children(value):
+            visit(child, f"{path}{name}")
+
+    visit(owner, "state")
+    return found
+
+
+def children(value: Any) -> Iterator[tuple[str, Any]]:
+    """Give what a value of the user's holds, by the text that reaches it."""
+    if isinstance(value, dict):
+        yield from ((f"[{key!r}]", child) for key, child in value.items())
+    elif isinstance(value, list | tuple | set):
+        yield from ((f"[{k}]", child) for k, child in enumerate(value))
+    elif isinstance(value, functools.partial):
+        yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))
+    elif inspect.ismethod(value):
+        yield ".__self__", value.__self__
+    elif inspect.isfunction(value):
+        if not Path(value.__code__.co_filename).is_relative_to(TESTS):
+            return
+        found = inspect.getclosurevars(value)
+        yield from ((f".{name}", child) for name, child in found.nonlocals.items())
+        yield from ((f".{name}", child) for name, child in found.globals.items() if holds_state(child))
+    elif isinstance(value, nn.Module):
+        yield from ((f".{name}", child) for name, child in value._parameters.items())
+        yield from ((f".{name}", child) for name, child in value._buffers.items())
+        yield from ((f".{name}", child) for name, child in value._modules.items())
+        yield from ((f".{name}", child) for name, child in vars(value).items() if not name.startswith("_"))
+    elif type(value).__module__.startswith("tests.") and hasattr(value, "__dict__"):
+        yield from ((f".{name}", child) for name, child in vars(value).items())
+
+
+def holds_state(value: Any) -> bool:
+    return not isinstance(value, type | types.ModuleType | types.BuiltinFunctionType)
+
+
+def facts_of(roots: Facts) -> Facts:
+    """Describe pytrees: their structure, and each leaf with its metadata, values, identity and storage."""
+    facts: Facts = {}
+    objects: dict[int, int] = {}
+    storages: dict[int, int] = {}
+    for path, root in roots.items():
+        facts[f"{path} structure"] = str(pytree.tree_structure(root))
+        for at, leaf in leaves(root, path):
+            if isinstance(leaf, Tensor):
+                facts[f"{at} object"] = objects.setdefault(id(leaf), len(objects))
+                facts |= {f"{at}.{name}": fact for name, fact in tensor_facts(leaf, storages).items()}
+            elif isinstance(leaf, torch.Generator):
+                facts[f"{at} object"] = objects.setdefault(id(leaf), len(objects))
+                facts[f"{at}.state"] = Values(leaf.get_state())
+            else:
+                plain = isinstance(leaf, int | float | complex | str | bytes | None)
+                facts[at] = repr(leaf) if plain else type(leaf).__qualname__
+    return facts
+
+
+def tensor_facts(tensor: Tensor, storages: dict[int, int]) -> Facts:
+    storage = tensor.untyped_storage()
+    facts = {
+        "type": type(tensor),
+        "dtype": tensor.dtype,
+        "device": tensor.device,
+        "shape": tuple(tensor.shape),
+        "stride": tensor.stride(),
+        "storage_offset": tensor.storage_offset(),
+        "storage": storages.setdefault(storage._cdata, len(storages)),
+        "nbytes": storage.nbytes(),
+        "requires_grad": tensor.requires_grad,
+        "is_leaf": tensor.is_leaf,
+        "is_inference": tensor.is_inference(),
+        "is_conj": tensor.is_conj(),
+        "is_neg": tensor.is_neg(),
+        "is_view": tensor._is_view(),
+    }
+    if tensor.device.type != "meta":
+        facts["values"] = Values(tensor)
+    return facts
+
+
+def surroundings() -> Facts:
+    """Describe the state of the process that a call might have left changed."""
+    return {
+        "rng": Values(torch.get_rng_state()),
+        "python rng": random.getstate(),
+        "numpy rng": repr(np.random.get_state()),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "autocast dtype": torch.get_autocast_dtype("cpu"),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "compiling": torch.compiler.is_compiling(),
+    }
+
+
+def versions(roots: Facts) -> dict[str, tuple[Tensor, int]]:
+    """Note every tensor's version counter; inference tensors have none."""
+    return {
+        at: (leaf, leaf._version)
+        for path, root in roots.items()
+        for at, leaf in leaves(root, path)
+        if isinstance(leaf, Tensor) and not leaf.is_inference()
+    }
+
+
+class UserFrames:
+    """Notes which functions of the tests run within it, except those of which every call runs."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __enter__(self) -> "UserFrames":
+        self.outer = sys.getprofile()
+        sys.setprofile(self.note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(self.outer)
+
+    def note(self, frame: types.FrameType, event: str, _: Any) -> None:
+        path = Path(frame.f_code.co_filename)
+        mine = frame.f_code.co_filename != __file__ and path != RUNS_EVERY_CALL
+        if event == "call" and mine and path.is_relative_to(TESTS):
+            self.names.append(f"{path.name}:{frame.f_lineno} {frame.f_code.co_name}")
+
+
+def arguments(program: Program, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    made = program.inputs(i)
+    call = made if isinstance(made, Call) else Call(made)
+    return call.args, call.kwargs or {}
+
+
+def run(
+    program: Program, prepare: Callable[[Any], Any], check: Callable[[Any, int, list[str]], None]
+) -> Facts:
+    """Make all calls of a program, and collect the facts after each, and at the end about all calls.
+
+    The last tells whether a later call wrote into what an earlier one returned.
+    """
+    torch.manual_seed(0)  # of the parameters that modules draw
+    original = program.make()
+    callee = prepare(original)
+    facts: Facts = {}
+    history: Facts = {}
+    for i in range(program.calls):
+        args, kwargs = arguments(program, i)
+        if program.before:
+            program.before(original, i)
+        inputs = {"args": args, "kwargs": kwargs}
+        noted = versions(inputs | {"state": reachable(original)})
+        torch.manual_seed(i)
+        with program.around(i):
+            with UserFrames() as frames:
+                out = callee(*args, **kwargs)
+            after = surroundings()
+        roots = inputs | {"state": reachable(original), "out": out}
+        history |= {f"call {i} {name}": root for name, root in roots.items()}
+        here = facts_of(roots) | after
+        here |= {f"{at} written": tensor._version > before for at, (tensor, before) in noted.items()}
+        facts |= {f"call {i}: {name}": fact for name, fact in here.items()}
+        check(callee, i, frames.names)
+    return facts | {f"at the end: {name}": fact for name, fact in facts_of(history).items()}
+
+
+def differences(eager: Facts, traced: Facts) -> str:
+    missing = object()
+    names = [*eager, *(name for name in traced if name not in eager)]
+    lines = []
+    for name in names:
+        a, b = eager.get(name, missing), traced.get(name, missing)
+        if a is missing or b is missing:
+            lines.append(f"{name}: only {'traced' if a is missing else 'eager'}")
+        elif a != b:
+            lines.append(f"{name}:\n  eager  {a}\n  traced {b}")
+    return "\n".join(lines)
+
+
+def ignore(callee: Any, i: int, frames: list[str]) -> None:
+    """Check nothing: a plain function has no cache."""
+
+
+def expect_counts(program: Program) -> Callable[[Any, int, list[str]], None]:
+    """Check after each call that it traced or hit as the program says, and that a hit ran none of its code."""
+
+    def check(callee: Any, i: int, frames: list[str]) -> None:
+        info = callee.cache_info()
+        traces = sum(at <= i for at in program.traces_at)
+        got = {"traces": info.traces, "misses": info.misses, "hits": info.hits, "compiles": info.compiles}
+        want = {"traces": traces, "misses": traces, "hits": i + 1 - traces, "compiles": traces}
+        assert got == want, f"after call {i}: {got}, not {want}"
+        if i not in program.traces_at:
+            assert not frames, f"call {i} hit the cache, and yet ran {frames}"
+
+    return check
+
+
+def same_module(original: Any, callee: Any) -> None:
+    """Check that a traced module is a module that shares the original's state."""
+    if isinstance(original, nn.Module):
+        assert isinstance(callee, nn.Module)
+        for ours, theirs in ((callee.state_dict(), original.state_dict()),):
+            assert list(ours) == list(theirs)
+            assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
+
+
+def compare(program: Program, *, may_raise: bool = False) -> None:
+    """Hold the traced program against eager; raise an AssertionError that lists every difference.
+
+    Where eager raises, the traced program has to raise the same type, and `may_raise` says that the program does
+    not know beforehand: then a CaptureError will do too.
+    """
+    try:
+        eager = run(program, lambda fn: fn, ignore)
+    except Exception as error:
+        assert may_raise or program.raises is type(error), f"eager raised {error!r}, and was not to"
+        raises_too(program, error, (type(error), primexec.CaptureError) if may_raise else (type(error),))
+        return
+    assert program.raises is None, f"eager was to raise {program.raises}, and did not"
+
+    def prepare(original: Any) -> Any:
+        callee = primexec.make_traced(original)
+        same_module(original, callee)
+        return callee
+
+    try:
+        traced = run(program, prepare, expect_counts(program))
+    except primexec.CaptureError:
+        if program.either:
+            return
+        raise
+    found = differences(eager, traced)
+    assert not found, found
+
+
+def raises_too(program: Program, error: Exception, types: tuple[type[Exception], ...]) -> None:
+    """Check that the traced program raises what eager raised."""
+    assert re.search(program.match, str(error)), f"{error!r} does not match {program.match!r}"
+    try:
+        run(program, primexec.make_traced, ignore)
+    except Exception as raised:
+        assert type(raised) in types, f"traced raised {raised!r}, eager {error!r}"
+        assert re.search(program.match, str(raised)), f"{raised!r} does not match {program.match!r}"
+    else:
+        raise AssertionError(f"eager raised {error!r}, and traced nothing")
+
+
+def refuses(program: Program, file: str) -> None:
+    """Check that a program cannot be captured, says why and where, and leaves everything as it was; twice."""
+    torch.manual_seed(0)  # of the parameters that modules draw
+    original = program.make()
+    callee = primexec.make_traced(original)
+    for i in range(2):
+        args, kwargs = arguments(program, i)
+        inputs = {"args": args, "kwargs": kwargs}
+        torch.manual_seed(i)
+        noted = versions(inputs | {"state": reachable(original)})
+        before = facts_of(inputs | {"state": reachable(original)}) | surroundings()
+        message = ""
+        try:
+            with program.around(i):
+                callee(*args, **kwargs)
+        except primexec.CaptureError as error:
+            message = str(error)
+        assert message, f"call {i} raised no CaptureError"
+        after = facts_of(inputs | {"state": reachable(original)}) | surroundings()
+        found = differences(before, after)
+        assert not found, found
+        assert all(tensor._version == version for tensor, version in noted.values())
+        assert re.search(program.match, message), f"{message!r} does not match {program.match!r}"
+        if program.line is not None:
+            assert file in message, f"{message!r} does not name {file}"
+            assert program.line in message, f"{message!r} does not quote {program.line!r}"

@@ -1,0 +1,35 @@
+"""Small programs that are run eagerly and traced; tests/harness.py compares the two."""
+
+from tests.programs import (
+    aliasing,
+    buffers,
+    factories,
+    functions,
+    guards,
+    inplace,
+    metadata,
+    modules,
+    opaque,
+    pytrees,
+    raises,
+    random_,
+    views,
+)
+from tests.programs.table import Program
+
+FAMILIES = (
+    views,
+    inplace,
+    aliasing,
+    buffers,
+    random_,
+    factories,
+    metadata,
+    pytrees,
+    functions,
+    guards,
+    modules,
+    opaque,
+)
+PROGRAMS: list[Program] = [program for file in FAMILIES for program in file.FAMILY.programs]
+REFUSED: list[Program] = raises.FAMILY.programs

@@ -1,0 +1,332 @@
+"""What cannot be captured soundly: each raises a CaptureError that quotes the line, and changes nothing."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from tests.programs.table import Family, draw, tensors
+
+FAMILY = Family("raises")
+X = tensors((3, 4))
+FILE = "raises.py"
+
+COUNT = 0
+KEPT: Any = None
+LOG: list[Any] = []
+TABLE: dict[str, Any] = {}
+
+# A branch on a value, or a value as a Python number: the text of the line is the text of the lambda.
+VALUES: dict[str, Any] = {
+    "if": (lambda x: x if x.sum() > 0 else -x, "x if x.sum() > 0 else -x"),
+    "and": (lambda x: x.any() and x + 1, "x.any() and x + 1"),
+    "not": (lambda x: not x.any(), "not x.any()"),
+    "bool": (lambda x: bool(x[0, 0] > 0), "bool(x[0, 0] > 0)"),
+    "item": (lambda x: x * x[0, 0].item(), "x[0, 0].item()"),
+    "item_intermediate": (lambda x: (x + 1).sum().item(), "(x + 1).sum().item()"),
+    "float": (lambda x: x * float(x.sum()), "float(x.sum())"),
+    "int": (lambda x: x * int(x.sum()), "int(x.sum())"),
+    "complex": (lambda x: x * complex(x.sum()), "complex(x.sum())"),
+    "index": (lambda x: [1, 2, 3][x.argmax() % 3], "[1, 2, 3][x.argmax() % 3]"),
+    "range": (lambda x: sum(range(x[0].argmax()), x), "range(x[0].argmax())"),
+    "slice": (lambda x: x[: x[0].argmax()], "x[: x[0].argmax()]"),
+    "tolist": (lambda x: x.tolist(), "x.tolist()"),
+    "tolist_intermediate": (lambda x: sum((x + 1).flatten().tolist()), ".flatten().tolist()"),
+    "numpy": (lambda x: x.numpy(), "x.numpy()"),
+    "numpy_detached": (lambda x: x.detach().numpy().sum(), "x.detach().numpy()"),
+    "np_asarray": (lambda x: np.asarray(x).sum(), "np.asarray(x)"),
+    "np_function": (lambda x: np.sum(x), "np.sum(x)"),
+    "equal": (lambda x: x if torch.equal(x, -x) else x * 2, "torch.equal(x, -x)"),
+    "allclose": (lambda x: torch.allclose(x, x + 1), "torch.allclose(x, x + 1)"),
+    "contains": (lambda x: 0.0 in x, "0.0 in x"),
+    "in_list": (lambda x: x[0] in [x[1], x[2]], "x[0] in [x[1], x[2]]"),
+    "max": (lambda x: max(x[0, 0], x[0, 1]), "max(x[0, 0], x[0, 1])"),
+    "sorted": (lambda x: sorted(x[0]), "sorted(x[0])"),
+    "format": (lambda x: f"{x.sum():.2f}", 'f"{x.sum():.2f}"'),
+    "math": (lambda x: x * round(x.sum().item(), 2), "round(x.sum().item(), 2)"),
+    "is_nonzero": (lambda x: x.sum().is_nonzero(), "x.sum().is_nonzero()"),
+    "data_ptr": (lambda x: x.data_ptr(), "x.data_ptr()"),
+    "repr": (lambda x: repr(x), "repr(x)"),
+    "hash_of_values": (lambda x: hash(tuple(x[0].tolist())), "x[0].tolist()"),
+}
+for name, (function, line) in VALUES.items():
+    FAMILY.add(f"value_{name}", function, X, line=line)
+
+
+@FAMILY.program(X, line="while x.sum() < 10:")
+def value_while(x: Tensor) -> Tensor:
+    while x.sum() < 10:
+        x = x + 1
+    return x
+
+
+@FAMILY.program(X, line="assert (x < 100).all()")
+def value_assert(x: Tensor) -> Tensor:
+    assert (x < 100).all()
+    return x
+
+
+@FAMILY.program(X, line="if checked(y):")
+def value_in_helper_of_library(x: Tensor) -> Tensor:
+    y = x + 1
+    if checked(y):
+        return y
+    return x
+
+
+checked = torch.is_nonzero  # inside of torch; the user's line is what calls it
+
+
+@FAMILY.program(X, line="if x.sum() > 0:")
+def value_after_write(x: Tensor) -> Tensor:
+    """The write that came before must not have reached the real tensor."""
+    x.add_(1)
+    if x.sum() > 0:
+        return x
+    return -x
+
+
+# Python side effects.
+@FAMILY.factory(X, line="log.append(x.shape[0])")
+def list_append() -> Any:
+    log: list[int] = []
+
+    def run(x: Tensor) -> Tensor:
+        log.append(x.shape[0])
+        return x + 1
+
+    return run
+
+
+@FAMILY.factory(X, line="log.append(y)")
+def list_append_of_tensor() -> Any:
+    log: list[Tensor] = []
+
+    def run(x: Tensor) -> Tensor:
+        y = x + 1
+        log.append(y)
+        return y
+
+    return run
+
+
+@FAMILY.factory(X, line='table["n"] = 2')
+def dict_write() -> Any:
+    table = {"n": 1}
+
+    def run(x: Tensor) -> Tensor:
+        table["n"] = 2
+        return x + 1
+
+    return run
+
+
+@FAMILY.factory(X, line="seen.add(x.dtype)")
+def set_add() -> Any:
+    seen: set[Any] = set()
+
+    def run(x: Tensor) -> Tensor:
+        seen.add(x.dtype)
+        return x + 1
+
+    return run
+
+
+@FAMILY.factory(X, line="count += 1")
+def nonlocal_write() -> Any:
+    count = 0
+
+    def run(x: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return x + count
+
+    return run
+
+
+@FAMILY.program(X, line="COUNT += 1")
+def global_write(x: Tensor) -> Tensor:
+    global COUNT
+    COUNT += 1
+    return x + 1
+
+
+@FAMILY.program(X, line="KEPT = x")
+def escape_to_global(x: Tensor) -> Tensor:
+    global KEPT
+    KEPT = x
+    return x + 1
+
+
+@FAMILY.program(X, line="LOG.append(x + 1)")
+def escape_to_global_list(x: Tensor) -> Tensor:
+    LOG.append(x + 1)
+    return x
+
+
+@FAMILY.program(X, line='TABLE["x"] = x * 2')
+def escape_to_global_dict(x: Tensor) -> Tensor:
+    TABLE["x"] = x * 2
+    return x
+
+
+@FAMILY.program(lambda i: ([draw(i, 3)],), line="xs.append(xs[0] + 1)")
+def argument_list_append(xs: list[Tensor]) -> Tensor:
+    xs.append(xs[0] + 1)
+    return xs[0]
+
+
+@FAMILY.program(lambda i: ({"x": draw(i, 3)},), line='d["y"] = d["x"] + 1')
+def argument_dict_write(d: dict[str, Tensor]) -> Tensor:
+    d["y"] = d["x"] + 1
+    return d["x"]
+
+
+@FAMILY.program(lambda i: ({"x": draw(i, 3)},), line='d.pop("x")')
+def argument_dict_pop(d: dict[str, Tensor]) -> Tensor:
+    return d.pop("x") + 1
+
+
+class Counter(nn.Module):
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        self.calls = 0
+        self.last: Any = None
+        self.history: list[Any] = []
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def module_program(line: str) -> Any:
+    def register(function: Any) -> Any:
+        FAMILY.add_factory(function.__name__, lambda: Counter(function), X, line=line)
+        return function
+
+    return register
+
+
+@module_program("self.calls += 1")
+def module_counter(self: Any, x: Tensor) -> Tensor:
+    self.calls += 1
+    return x * 2
+
+
+@module_program("self.last = x * 2")
+def module_keeps_tensor(self: Any, x: Tensor) -> Tensor:
+    self.last = x * 2
+    return x
+
+
+@module_program("self.history.append(x)")
+def module_appends(self: Any, x: Tensor) -> Tensor:
+    self.history.append(x)
+    return x
+
+
+@module_program("self.fresh = 1")
+def module_new_attribute(self: Any, x: Tensor) -> Tensor:
+    self.fresh = 1
+    return x
+
+
+@module_program("self.train(not self.training)")
+def module_toggles_training(self: Any, x: Tensor) -> Tensor:
+    self.train(not self.training)
+    return x + 1
+
+
+@module_program("self.register_buffer(")
+def module_registers_buffer(self: Any, x: Tensor) -> Tensor:
+    self.register_buffer("late", torch.zeros(3))
+    return x + 1
+
+
+class Tally:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x + 1
+
+
+FAMILY.add_factory("object_counter", Tally, X, line="self.count += 1")
+FAMILY.add_factory("object_counter_method", lambda: Tally().__call__, X, line="self.count += 1")
+
+# Random numbers that are not torch's, and torch's seeds.
+RANDOM: dict[str, Any] = {
+    "python": (lambda x: x * random.random(), "random.random()"),
+    "python_int": (lambda x: x * random.randint(1, 9), "random.randint(1, 9)"),
+    "python_choice": (lambda x: random.choice([x, -x]), "random.choice([x, -x])"),
+    "python_shuffle": (lambda x: random.sample(range(3), 3), "random.sample(range(3), 3)"),
+    "numpy": (lambda x: x * np.random.rand(), "np.random.rand()"),
+    "numpy_normal": (lambda x: x + np.random.normal(), "np.random.normal()"),
+    "manual_seed": (lambda x: (torch.manual_seed(0), x + torch.rand(4)), "torch.manual_seed(0)"),
+    "seed": (lambda x: (torch.seed(), x + torch.rand(4)), "torch.seed()"),
+    "set_rng_state": (lambda x: (torch.set_rng_state(torch.get_rng_state()), x), "torch.set_rng_state("),
+    "generator_seed": (
+        lambda x: (torch.default_generator.manual_seed(1), x),
+        "torch.default_generator.manual_seed(1)",
+    ),
+}
+for name, (function, line) in RANDOM.items():
+    FAMILY.add(f"random_{name}", function, X, line=line)
+
+FAMILY.add(
+    "generator_argument_seeded",
+    lambda x, g: (g.manual_seed(1), torch.rand(2, generator=g)),
+    lambda i: (draw(i, 3), torch.Generator().manual_seed(i)),
+    line="g.manual_seed(1)",
+)
+
+
+# Arguments that nothing is known about: the message names them.
+class Options:
+    """Neither a pytree nor a plain value."""
+
+    scale = 2.0
+
+
+ARGUMENTS: dict[str, Any] = {
+    "object": Options,
+    "set": lambda: {1, 2},
+    "bytearray": lambda: bytearray(b"ab"),
+    "array": lambda: np.ones(3, dtype=np.float32),
+    "iterator": lambda: iter([1, 2]),
+    "cache": DynamicCache,
+    "object_in_list": lambda: [1, Options()],
+}
+for name, make in ARGUMENTS.items():
+    FAMILY.add(
+        f"argument_{name}",
+        lambda x, odd: x + 1,
+        lambda i, make=make: (draw(i, 3), make()),
+        match="odd|args?\\[1\\]",
+    )
+
+
+# Results that require grad: training is not there yet.
+def parameter_module() -> nn.Module:
+    return nn.Linear(4, 2)
+
+
+FAMILY.add("grad_input", lambda x: x * 2, lambda i: (draw(i, 3).requires_grad_(),), match="grad")
+FAMILY.add("grad_input_returned", lambda x: x, lambda i: (draw(i, 3).requires_grad_(),), match="grad")
+FAMILY.add_factory("grad_parameters", parameter_module, X, match="grad")
+FAMILY.add("grad_made_inside", lambda x: torch.zeros(3).requires_grad_(), X, match="grad")
+
+
+@FAMILY.factory(X, match="grad", contexts=(torch.no_grad,))
+def grad_enabled_inside() -> Any:
+    weight = draw(1, 4).requires_grad_()
+
+    def run(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return x * weight
+
+    return run
