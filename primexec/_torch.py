@@ -219,6 +219,15 @@ class _CapturingFlag:
         return capturing() or bool(self.before)
 
 
+def _as_bool(name: str) -> Callable[..., Any]:
+    return lambda self, *other: getattr(bool(self), name)(*other)
+
+
+# Library code also combines the flag with others: transformers writes `is_compiling() | is_proxy(x)`.
+for _name in ("or", "ror", "and", "rand", "xor", "rxor", "eq", "ne", "int", "index", "hash", "repr"):
+    setattr(_CapturingFlag, f"__{_name}__", _as_bool(f"__{_name}__"))
+
+
 @contextmanager
 def capture_environment() -> Iterator[None]:
     """What must hold in this thread while a capture runs. Callers hold the capture lock."""
@@ -305,3 +314,29 @@ def modes_off() -> Iterator[None]:
 
 
 set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
+
+
+def python_references(held: dict[str, Any], key: str) -> int:
+    """How many Python objects refer to the tensor `held[key]`, that dict included.
+
+    Where C++ holds a tensor too (a view its base), PyTorch counts that as one more reference.
+    """
+    return _count_references(held, key) - _references_of_a_call()
+
+
+def _count_references(held: dict[str, Any], key: str) -> int:
+    value: Tensor = held[key]
+    return sys.getrefcount(value) - (value._use_count() > 1 and _cpp_counts())
+
+
+@cache
+def _cpp_counts() -> bool:
+    base = torch.empty(1)
+    alone = sys.getrefcount(base)
+    view = base.view(1)
+    return view._is_view() and sys.getrefcount(base) > alone
+
+
+@cache
+def _references_of_a_call() -> int:
+    return _count_references({"val": torch.empty(0)}, "val") - 1

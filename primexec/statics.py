@@ -67,8 +67,9 @@ def freeze_static(value: object) -> Any:
         return _freeze_all(kind, (value.start, value.stop, value.step))
     if kind is tuple or kind is frozenset:
         return _freeze_all(kind, value)  # type: ignore[arg-type]
-    if dataclasses.is_dataclass(value) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        return _freeze_all(kind, [getattr(value, f.name) for f in dataclasses.fields(value)])
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if parameters is not None and parameters.frozen:
+        return _freeze_all(kind, [getattr(value, f.name) for f in dataclasses.fields(kind)])
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
         return kind, value.dtype.str, value.tobytes()

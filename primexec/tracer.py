@@ -183,6 +183,8 @@ class Tracer:
         """Run one operator on fake tensors and add its node."""
         if isinstance(op, _torch.HigherOrderOperator):
             return higher_order.record(self, op, args, kwargs)
+        if op.namespace == "prim":  # asks a tensor for its device or layout
+            return op(*args, **kwargs)
         aten = _torch.prim_as_aten(op)
         if aten is not None:
             with _Operators(self):
@@ -195,7 +197,8 @@ class Tracer:
         return self.add_node(op, node_args, node_kwargs, out)
 
     def add_node(self, op: Any, node_args: Any, node_kwargs: Any, out: Any) -> Any:
-        node = self.graph.call_function(op, node_args, node_kwargs)
+        name = op._schema.name.partition("::")[2] if isinstance(op, _torch.OpOverload) else op.name()
+        node = self.graph.create_node("call_function", op, node_args, node_kwargs, name=name)
         node.meta["source"] = source = self.source()
         if source is not None:
             node.meta["stack_trace"] = f"  {source}"
@@ -209,7 +212,9 @@ class Tracer:
             node.meta["spec"] = [TensorSpec.of(t) if isinstance(t, Tensor) else t for t in out]
             for i, t in enumerate(out):
                 if isinstance(t, Tensor):
-                    item = self.graph.call_function(operator.getitem, (node, i))
+                    item = self.graph.create_node(
+                        "call_function", operator.getitem, (node, i), name=f"{node.name}_{i}"
+                    )
                     item.meta["source"], item.meta["inference"] = node.meta["source"], inference
                     self._bind_output(t, item)
         return out
@@ -318,29 +323,15 @@ class Tracer:
         nodes = [n for n in self.scope.graph.nodes if isinstance(n.meta.get("val"), Tensor)]
         self.scope.alive.clear()
         self._lifts.clear()
-        if any(_references(n) > _OWN_REFERENCES for n in nodes):
+        if any(_torch.python_references(n.meta, "val") > 1 for n in nodes):
             gc.collect()  # exceptions that the user's code caught keep frames alive in cycles
         for node in nodes:
-            if _references(node) > _OWN_REFERENCES:
+            if _torch.python_references(node.meta, "val") > 1:
                 raise CaptureError(
                     "a tensor of the traced function is kept somewhere outside of it (a list, an attribute, a cache)",
                     hint="return it instead",
                     source=node.meta.get("source"),
                 )
-
-
-def _references(node: fx.Node) -> int:
-    return sys.getrefcount(node.meta["val"])
-
-
-def _measure_own_references() -> int:
-    graph = fx.Graph()
-    node = graph.placeholder("x")
-    node.meta["val"] = torch.empty(0)
-    return _references(node)
-
-
-_OWN_REFERENCES = _measure_own_references()
 
 
 class _Operators(_torch.TorchDispatchMode):

@@ -1,8 +1,8 @@
 """Runs a program eagerly and traced, and compares all that a caller can observe.
 
-A run is described by facts: a flat dictionary from a path ("call 1: out[0].stride") to a plain value. Two runs
-are equal if their facts are. Which tensors are one object, and which share a storage, are facts too: objects and
-storages are numbered in the order in which they are met.
+A run is described by facts: a flat dictionary from a path ("call 1: out[0].stride") to a plain value. Two
+runs are equal if their facts are. Which tensors are one object, and which share a storage, are facts too:
+objects and storages are numbered in the order in which they are met.
 """
 
 import functools
@@ -261,7 +261,7 @@ def ignore(callee: Any, i: int, frames: list[str]) -> None:
 
 
 def expect_counts(program: Program) -> Callable[[Any, int, list[str]], None]:
-    """Check after each call that it traced or hit as the program says, and that a hit ran none of its code."""
+    """Check after each call that it traced or hit as the program says, and that a hit ran no user code."""
 
     def check(callee: Any, i: int, frames: list[str]) -> None:
         info = callee.cache_info()
@@ -284,45 +284,51 @@ def same_module(original: Any, callee: Any) -> None:
             assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
 
 
+def attempt(
+    program: Program, prepare: Callable[[Any], Any], check: Callable[[Any, int, list[str]], None]
+) -> Facts | Exception:
+    try:
+        return run(program, prepare, check)
+    except Exception as error:
+        return error
+
+
 def compare(program: Program, *, may_raise: bool = False) -> None:
     """Hold the traced program against eager; raise an AssertionError that lists every difference.
 
-    Where eager raises, the traced program has to raise the same type, and `may_raise` says that the program does
-    not know beforehand: then a CaptureError will do too.
+    Where eager raises, the traced program has to raise the same type; where nobody knew beforehand
+    (`may_raise`), a CaptureError will do too.
     """
-    try:
-        eager = run(program, lambda fn: fn, ignore)
-    except Exception as error:
-        assert may_raise or program.raises is type(error), f"eager raised {error!r}, and was not to"
-        raises_too(program, error, (type(error), primexec.CaptureError) if may_raise else (type(error),))
-        return
-    assert program.raises is None, f"eager was to raise {program.raises}, and did not"
 
     def prepare(original: Any) -> Any:
         callee = primexec.make_traced(original)
         same_module(original, callee)
         return callee
 
-    try:
-        traced = run(program, prepare, expect_counts(program))
-    except primexec.CaptureError:
-        if program.either:
+    eager = attempt(program, lambda fn: fn, ignore)
+    if isinstance(eager, Exception):
+        if not may_raise and program.raises is not type(eager):
+            raise eager
+        raises_too(program, eager, attempt(program, prepare, ignore), or_refuses=may_raise)
+        return
+    assert program.raises is None, f"eager was to raise {program.raises}, and did not"
+    traced = attempt(program, prepare, expect_counts(program))
+    if isinstance(traced, Exception):
+        if program.either and isinstance(traced, primexec.CaptureError):
             return
-        raise
+        raise traced
     found = differences(eager, traced)
     assert not found, found
 
 
-def raises_too(program: Program, error: Exception, types: tuple[type[Exception], ...]) -> None:
+def raises_too(program: Program, eager: Exception, traced: Facts | Exception, *, or_refuses: bool) -> None:
     """Check that the traced program raises what eager raised."""
-    assert re.search(program.match, str(error)), f"{error!r} does not match {program.match!r}"
-    try:
-        run(program, primexec.make_traced, ignore)
-    except Exception as raised:
-        assert type(raised) in types, f"traced raised {raised!r}, eager {error!r}"
-        assert re.search(program.match, str(raised)), f"{raised!r} does not match {program.match!r}"
-    else:
-        raise AssertionError(f"eager raised {error!r}, and traced nothing")
+    assert isinstance(traced, Exception), f"eager raised {eager!r}, and traced nothing"
+    assert re.search(program.match, str(eager)), f"{eager!r} does not match {program.match!r}"
+    if or_refuses and isinstance(traced, primexec.CaptureError):
+        return
+    assert type(traced) is type(eager), f"traced raised {traced!r}, eager {eager!r}"
+    assert re.search(program.match, str(traced)), f"{traced!r} does not match {program.match!r}"
 
 
 def refuses(program: Program, file: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, note
 from hypothesis import strategies as st
@@ -209,7 +210,7 @@ def programs(choose: st.DrawFn) -> Generated:
     inputs = choose(sources())
     known = list(make_inputs(inputs, 0))
     steps: list[Step] = []
-    for _ in range(choose(st.integers(1, 9))):
+    for _ in range(choose(st.integers(3, 14))):
         variables = st.builds(Var, st.integers(0, len(known) - 1))
         on = choose(variables)
         methods = choose(st.sampled_from((VIEWS, WRITES, RESULTS)))
@@ -231,6 +232,7 @@ def programs(choose: st.DrawFn) -> Generated:
     return Generated(inputs, tuple(steps), tuple(outputs))
 
 
+@pytest.mark.filterwarnings("ignore:Casting complex values to real")  # torch says it once in a process
 @given(programs())
 def test_generated_program(generated: Generated) -> None:
     note(str(generated))
