@@ -169,7 +169,7 @@ def is_fake(t: object) -> bool:
 def uncapturable() -> dict[type[Exception], tuple[str, str]]:
     """Exceptions of fake tensors that mean "this has no static program": class to (reason, way out)."""
     fake = "torch._subclasses.fake_tensor."
-    value = "return the tensor instead, use torch.where or torch.cond, or use torch.compile(backend='primexec')"
+    value = "return the tensor instead, use torch.where or torch.cond, or use torch.compile"
     return {
         private(fake + "DataDependentOutputException"): (
             "the value of a tensor is needed in Python ({op}), but a program is traced without values",

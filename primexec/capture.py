@@ -106,7 +106,8 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
             raise tracer.failure
         _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
         captured = _finish(tracer, reads, shadows, result, name)
-        del result, fakes, fake_args, fake_kwargs
+        shadows.clear()
+        del run, result, fakes, fake_args, fake_kwargs
         tracer.check_escapes()
     except CaptureError:
         reads.restore()
@@ -160,10 +161,14 @@ class _OutsideState:
         if random.getstate() != self._random_state:
             random.setstate(self._random_state)
             changed.append("the state of Python's random module")
-        if self._numpy is not None and repr(self._numpy.get_state()) != repr(self._numpy_state):
+        if self._numpy is not None and _differ(self._numpy.get_state(), self._numpy_state):
             self._numpy.set_state(self._numpy_state)
             changed.append("the state of NumPy's random generator")
         return " and ".join(changed)
+
+
+def _differ(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return a[2:] != b[2:] or a[1].tobytes() != b[1].tobytes()
 
 
 def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:

@@ -243,8 +243,9 @@ class _Writer:
         values = {v: x for v, x in self.leaves if isinstance(x, Tensor)}
         values |= {v: _read(places[0]) for v, places in zip(states, captured.states, strict=True)}
         tensors = {v: x for v, x in values.items() if isinstance(x, Tensor)}
-        check = self._constant(_torch.tensor_guards([*tensors.values(), _SENTINEL]))
-        self._miss_if(f"not {check}({', '.join([*tensors, self._constant(_SENTINEL)])})")
+        once = {id(x): (v, x) for v, x in tensors.items()}  # the check refuses one tensor twice
+        check = self._constant(_torch.tensor_guards([*(x for _, x in once.values()), _SENTINEL]))
+        self._miss_if(f"not {check}({', '.join([*(v for v, _ in once.values()), self._constant(_SENTINEL)])})")
         for variable, value in values.items():
             if isinstance(value, torch.Generator):
                 self._miss_if(f"{variable}.device != {self._constant(value.device)}")

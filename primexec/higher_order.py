@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from primexec.program import TensorSpec
+
 if TYPE_CHECKING:
     from primexec.tracer import Tracer
 
@@ -21,11 +23,13 @@ class Form:
         bodies: positions of the functions.
         operands: what a body is called with, from the operator's arguments.
         extra: position of the tuple to which the tensors that a body closes over are appended.
+        result: the operator on fake tensors.
     """
 
     bodies: tuple[int, ...]
     operands: Callable[[Sequence[Any]], list[Any]]
     extra: int
+    result: Callable[[Any, list[Any]], Any] = lambda op, args: op(*args)
 
 
 def _slices(xs: Sequence[Tensor]) -> list[Tensor]:
@@ -34,7 +38,8 @@ def _slices(xs: Sequence[Tensor]) -> list[Tensor]:
 
 FORMS: dict[str, Form] = {
     "cond": Form((1, 2), lambda a: [*a[3]], 3),
-    "while_loop": Form((0, 1), lambda a: [*a[2], *a[3]], 3),
+    # What the loop carries keeps its shape; torch's own rule for fake tensors needs symbolic shapes.
+    "while_loop": Form((0, 1), lambda a: [*a[2], *a[3]], 3, lambda op, a: tuple(a[1](*a[2], *a[3]))),
     "scan": Form((0,), lambda a: [*a[1], *_slices(a[2]), *a[3]], 3),
     "associative_scan": Form((0,), lambda a: [*_slices(a[1]), *_slices(a[1]), *a[2]], 2),
     "map_impl": Form((0,), lambda a: [*_slices(a[1]), *a[2]], 2),
@@ -59,7 +64,7 @@ def record(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         name = f"{op.name()}_{i}_{len(tracer.submodules._modules)}"
         tracer.submodules.add_module(name, module)
         node_args[i] = tracer.graph.get_attr(name)
-    out = op(*new, **kwargs)
+    out = form.result(op, new)
     return tracer.add_node(op, tuple(node_args), kwargs, out)
 
 
@@ -71,8 +76,10 @@ def lift_from_outside(tracer: Tracer, t: Any) -> fx.Node:
     finally:
         tracer.scope = inner
     node = _placeholder(inner.graph, f"outside_{len(inner.lifted)}")
-    inner.bind(t, node)
+    inner.nodes[id(t)] = node
     inner.lifted.append(t)
+    inner.alive.append(t)
+    node.meta["spec"] = TensorSpec.of(t)
     return node
 
 
@@ -114,7 +121,7 @@ class _Body:
     def finish(self, outside: list[Tensor]) -> fx.GraphModule:
         """The body as a module that takes its operands and then every tensor from outside."""
         graph = self.scope.graph
-        placeholders = {id(n.meta["val"]): n for n in graph.nodes if n.op == "placeholder"}
+        placeholders = {id(t): self.scope.nodes[id(t)] for t in self.scope.lifted}
         body_order = [n for n in graph.nodes if n.op == "placeholder" and n.name.startswith("operand_")]
         for t in outside:
             body_order.append(placeholders.get(id(t)) or _placeholder(graph, "unused"))

@@ -208,11 +208,11 @@ class Reads:
             self.reach(value.fget, label)
         elif isinstance(value, dict):
             self._seen[id(value)] = value
-            for key, part in list(value.items()):
+            for key, part in list(dict.items(value)):
                 self.reach(part, f"{label}[{key!r}]")
         elif isinstance(value, (list, tuple, set, frozenset)):
             self._seen[id(value)] = value
-            for i, part in enumerate(list(value)):
+            for i, part in enumerate(statics.contents(value)):
                 self.reach(part, f"{label}[{i}]")
         elif isinstance(value, types.ModuleType):
             if not is_library(getattr(value, "__file__", None) or "<frozen"):
@@ -301,7 +301,8 @@ class Reads:
 
     def _watch_container(self, value: Any, label: str) -> None:
         if statics.is_container(value) and statics.freeze_static(value) is None:
-            copied = value.copy() if hasattr(value, "copy") else value
+            base = statics.builtin_base(value)
+            copied = base.copy(value) if hasattr(base, "copy") else value
             self.containers.append((value, statics.freeze(value), copied, label))
 
     # Afterwards ----------------------------------------------------------------------------------------
@@ -335,9 +336,10 @@ class Reads:
             if statics.freeze(cell.get()) != cell.value and only(cell.get()):
                 cell.set(cell.original)
         for container, then, copied, _ in self.containers:
-            if statics.freeze(container) != then and any(only(v) for v in _flat(container)):
-                container.clear()
-                (container.update if hasattr(container, "update") else container.extend)(copied)
+            if statics.freeze(container) != then and any(map(only, statics.contents(container))):
+                base = statics.builtin_base(container)
+                base.clear(container)
+                (base.update if hasattr(base, "update") else base.extend)(container, copied)
 
     def tensors(self) -> Iterator[tuple[Any, Any, str, Any]]:
         """(container or getter, key, label, value) of every place reached that holds a tensor or generator."""
@@ -347,7 +349,7 @@ class Reads:
                     yield namespace.dict, name, f"{namespace.label}{name}", value
         for value in list(self._seen.values()):
             if isinstance(value, (dict, list, tuple)):
-                for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+                for key, part in dict.items(value) if isinstance(value, dict) else enumerate(value):
                     if isinstance(part, _INPUTS):
                         yield value, key, f"[{key!r}]", part
         for cell in self.cells:
@@ -393,7 +395,3 @@ def _cell_value(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:  # not filled yet
         return _ABSENT
-
-
-def _flat(container: Any) -> Iterator[Any]:
-    yield from container.values() if isinstance(container, dict) else container

@@ -39,7 +39,7 @@ class Shadows:
         if id(module) in self._of:
             return self._of[id(module)][1]
         if isinstance(module, torch.jit.ScriptModule):
-            return module  # has no attributes of its own in Python
+            raise CaptureError("a TorchScript module cannot be traced", hint="trace the module it was made from")
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if isinstance(tensor, UninitializedTensorMixin):
                 raise CaptureError(
@@ -70,6 +70,10 @@ class Shadows:
                             yield real, name, ours.get(name, _REMOVED), f"{label}.{name}"
             for name in shadow._modules.keys() ^ module._modules.keys():
                 yield module.__dict__["_modules"], name, shadow._modules.get(name), f"{label}.{name}"
+
+    def clear(self) -> None:
+        """Let go of the shadows, and so of the tensors that hang on them."""
+        self._of.clear()
 
     def adopt(self, real: Any) -> Any:
         """The module a shadow stands for, where `real` is a shadow; used for what the function returns."""

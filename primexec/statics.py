@@ -101,7 +101,21 @@ def freeze(value: object) -> Any:
 
 
 def is_container(value: object) -> bool:
-    return isinstance(value, (list, tuple, dict, set, frozenset, bytearray))
+    return isinstance(value, _BUILTIN_CONTAINERS)
+
+
+_BUILTIN_CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, bytearray)
+
+
+def builtin_base(container: Any) -> Any:
+    """The builtin type of a container: methods that its own class overrides may run user code."""
+    return next(base for base in _BUILTIN_CONTAINERS if isinstance(container, base))
+
+
+def contents(container: Any) -> list[Any]:
+    """The elements of a container, or the values of a dict, read with the builtin type's methods."""
+    base = builtin_base(container)
+    return list(base.values(container) if base is dict else base.__iter__(container))
 
 
 def freeze_container(value: Any, other: Callable[[object], Any]) -> Any:
@@ -118,10 +132,10 @@ def freeze_container(value: Any, other: Callable[[object], Any]) -> Any:
             return other(v)
         seen.add(id(v))
         if isinstance(v, dict):
-            return type(v), tuple((deep(k), deep(x)) for k, x in v.items())
+            return type(v), tuple((deep(k), deep(x)) for k, x in dict.items(v))
         if isinstance(v, (set, frozenset)):
-            return type(v), frozenset(deep(x) for x in v)
-        return type(v), tuple(deep(x) for x in v)
+            return type(v), frozenset(map(deep, contents(v)))
+        return type(v), tuple(map(deep, contents(v)))
 
     return deep(value)
 

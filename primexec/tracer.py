@@ -134,6 +134,7 @@ class Tracer:
         outer, self.scope = self.scope, self._outermost()
         with self.scope.graph.inserting_after(self._last_placeholder()):
             node = self.scope.graph.placeholder(_identifier(name))
+            node.target = node.name  # names are made unique, targets are not
         self.scope = outer
         if isinstance(real, Tensor):
             with _torch.modes_off(), torch.inference_mode(real.is_inference()):
@@ -226,7 +227,8 @@ class Tracer:
             self.scope.bind(t, node)
 
     def _record_constant(self, op: Any, real: Tensor) -> Any:
-        placeholder = self.constant(real.detach())
+        with _torch.modes_off():
+            placeholder = self.constant(real.detach())
         out = op(real)  # a fake tensor that remembers its value
         return self.add_node(torch.ops.aten.lift_fresh_copy.default, (self._in_scope(placeholder),), {}, out)
 

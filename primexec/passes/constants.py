@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
 from primexec import _torch, effects
-from primexec.program import Program
+from primexec.program import ApiCall, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,17 @@ class ShareConstants:
         kept = {_storage(n) for node in graph.nodes for n in effects.writes(node)}
         kept |= {_storage(n) for n in graph.output_node().all_input_nodes}
         kept |= {_storage(n) for node in graph.nodes if _is_opaque(node) for n in node.all_input_nodes}
-        for node in copies:
-            if _storage(node) not in kept:
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
-        return program
+        shared = {n: n.args[0] for n in copies if _storage(n) not in kept}
+        for node, constant in shared.items():
+            node.replace_all_uses_with(constant)
+            graph.erase_node(node)
+        return replace(program, calls=tuple(_renamed(c, shared) for c in program.calls))
+
+
+def _renamed(call: ApiCall, shared: dict[fx.Node, fx.Node]) -> ApiCall:
+    args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: shared.get(n, n))
+    inputs = frozenset(shared.get(n, n) for n in call.inputs)
+    return replace(call, args=args, kwargs=kwargs, inputs=inputs)
 
 
 def _storage(node: fx.Node) -> int | None:
