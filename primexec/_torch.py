@@ -301,6 +301,11 @@ def torch_directory() -> str:
     return os.path.dirname(torch.__file__) + os.sep
 
 
+def identity(value: object) -> int:
+    """A number for a tensor or generator, as long as it lives; operators see generators in new Python objects."""
+    return -value._cdata if isinstance(value, torch.Generator) else id(value)
+
+
 def storage_key(t: Tensor) -> int:
     """A number that two tensors share exactly when they share memory."""
     return t.untyped_storage()._cdata

@@ -190,6 +190,8 @@ class Reads:
         """Make whatever hangs on value known: its attributes are recorded once code names them."""
         if id(value) in self._seen or len(self._seen) > MAX_OBJECTS:
             return
+        if isinstance(value, torch.jit.ScriptModule):
+            return  # keeps nothing in Python
         if isinstance(value, torch.nn.Module):
             self._seen[id(value)] = value
             self._reach_module(value, label)

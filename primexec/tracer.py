@@ -51,7 +51,7 @@ class Scope:
         self.lifted: list[Tensor] = []  # tensors of an outer scope that this one uses
 
     def bind(self, value: object, node: fx.Node) -> None:
-        self.nodes[id(value)] = node
+        self.nodes[_torch.identity(value)] = node
         self.alive.append(value)
         if isinstance(value, Tensor):
             node.meta["val"] = value
@@ -96,17 +96,17 @@ class Tracer:
         """The stand-in for an argument: a fake tensor, the generator itself, or the static value."""
         if not isinstance(leaf, (Tensor, torch.Generator)):
             return leaf
-        if id(leaf) not in self._lifts:
-            self._positions[id(leaf)] = position
+        if _torch.identity(leaf) not in self._lifts:
+            self._positions[_torch.identity(leaf)] = position
             self._add_input(leaf, "argument", position, label, label)
-        return self._lifts[id(leaf)][1]
+        return self._lifts[_torch.identity(leaf)][1]
 
     def lift(self, real: Any) -> Any:
         """The stand-in for a tensor or generator that the code reached by itself: an input read at every call."""
-        if id(real) in self._lifts:
-            if id(real) in self._positions and id(real) not in self.tied:
-                self.tied[id(real)] = self._positions[id(real)], self._find(real)
-            return self._lifts[id(real)][1]
+        if _torch.identity(real) in self._lifts:
+            if _torch.identity(real) in self._positions and _torch.identity(real) not in self.tied:
+                self.tied[_torch.identity(real)] = self._positions[_torch.identity(real)], self._find(real)
+            return self._lifts[_torch.identity(real)][1]
         if isinstance(real, Tensor) and (problem := tensor_problem(real)):
             raise self.fail(f"the function uses {problem}", "pass plain strided tensors")
         places = self._find(real)
@@ -117,14 +117,14 @@ class Tracer:
                 "pass it as an argument, or keep it in a module, a closure or a global variable",
             )
         self._add_input(real, "state", places, places[0][2].rpartition(": ")[2], places[0][2])
-        return self._lifts[id(real)][1]
+        return self._lifts[_torch.identity(real)][1]
 
     def _find(self, real: object) -> list[tuple[Any, Any, str]]:
-        if self._places is None or id(real) not in self._places:
+        if self._places is None or _torch.identity(real) not in self._places:
             self._places = {}
             for container, key, label, value in self.reads.tensors():
-                self._places.setdefault(id(value), []).append((container, key, label))
-        return self._places.get(id(real), [])
+                self._places.setdefault(_torch.identity(value), []).append((container, key, label))
+        return self._places.get(_torch.identity(real), [])
 
     def constant(self, real: Tensor) -> fx.Node:
         """An input for a tensor made from Python numbers while tracing, such as `torch.tensor([1, 2])`."""
@@ -141,7 +141,7 @@ class Tracer:
                 stand_in = self.fake_mode.from_tensor(real)
         else:
             stand_in = real
-        self._lifts[id(real)] = real, stand_in
+        self._lifts[_torch.identity(real)] = real, stand_in
         self._outermost().bind(stand_in, node)
         if not isinstance(real, Tensor):
             node.meta["spec"] = f"generator {real.device}"
@@ -170,7 +170,7 @@ class Tracer:
 
     def node_of(self, t: Any) -> fx.Node:
         """The node of a fake tensor or generator in the current graph."""
-        node = self.scope.nodes.get(id(t))
+        node = self.scope.nodes.get(_torch.identity(t))
         if node is not None:
             return node
         if self.scope.parent is not None:
@@ -221,7 +221,7 @@ class Tracer:
         return out
 
     def _bind_output(self, t: Tensor, node: fx.Node) -> None:
-        if id(t) in self.scope.nodes:  # an operator that returns its argument, such as add_
+        if _torch.identity(t) in self.scope.nodes:  # an operator that returns its argument, such as add_
             node.meta["effect"] = True
         else:
             self.scope.bind(t, node)
@@ -250,7 +250,7 @@ class Tracer:
         if isinstance(value, Tensor):
             return self.node_of(value)
         if isinstance(value, torch.Generator):
-            if value is torch.default_generator:
+            if _torch.identity(value) == _torch.identity(torch.default_generator):
                 return None
             self.lift(value)
             return self.node_of(value)
@@ -400,7 +400,7 @@ class _Calls(_torch.TorchFunctionMode):
         except _NotReplayableError:
             return
         results = out if isinstance(out, (tuple, list)) else (out,)
-        known = [tracer.scope.nodes.get(id(r)) for r in results]
+        known = [tracer.scope.nodes.get(_torch.identity(r)) for r in results]
         if out is not None and any(n is None for n in known):
             return
         made = set(nodes)
@@ -426,7 +426,7 @@ class _NotReplayableError(Exception):
 def _copy(value: Any, tracer: Tracer, inputs: set[fx.Node]) -> Any:
     """value with tensors replaced by nodes, and lists copied: what a call of the API was given."""
     if isinstance(value, (Tensor, torch.Generator)):
-        node = tracer.scope.nodes.get(id(value))
+        node = tracer.scope.nodes.get(_torch.identity(value))
         if node is None:
             raise _NotReplayableError
         inputs.add(node)
