@@ -24,6 +24,7 @@ from primexec.runtime import Executable
 
 MISS = object()
 _SENTINEL = torch.empty(0)  # its dispatch keys stand for the thread's modes where a call has no tensors
+_EXACT = {str, int, bool, type(None), type}  # types whose == holds for equal values only
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called",
     "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
@@ -217,9 +218,14 @@ class _Writer:
                 self._miss_if(f"{get}() is not {self._constant(cell.original)}")
             else:
                 self._miss_if(f"{self._constant(statics.freeze)}({get}()) != {self._constant(cell.value)}")
-        for container, frozen, _, _ in reads.containers:
+        for container, frozen, copied, _ in reads.containers:
             held = self._constant(container)
-            self._miss_if(f"{self._constant(statics.freeze)}({held}) != {self._constant(frozen)}")
+            if type(container) in (list, set) and {type(v) for v in container} <= _EXACT:
+                types = self._constant(type(container)(map(type, container)))
+                kind = type(container).__name__
+                self._miss_if(f"{held} != {self._constant(copied)} or {kind}(map(type, {held})) != {types}")
+            else:
+                self._miss_if(f"{self._constant(statics.freeze)}({held}) != {self._constant(frozen)}")
 
     # Inputs and the run --------------------------------------------------------------------------------
 

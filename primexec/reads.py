@@ -45,6 +45,11 @@ def is_library(file: str) -> bool:
     )
 
 
+def is_installed(file: str) -> bool:
+    """Code of an installed package: its classes and decorators are taken not to change, its objects may."""
+    return "site-packages" in file or "dist-packages" in file or is_library(file)
+
+
 def user_source(frame: types.FrameType | None) -> SourceLine | None:
     """The innermost line outside of torch and primexec, from this frame outwards."""
     while frame is not None:
@@ -238,7 +243,8 @@ class Reads:
         self._reach_object(module, module.__dict__, label)
 
     def _reach_function(self, fn: types.FunctionType, label: str) -> None:
-        if is_library(fn.__code__.co_filename):
+        if is_installed(fn.__code__.co_filename):
+            self.reach(getattr(fn, "__wrapped__", None), label)
             return
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             self._record_cell(
@@ -263,8 +269,12 @@ class Reads:
         return self.namespaces.setdefault(id(held), Namespace(held, label))
 
     def _record_names(self, namespace: Namespace, names: set[str] | frozenset[str]) -> None:
-        for name in list(namespace.dict) if self._everything else namespace.dict.keys() & names:
+        for name in namespace.dict.keys() & names:
             self._record(namespace, name)
+        if self._everything:
+            for name, value in namespace.dict.items():
+                if statics.freeze_static(value) is not None:
+                    self._record(namespace, name)
 
     def _record(self, namespace: Namespace, name: Any) -> None:
         if name in namespace.values or (name in _MODULE_INTERNALS and "_modules" in namespace.dict):
@@ -288,7 +298,7 @@ class Reads:
     def _record_class(self, cls: type, names: set[str] | frozenset[str], label: str) -> None:
         """Attributes of the classes in user code: plain values, and slots are read through their class."""
         for base in cls.__mro__:
-            if base.__module__.partition(".")[0] in _TRUSTED_PACKAGES:
+            if base.__module__.partition(".")[0] in _TRUSTED_PACKAGES or is_installed(_file_of(base)):
                 continue
             known = self._classes.setdefault(base, set())
             for name in (names & base.__dict__.keys()) - known:
@@ -302,10 +312,16 @@ class Reads:
                     )
 
     def _watch_container(self, value: Any, label: str) -> None:
-        if statics.is_container(value) and statics.freeze_static(value) is None:
+        if not statics.is_container(value) or statics.freeze_static(value) is not None:
+            return
+        if isinstance(value, dict):  # its version tells when it changed
+            namespace = self._namespace(value, f"{label}: ")
+            namespace.keys = tuple(value)
+            for name in namespace.keys:
+                self._record(namespace, name)
+        else:
             base = statics.builtin_base(value)
-            copied = base.copy(value) if hasattr(base, "copy") else value
-            self.containers.append((value, statics.freeze(value), copied, label))
+            self.containers.append((value, statics.freeze(value), base(statics.contents(value)), label))
 
     # Afterwards ----------------------------------------------------------------------------------------
 
@@ -333,6 +349,10 @@ class Reads:
                     if name in namespace.originals:
                         namespace.dict[name] = namespace.originals[name]
                     elif namespace.values.get(name) is _ABSENT:
+                        del namespace.dict[name]
+            if namespace.keys is not None:
+                for name in [n for n in namespace.dict if n not in namespace.keys]:
+                    if only(namespace.dict[name]):
                         del namespace.dict[name]
         for cell in self.cells:
             if statics.freeze(cell.get()) != cell.value and only(cell.get()):
@@ -390,6 +410,10 @@ def _is_plain_object(value: Any) -> bool:
         and statics.freeze_static(value) is None
         and (hasattr(value, "__dict__") or hasattr(kind, "__slots__"))
     )
+
+
+def _file_of(cls: type) -> str:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
 
 
 def _cell_value(cell: Any) -> Any:

@@ -59,8 +59,12 @@ class _Generator:
 
     def _replayable(self, calls: tuple[ApiCall, ...]) -> dict[fx.Node, ApiCall]:
         """The calls to replay, by each of their nodes: those whose inner results nobody else uses."""
+        live = set(self.graph.nodes)
         found: dict[fx.Node, ApiCall] = {}
         for call in calls:
+            # A 0-d constant given as a number leaves an input that no node uses, and may be gone.
+            if not call.inputs <= live:
+                continue
             inside = set(call.nodes)
             hidden = inside.difference(call.results)
             if all(u in inside for n in hidden for u in n.users):
