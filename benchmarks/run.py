@@ -152,7 +152,7 @@ The first call in a fresh process with empty caches, after one eager call, all i
 The largest absolute difference from the same function run in float64, over three inputs.""",
     "capture": """## Capturing GPT-2
 
-The first call minus an eager call, random weights and 64 tokens, in a fresh process; medians.""",
+The first call minus an eager call, random weights and 8 tokens, in a fresh process; medians.""",
     "imports": "## Importing",
 }
 

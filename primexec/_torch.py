@@ -45,6 +45,18 @@ def private(path: str) -> Any:
     )
 
 
+# Pytrees ------------------------------------------------------------------------------------------------
+
+
+def is_leaf(value: object) -> bool:
+    """torch.Size is a value here; pytree would take it apart and rebuild it as a tuple."""
+    return type(value) is torch.Size
+
+
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    return pytree.tree_flatten(tree, is_leaf=is_leaf)
+
+
 # Guards -------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +248,7 @@ def capture_environment() -> Iterator[None]:
     compile_and_call = utils._hop_compile_and_call
     flag = torch.compiler._is_compiling_flag
     autocast_cache = torch.is_autocast_cache_enabled()
+    has_torch_function = torch.overrides.has_torch_function
 
     def call_directly(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any = None) -> Any:
         # Eagerly torch.cond and its like go through Dynamo; a capture records the operator itself.
@@ -243,12 +256,21 @@ def capture_environment() -> Iterator[None]:
             return fn(*args, **(kwargs or {}))
         return compile_and_call(fn, args, kwargs)
 
+    def overridden(args: Any) -> bool:
+        # torch.nn's attention asks this to choose its fast path; our own mode is no reason against it.
+        if capturing():
+            return any(isinstance(a, Tensor) and type(a) not in plain for a in args)
+        return has_torch_function(args)  # type: ignore[no-any-return]
+
+    plain = (Tensor, torch.nn.Parameter, private("torch._subclasses.fake_tensor.FakeTensor"))
+
     def quiet(record: logging.LogRecord) -> bool:
         return not capturing()  # the error itself is raised; it need not be logged as well
 
     _capturing.depth = getattr(_capturing, "depth", 0) + 1
     fake_log.addFilter(quiet)
     utils._hop_compile_and_call = call_directly
+    torch.overrides.has_torch_function = overridden
     torch.compiler._is_compiling_flag = _CapturingFlag(flag)  # type: ignore[assignment]
     torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
     try:
@@ -256,6 +278,7 @@ def capture_environment() -> Iterator[None]:
     finally:
         torch.set_autocast_cache_enabled(autocast_cache)
         torch.compiler._is_compiling_flag = flag
+        torch.overrides.has_torch_function = has_torch_function
         utils._hop_compile_and_call = compile_and_call
         fake_log.removeFilter(quiet)
         _capturing.depth -= 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         CaptureError: where the call cannot be captured soundly. What the user's own code raises passes
             through unchanged.
     """
-    leaves, tree = pytree.tree_flatten((args, kwargs))
+    leaves, tree = _torch.flatten((args, kwargs))
     labels = argument_labels(leaves, tree)
     for leaf, label in zip(leaves, labels, strict=True):
         _check_argument(leaf, label)
@@ -104,6 +105,12 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
                 raise
         if tracer.failure is not None:
             raise tracer.failure
+        if reads.asks_type is not None:
+            raise CaptureError(
+                "the exact type of a tensor is compared, and while tracing it is another one",
+                hint="use isinstance(x, torch.Tensor)",
+                source=reads.asks_type,
+            )
         _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
         captured = _finish(tracer, reads, shadows, result, name)
         shadows.clear()
@@ -172,7 +179,7 @@ def _differ(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
-    leaves, after = pytree.tree_flatten(arguments)
+    leaves, after = _torch.flatten(arguments)
     if after != tree or any(a is not b for a, b in zip(leaves, fakes, strict=True)):
         raise CaptureError(
             "the function changed a list, dict or other container among its arguments",
@@ -181,7 +188,7 @@ def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
 
 
 def _finish(tracer: Tracer, reads: Reads, shadows: Shadows, result: Any, name: str) -> Captured:
-    leaves, tree = pytree.tree_flatten(result)
+    leaves, tree = _torch.flatten(result)
     outputs: list[fx.Node] = []
     places: list[int | Static] = []
     for leaf in leaves:
@@ -196,7 +203,7 @@ def _finish(tracer: Tracer, reads: Reads, shadows: Shadows, result: Any, name: s
                 )
             places.append(Static(value))
         else:
-            if node.op != "placeholder" and leaf.requires_grad:
+            if node.op != "placeholder" and _needs_autograd(leaf):
                 raise CaptureError("the result requires grad", hint=_GRAD_HINT, source=node.meta.get("source"))
             places.append(len(outputs))
             outputs.append(node)
@@ -205,6 +212,7 @@ def _finish(tracer: Tracer, reads: Reads, shadows: Shadows, result: Any, name: s
     _check_side_effects(reads)
     tracer.check_metadata(_GRAD_HINT)
     tracer.graph.output(tuple(outputs))
+    tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = fx.GraphModule(tracer.submodules, tracer.graph, class_name=name.title().replace("_", ""))
     program = Program(
         name=name,
@@ -230,6 +238,16 @@ def _finish(tracer: Tracer, reads: Reads, shadows: Shadows, result: Any, name: s
         uses_sdpa=tracer.uses_sdpa,
         inference_segments=tracer.inference_segments,
     )
+
+
+def _spell_keywords(body: list[str]) -> list[str]:
+    """The overload `aten.random_.from` is named by a keyword, which FX writes out as it is."""
+    return [re.sub(r"(torch\.ops\.aten\.\w+)\.from\(", r"getattr(\1, 'from')(", line) for line in body]
+
+
+def _needs_autograd(t: Tensor) -> bool:
+    """Whether a result takes part in autograd. Under no_grad a view of a leaf requires grad as the leaf does."""
+    return t.requires_grad and (t.grad_fn is not None or not t._is_view())
 
 
 def _stores(tracer: Tracer, shadows: Shadows) -> list[tuple[dict[str, Any], str, fx.Node, str]]:

@@ -48,7 +48,7 @@ class Entry:
 
 def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
     """Everything in a call's key, apart from Python state, as label → text."""
-    leaves, tree = pytree.tree_flatten((args, kwargs))
+    leaves, tree = _torch.flatten((args, kwargs))
     described = {"structure of the arguments": str(tree)}
     for leaf, label in zip(leaves, argument_labels(leaves, tree), strict=True):
         if isinstance(leaf, Tensor):
@@ -121,6 +121,9 @@ class _Writer:
     def _structure(self, variable: str, value: Any, depth: int) -> None:
         """Check a container's type and size, and bind variables to its leaves."""
         kind = type(value)
+        if _torch.is_leaf(value):
+            self.leaves.append((variable, value))
+            return
         if kind in (tuple, list, dict):
             if depth:
                 self._miss_if(f"type({variable}) is not {kind.__name__}")

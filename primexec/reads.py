@@ -32,6 +32,8 @@ _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR",
 _GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
 _REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__"})
 _ABSENT = "absent"
+_COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
+_DATA_HOLDERS = frozenset({"types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"})
 _INPUTS = (torch.Tensor, torch.Generator)
 MAX_OBJECTS = 50_000
 
@@ -69,6 +71,7 @@ class CodeNames:
     globals: tuple[str, ...]
     attributes: frozenset[str]
     everything: bool  # attribute names are computed: take them all
+    asks_type: int  # the line that compares type(x) with Tensor, or 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -82,19 +85,25 @@ def names_of(code: types.CodeType) -> CodeNames | None:
     globals_: dict[str, None] = {}
     attributes: set[str] = set()
     computed = False
-    for instruction in dis.get_instructions(code):
+    asks_type = 0
+    instructions = list(dis.get_instructions(code))
+    for i, instruction in enumerate(instructions):
         if instruction.opname in _ATTRIBUTE:
             attributes.add(instruction.argval)
         elif instruction.opname in _GLOBAL:
             globals_[instruction.argval] = None
         elif instruction.opname in ("BUILD_STRING", "FORMAT_VALUE", "FORMAT_SIMPLE"):
             computed = True
+        elif instruction.opname in _COMPARISONS and not is_installed(file):
+            near = [x.argval for x in instructions[max(0, i - 12) : i]]
+            if "type" in near and near[-1] in ("Tensor", "Parameter"):
+                asks_type = code.co_firstlineno
     constants = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
     reflective = bool(_REFLECTION & (globals_.keys() | attributes))
     everything = reflective and not torch_module and (computed or not constants)
     if reflective:
         attributes |= constants
-    return CodeNames(() if torch_module else tuple(globals_), frozenset(attributes), everything)
+    return CodeNames(() if torch_module else tuple(globals_), frozenset(attributes), everything, asks_type)
 
 
 @dataclass(slots=True)
@@ -142,6 +151,7 @@ class Reads:
         self._objects: list[tuple[Namespace, Any]] = []
         self._classes: dict[type, set[str]] = {}
         self._previous: Any = None
+        self.asks_type: SourceLine | None = None
         self.reach(fn, "self" if isinstance(fn, torch.nn.Module) else getattr(fn, "__name__", "fn"))
 
     # Watching ------------------------------------------------------------------------------------------
@@ -163,6 +173,8 @@ class Reads:
         return self._previous(frame, event, arg) if self._previous is not None else None
 
     def _read(self, names: CodeNames, frame: types.FrameType) -> None:
+        if names.asks_type:
+            self.asks_type = SourceLine(frame.f_code.co_filename, names.asks_type, frame.f_code.co_qualname)
         if frame.f_code.co_freevars:
             self._reach_method(frame)
         if names.globals:
@@ -207,8 +219,10 @@ class Reads:
             self.reach(value.__self__, "self")
             self.reach(value.__func__, label)
         elif isinstance(value, functools.partial):
-            for part in (value.func, *value.args, *value.keywords.values()):
-                self.reach(part, label)
+            self.reach(value.func, label)
+            for held in (value.args, value.keywords):
+                self._watch_container(held, label)
+                self.reach(held, label)
         elif isinstance(value, (staticmethod, classmethod)):
             self.reach(value.__func__, label)
         elif isinstance(value, property):
@@ -252,9 +266,16 @@ class Reads:
                 lambda value, cell=cell: setattr(cell, "cell_contents", value),  # type: ignore[misc]
                 f"{name} (closed over by {label})",
             )
-        for default in (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()):
-            self._watch_container(default, f"default of {label}")
-            self.reach(default, f"default of {label}")
+        for i in range(len(fn.__defaults__ or ())):
+            self._record_cell(
+                lambda i=i: (fn.__defaults__ or {})[i],  # type: ignore[misc]
+                lambda value: None,  # the tuple of defaults cannot be changed in place
+                f"default {i} of {label}",
+            )
+        if fn.__kwdefaults__:
+            namespace = self._namespace(fn.__kwdefaults__, f"default of {label}: ")
+            for name in fn.__kwdefaults__:
+                self._record(namespace, name)
         self.reach(getattr(fn, "__wrapped__", None), label)
 
     def _reach_object(self, owner: Any, held: dict[str, Any], label: str) -> None:
@@ -406,7 +427,8 @@ _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
 def _is_plain_object(value: Any) -> bool:
     kind = type(value)
     return (
-        kind.__module__.partition(".")[0] not in _TRUSTED_PACKAGES
+        f"{kind.__module__}.{kind.__name__}" in _DATA_HOLDERS
+        or kind.__module__.partition(".")[0] not in _TRUSTED_PACKAGES
         and statics.freeze_static(value) is None
         and (hasattr(value, "__dict__") or hasattr(kind, "__slots__"))
     )

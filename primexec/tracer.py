@@ -27,7 +27,8 @@ from primexec.program import ApiCall, Input, TensorSpec
 from primexec.reads import Reads, user_source
 from primexec.statics import freeze_static, tensor_problem
 
-_BINDINGS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+_BINDINGS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
+_UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
 _VALUE_HINT = "return the tensor instead, or do this outside of the traced function"
 MAX_REHEARSAL_ELEMENTS = 1 << 26
 
@@ -184,7 +185,7 @@ class Tracer:
         """Run one operator on fake tensors and add its node."""
         if isinstance(op, _torch.HigherOrderOperator):
             return higher_order.record(self, op, args, kwargs)
-        if op.namespace == "prim":  # asks a tensor for its device or layout
+        if op.namespace in _UNRECORDED:
             return op(*args, **kwargs)
         aten = _torch.prim_as_aten(op)
         if aten is not None:

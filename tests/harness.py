@@ -12,6 +12,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -184,25 +185,27 @@ def versions(roots: Facts) -> dict[str, tuple[Tensor, int]]:
     }
 
 
-class UserFrames:
-    """Notes which functions of the tests run within it, except those of which every call runs."""
+@contextmanager
+def user_frames() -> Iterator[list[str]]:
+    """Note which functions of the tests run within it, except those that every call runs."""
+    names: list[str] = []
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
+    def note(frame: types.FrameType, event: str, _: Any) -> None:
+        if event == "call" and is_user_code(frame.f_code.co_filename):
+            names.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
 
-    def __enter__(self) -> "UserFrames":
-        self.outer = sys.getprofile()
-        sys.setprofile(self.note)
-        return self
+    outer = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield names
+    finally:
+        sys.setprofile(outer)
 
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(self.outer)
 
-    def note(self, frame: types.FrameType, event: str, _: Any) -> None:
-        path = Path(frame.f_code.co_filename)
-        mine = frame.f_code.co_filename != __file__ and path != RUNS_EVERY_CALL
-        if event == "call" and mine and path.is_relative_to(TESTS):
-            self.names.append(f"{path.name}:{frame.f_lineno} {frame.f_code.co_name}")
+@functools.cache
+def is_user_code(file: str) -> bool:
+    path = Path(file)
+    return path.is_relative_to(TESTS) and path not in (Path(__file__), RUNS_EVERY_CALL)
 
 
 def arguments(program: Program, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -211,12 +214,11 @@ def arguments(program: Program, i: int) -> tuple[tuple[Any, ...], dict[str, Any]
     return call.args, call.kwargs or {}
 
 
-def run(
-    program: Program, prepare: Callable[[Any], Any], check: Callable[[Any, int, list[str]], None]
-) -> Facts:
+def run(program: Program, prepare: Callable[[Any], Any], *, counted: bool) -> Facts:
     """Make all calls of a program, and collect the facts after each, and at the end about all calls.
 
-    The last tells whether a later call wrote into what an earlier one returned.
+    The last tells whether a later call wrote into what an earlier one returned. Where they are counted, each
+    call must have traced or hit as the program says, and a hit must have run no user code.
     """
     torch.manual_seed(0)  # of the parameters that modules draw
     original = program.make()
@@ -230,17 +232,26 @@ def run(
         inputs = {"args": args, "kwargs": kwargs}
         noted = versions(inputs | {"state": reachable(original)})
         torch.manual_seed(i)
-        with program.around(i):
-            with UserFrames() as frames:
-                out = callee(*args, **kwargs)
-            after = surroundings()
+        watch = user_frames() if counted and i not in program.traces_at else nullcontext()
+        with program.around(i), watch as frames:
+            out = callee(*args, **kwargs)
         roots = inputs | {"state": reachable(original), "out": out}
         history |= {f"call {i} {name}": root for name, root in roots.items()}
-        here = facts_of(roots) | after
-        here |= {f"{at} written": tensor._version > before for at, (tensor, before) in noted.items()}
+        here = facts_of(roots) | surroundings()
+        if program.exact_versions:
+            here |= {f"{at} written": tensor._version > before for at, (tensor, before) in noted.items()}
         facts |= {f"call {i}: {name}": fact for name, fact in here.items()}
-        check(callee, i, frames.names)
+        if counted:
+            check_counts(program, callee.cache_info(), i)
+            assert not frames, f"call {i} hit the cache, and yet ran {frames}"
     return facts | {f"at the end: {name}": fact for name, fact in facts_of(history).items()}
+
+
+def check_counts(program: Program, info: Any, i: int) -> None:
+    traces = sum(at <= i for at in program.traces_at)
+    got = {"traces": info.traces, "misses": info.misses, "hits": info.hits, "compiles": info.compiles}
+    want = {"traces": traces, "misses": traces, "hits": i + 1 - traces, "compiles": traces}
+    assert got == want, f"after call {i}: {got}, not {want}"
 
 
 def differences(eager: Facts, traced: Facts) -> str:
@@ -256,25 +267,6 @@ def differences(eager: Facts, traced: Facts) -> str:
     return "\n".join(lines)
 
 
-def ignore(callee: Any, i: int, frames: list[str]) -> None:
-    """Check nothing: a plain function has no cache."""
-
-
-def expect_counts(program: Program) -> Callable[[Any, int, list[str]], None]:
-    """Check after each call that it traced or hit as the program says, and that a hit ran no user code."""
-
-    def check(callee: Any, i: int, frames: list[str]) -> None:
-        info = callee.cache_info()
-        traces = sum(at <= i for at in program.traces_at)
-        got = {"traces": info.traces, "misses": info.misses, "hits": info.hits, "compiles": info.compiles}
-        want = {"traces": traces, "misses": traces, "hits": i + 1 - traces, "compiles": traces}
-        assert got == want, f"after call {i}: {got}, not {want}"
-        if i not in program.traces_at:
-            assert not frames, f"call {i} hit the cache, and yet ran {frames}"
-
-    return check
-
-
 def same_module(original: Any, callee: Any) -> None:
     """Check that a traced module is a module that shares the original's state."""
     if isinstance(original, nn.Module):
@@ -284,11 +276,9 @@ def same_module(original: Any, callee: Any) -> None:
             assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
 
 
-def attempt(
-    program: Program, prepare: Callable[[Any], Any], check: Callable[[Any, int, list[str]], None]
-) -> Facts | Exception:
+def attempt(program: Program, prepare: Callable[[Any], Any], *, counted: bool) -> Facts | Exception:
     try:
-        return run(program, prepare, check)
+        return run(program, prepare, counted=counted)
     except Exception as error:
         return error
 
@@ -305,14 +295,14 @@ def compare(program: Program, *, may_raise: bool = False) -> None:
         same_module(original, callee)
         return callee
 
-    eager = attempt(program, lambda fn: fn, ignore)
+    eager = attempt(program, lambda fn: fn, counted=False)
     if isinstance(eager, Exception):
         if not may_raise and program.raises is not type(eager):
             raise eager
-        raises_too(program, eager, attempt(program, prepare, ignore), or_refuses=may_raise)
+        raises_too(program, eager, attempt(program, prepare, counted=False), or_refuses=may_raise)
         return
     assert program.raises is None, f"eager was to raise {program.raises}, and did not"
-    traced = attempt(program, prepare, expect_counts(program))
+    traced = attempt(program, prepare, counted=True)
     if isinstance(traced, Exception):
         if program.either and isinstance(traced, primexec.CaptureError):
             return

@@ -109,11 +109,14 @@ def alike(first: Call, second: Call) -> bool:
     structures = [pytree.tree_structure((call.args, call.kwargs)) for call in (first, second)]
     if structures[0] != structures[1] or sharing(leaves[0]) != sharing(leaves[1]):
         return False
-    facts = [
-        [metadata(leaf) if isinstance(leaf, torch.Tensor) else (type(leaf), repr(leaf)) for leaf in side]
-        for side in leaves
-    ]
-    return facts[0] == facts[1]
+    return all(_alike(*pair) for pair in zip(*leaves, strict=True))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return metadata(one) == metadata(other)
+    # repr tells 0.0 from -0.0 and takes NaN for itself. Functions and modules are the same only as objects.
+    return one is other or (type(one) is type(other) and repr(one) == repr(other) and not callable(one))
 
 
 @dataclass

@@ -81,15 +81,19 @@ ORDERS: dict[str, tuple[Callable[[int], tuple[Tensor, Tensor]], ...]] = {
     "overlapping_then_overlapping_more": (overlapping, overlapping_more),
 }
 for order, makes in ORDERS.items():
-    # Which inputs overlap is read only by what writes to one.
-    FAMILY.add(f"{order}_pure", lambda a, b: (a + b, a), cases(*makes), calls=4)
+    # A program is eager's operators in eager's order, so how its inputs overlap makes no difference. Whether
+    # they are one object does: the function can ask.
+    options = {"calls": 4, "traces_at": (0, 1) if same in makes else (0,)}
+    FAMILY.add(f"{order}_pure", lambda a, b: (a + b, a), cases(*makes), **options)
     for name, write in WRITES.items():
-        FAMILY.add(f"{order}_{name}", write, cases(*makes), calls=4, traces_at=(0, 1))
+        FAMILY.add(f"{order}_{name}", write, cases(*makes), **options)
 
 # f(z, z) of one tensor.
 FAMILY.add("twice_write", lambda x, y: (x.add_(1), y * 2), same)
 FAMILY.add("twice_pure", lambda x, y: x - y, same)
-FAMILY.add("twice_is", lambda x, y: x * 2 if x is y else x * 3, cases(same, separate), calls=4, either=True)
+FAMILY.add(
+    "twice_is", lambda x, y: x * 2 if x is y else x * 3, cases(same, separate), calls=4, traces_at=(0, 1)
+)
 FAMILY.add("thrice", lambda x, y, z: x.add_(y).add_(z), of(lambda x: (x, x, x), 3))
 FAMILY.add("twice_in_list", lambda xs: [x.add_(1) for x in xs], of(lambda x: ([x, x],), 3))
 FAMILY.add("twice_as_keyword", lambda x, *, y: (x.add_(1), y), of(lambda x: Call((x,), {"y": x}), 3))
@@ -118,7 +122,6 @@ FAMILY.add(
         lambda i: (lambda x: (x[:4], x[1:5], draw(i + 9, 4)))(draw(i, 6)),
     ),
     calls=4,
-    traces_at=(0, 1),
 )
 
 # Outputs that are inputs, share memory with them, or with one another.

@@ -303,10 +303,12 @@ def operators(x: Tensor) -> Any:
 @FAMILY.program(X)
 def type_checks(x: Tensor) -> Any:
     assert isinstance(x, Tensor)
-    assert type(x) is Tensor
     assert torch.is_tensor(x)
     assert callable(getattr(x, "add", None))
     return x + hasattr(x, "shape") + len(x) + x.ndim
+
+
+FAMILY.add("type_is_tensor", lambda x: x * 2 if type(x) is Tensor else x * 3, X)
 
 
 @FAMILY.program(X)

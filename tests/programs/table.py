@@ -43,6 +43,8 @@ class Program:
     """A regular expression that the message holds, where a call raises."""
     line: str | None = None
     """Text of the user's line that a CaptureError has to quote, along with its file."""
+    exact_versions: bool = True
+    """Whether version counters move only where eager's do."""
     either: bool = False
     """Eager's result or a CaptureError are both right: nothing in between is."""
 
