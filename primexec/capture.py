@@ -8,14 +8,17 @@ draws, whatever memory the inputs share.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import random
 import re
 import sys
 import threading
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -23,9 +26,9 @@ from torch import Tensor, fx
 from primexec import _torch, statics
 from primexec._torch import pytree
 from primexec.config import logger
-from primexec.errors import CaptureError
+from primexec.errors import CaptureError, SourceLine
 from primexec.program import Program, Static
-from primexec.reads import Reads, stores_attribute
+from primexec.reads import RANDOM, Reads, stores_attribute
 from primexec.shadow import Shadows
 from primexec.tracer import Tracer
 
@@ -94,40 +97,51 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     tracer = Tracer(reads)
     before = _OutsideState()
     try:
-        run = shadows.function(fn)
-        fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
-        fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
-        with _torch.capture_environment():
-            try:
-                result = tracer.run(run, fake_args, fake_kwargs)
-            except BaseException:
-                reads.restore(_torch.is_fake)
-                raise
-        if tracer.failure is not None:
-            raise tracer.failure
-        if reads.asks_type is not None:
-            raise CaptureError(
-                "the exact type of a tensor is compared, and while tracing it is another one",
-                hint="use isinstance(x, torch.Tensor)",
-                source=reads.asks_type,
-            )
-        _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
-        captured = _finish(tracer, reads, shadows, result, name)
-        shadows.clear()
-        del run, result, fakes, fake_args, fake_kwargs
-        tracer.check_escapes()
-    except CaptureError:
+        captured = _capture(fn, leaves, labels, tree, tracer, shadows, name)
+    except CaptureError as error:
         reads.restore()
-        raise
-    finally:
-        changed = before.restore()
-    if changed:
-        raise CaptureError(
-            f"the function changed {changed} while it was traced; a program would do so only once",
-            hint="draw numbers and set seeds outside the traced function, or pass a torch.Generator",
-        )
+        _raise_located(before.changes(reads) or error, fn)
+    changed = before.changes(reads)
+    if changed is not None:
+        raise changed
     _log.debug("%s", captured.program)
     return captured
+
+
+def _capture(
+    fn: Any, leaves: list[Any], labels: list[str], tree: Any, tracer: Tracer, shadows: Shadows, name: str
+) -> Captured:
+    run = shadows.function(fn)
+    fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
+    fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
+    try:
+        with _torch.capture_environment():
+            result = tracer.run(run, fake_args, fake_kwargs)
+    except BaseException:
+        tracer.reads.restore(_torch.is_fake)
+        tracer.raise_failure()
+        raise
+    tracer.raise_failure()
+    _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
+    captured = _finish(tracer, shadows, result, name)
+    shadows.clear()
+    del run, result, fakes, fake_args, fake_kwargs
+    tracer.check_escapes()
+    return captured
+
+
+def _raise_located(error: CaptureError, fn: Any) -> NoReturn:
+    """Raise the error; where it knows no line, with the line at which the function is defined."""
+    if error.source is not None:
+        raise error
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    target = getattr(type(fn), "forward", None) if isinstance(fn, torch.nn.Module) else fn
+    if isinstance(target, (types.FunctionType, types.MethodType)):
+        target = inspect.unwrap(target)
+    code = getattr(target, "__code__", None)
+    source = code and SourceLine(code.co_filename, code.co_firstlineno, code.co_qualname)
+    raise CaptureError(error.reason, hint=error.hint, source=source) from error.__cause__
 
 
 def argument_labels(leaves: Sequence[Any], tree: Any) -> list[str]:
@@ -159,8 +173,12 @@ class _OutsideState:
         self._random_state = random.getstate()
         self._numpy_state = self._numpy.get_state() if self._numpy is not None else None
 
-    def restore(self) -> str:
-        """Put the state back; says what had changed, empty if nothing."""
+    def changes(self, reads: Reads) -> CaptureError | None:
+        """Put back what the traced code changed, and say so. Other threads may draw numbers meanwhile, so
+        only code that names something random is held to account."""
+        source = reads.suspects.get(RANDOM)
+        if source is None:
+            return None
         changed = []
         if not torch.equal(torch.get_rng_state(), self._torch_state):
             torch.set_rng_state(self._torch_state)
@@ -171,7 +189,13 @@ class _OutsideState:
         if self._numpy is not None and _differ(self._numpy.get_state(), self._numpy_state):
             self._numpy.set_state(self._numpy_state)
             changed.append("the state of NumPy's random generator")
-        return " and ".join(changed)
+        if not changed:
+            return None
+        return CaptureError(
+            f"the function changed {' and '.join(changed)} while it was traced; a program would do so only once",
+            hint="draw numbers and set seeds outside the traced function, or pass a torch.Generator",
+            source=source,
+        )
 
 
 def _differ(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -187,7 +211,7 @@ def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
         )
 
 
-def _finish(tracer: Tracer, reads: Reads, shadows: Shadows, result: Any, name: str) -> Captured:
+def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Captured:
     leaves, tree = _torch.flatten(result)
     outputs: list[fx.Node] = []
     places: list[int | Static] = []
@@ -209,7 +233,7 @@ def _finish(tracer: Tracer, reads: Reads, shadows: Shadows, result: Any, name: s
             outputs.append(node)
     stores = _stores(tracer, shadows)
     outputs += [node for _, _, node, _ in stores]
-    _check_side_effects(reads)
+    _check_side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
     tracer.graph.output(tuple(outputs))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
@@ -233,7 +257,7 @@ def _finish(tracer: Tracer, reads: Reads, shadows: Shadows, result: Any, name: s
         constants=tuple(kinds["constant"]),
         tied=tuple(tracer.tied.values()),
         stores=tuple((held, key) for held, key, _, _ in stores),
-        reads=reads,
+        reads=tracer.reads,
         uses_offsets=tracer.uses_offsets,
         uses_sdpa=tracer.uses_sdpa,
         inference_segments=tracer.inference_segments,
@@ -263,7 +287,13 @@ def _stores(tracer: Tracer, shadows: Shadows) -> list[tuple[dict[str, Any], str,
 
 def _check_side_effects(reads: Reads) -> None:
     for label, _, _ in reads.changed():
-        _side_effect(label, label.rpartition(".")[2].rpartition(" ")[2] or label, reads)
+        _side_effect(label, _variable_in(label), reads)
+
+
+def _variable_in(label: str) -> str:
+    """`table` in "global of file.py: table: 'key'" and in "table (closed over by f)"."""
+    name = re.sub(r"^global of \S+: ", "", label)
+    return re.split(r" \(|: ", name)[0].rpartition(".")[2]
 
 
 def _side_effect(label: str, name: str, reads: Reads) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import os
 import sys
 import sysconfig
@@ -32,10 +33,27 @@ _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR",
 _GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
 _REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__"})
 _ABSENT = "absent"
+RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exact type of a tensor"
+_SUSPECT_NAMES = {
+    **dict.fromkeys(("random", "randint", "randrange", "uniform", "choice", "choices", "shuffle", "sample"), RANDOM),
+    **dict.fromkeys(("gauss", "seed", "set_state"), RANDOM),
+    **dict.fromkeys(("manual_seed", "set_rng_state", "fork_rng"), SEEDS),
+}
+_MUTATORS = frozenset(
+    {"append", "extend", "insert", "pop", "popleft", "appendleft", "remove", "clear", "sort", "reverse", "add", "discard"}
+    | {"update", "setdefault", "popitem", "train", "eval"}
+)
 _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 _DATA_HOLDERS = frozenset({"types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"})
 _INPUTS = (torch.Tensor, torch.Generator)
 MAX_OBJECTS = 50_000
+
+
+@functools.cache
+def _seeding() -> frozenset[types.CodeType]:
+    """Functions that move torch's generator without an operator; they are stopped before they do."""
+    names = ("manual_seed", "seed", "set_rng_state")
+    return frozenset(inspect.unwrap(getattr(torch.random, name)).__code__ for name in names)
 
 
 def is_library(file: str) -> bool:
@@ -71,7 +89,7 @@ class CodeNames:
     globals: tuple[str, ...]
     attributes: frozenset[str]
     everything: bool  # attribute names are computed: take them all
-    asks_type: int  # the line that compares type(x) with Tensor, or 0
+    suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
 
 
 @functools.lru_cache(maxsize=4096)
@@ -85,9 +103,15 @@ def names_of(code: types.CodeType) -> CodeNames | None:
     globals_: dict[str, None] = {}
     attributes: set[str] = set()
     computed = False
-    asks_type = 0
+    suspects: dict[str, int] = {}
+    line = code.co_firstlineno
     instructions = list(dis.get_instructions(code))
     for i, instruction in enumerate(instructions):
+        line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
+        if isinstance(instruction.argval, str) and not is_installed(file):
+            topic = _SUSPECT_NAMES.get(instruction.argval)
+            if topic:
+                suspects.setdefault(topic, line)
         if instruction.opname in _ATTRIBUTE:
             attributes.add(instruction.argval)
         elif instruction.opname in _GLOBAL:
@@ -97,13 +121,13 @@ def names_of(code: types.CodeType) -> CodeNames | None:
         elif instruction.opname in _COMPARISONS and not is_installed(file):
             near = [x.argval for x in instructions[max(0, i - 12) : i]]
             if "type" in near and near[-1] in ("Tensor", "Parameter"):
-                asks_type = code.co_firstlineno
+                suspects.setdefault(EXACT_TYPE, line)
     constants = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
     reflective = bool(_REFLECTION & (globals_.keys() | attributes))
     everything = reflective and not torch_module and (computed or not constants)
     if reflective:
         attributes |= constants
-    return CodeNames(() if torch_module else tuple(globals_), frozenset(attributes), everything, asks_type)
+    return CodeNames(() if torch_module else tuple(globals_), frozenset(attributes), everything, suspects)
 
 
 @dataclass(slots=True)
@@ -114,14 +138,17 @@ class Namespace:
     label: str
     values: dict[Any, Any] = field(default_factory=dict)  # name → frozen value
     originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
-    keys: tuple[Any, ...] | None = None  # where the names themselves matter: a module's children
+    keys: tuple[Any, ...] | frozenset[Any] | None = None  # the names it held, ordered where order matters
+
+    def get(self, name: Any) -> Any:
+        return dict.__getitem__(self.dict, name)  # a subclass may run code of its own
 
     def changed(self) -> Iterator[tuple[Any, Any, Any]]:
         """(name, frozen then, frozen now) of what is no longer as recorded."""
-        if self.keys is not None and tuple(self.dict) != self.keys:
-            yield "", self.keys, tuple(self.dict)
+        if self.keys is not None and (keys := type(self.keys)(self.dict)) != self.keys:
+            yield next(iter({*keys} ^ {*self.keys}), ""), self.keys, keys
         for name, then in self.values.items():
-            now = statics.freeze(self.dict[name]) if name in self.dict else _ABSENT
+            now = statics.freeze(self.get(name)) if name in self.dict else _ABSENT
             if now != then:
                 yield name, then, now
 
@@ -151,8 +178,11 @@ class Reads:
         self._objects: list[tuple[Namespace, Any]] = []
         self._classes: dict[type, set[str]] = {}
         self._previous: Any = None
-        self.asks_type: SourceLine | None = None
+        self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
+        self.suspects: dict[str, SourceLine] = {}
         self.reach(fn, "self" if isinstance(fn, torch.nn.Module) else getattr(fn, "__name__", "fn"))
+
+    refuse: Callable[[str, str], Exception]  # set by the tracer: records a failure at the user's line
 
     # Watching ------------------------------------------------------------------------------------------
 
@@ -165,6 +195,9 @@ class Reads:
 
     def enter(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
+        if code in _seeding():
+            self.suspects.setdefault(RANDOM, user_source(frame))  # type: ignore[arg-type]
+            raise self.refuse("the function sets the state of torch's random generator", "set seeds outside of it")
         if code not in self.codes:
             names = names_of(code)
             self.codes[code] = None
@@ -173,8 +206,8 @@ class Reads:
         return self._previous(frame, event, arg) if self._previous is not None else None
 
     def _read(self, names: CodeNames, frame: types.FrameType) -> None:
-        if names.asks_type:
-            self.asks_type = SourceLine(frame.f_code.co_filename, names.asks_type, frame.f_code.co_qualname)
+        for topic, line in names.suspects.items():
+            self.suspects.setdefault(topic, SourceLine(frame.f_code.co_filename, line, frame.f_code.co_qualname))
         if frame.f_code.co_freevars:
             self._reach_method(frame)
         if names.globals:
@@ -280,6 +313,8 @@ class Reads:
 
     def _reach_object(self, owner: Any, held: dict[str, Any], label: str) -> None:
         namespace = self._namespace(held, f"{label}.")
+        if not isinstance(owner, types.ModuleType):
+            namespace.keys = frozenset(held)  # a new attribute may hide one of the class, or answer hasattr
         self._objects.append((namespace, owner))
         self._record_names(namespace, self._names)
         self._record_class(type(owner), self._names, f"{label}.")
@@ -303,7 +338,8 @@ class Reads:
         if name not in namespace.dict:
             namespace.values[name] = _ABSENT
             return
-        value = namespace.dict[name]
+        value = namespace.get(name)
+        self._watch_generator(value)
         namespace.values[name] = statics.freeze(value)
         namespace.originals[name] = value
         label = f"{namespace.label}{name}"
@@ -312,6 +348,7 @@ class Reads:
 
     def _record_cell(self, get: Callable[[], Any], set_: Callable[[Any], None], label: str) -> None:
         value = get()
+        self._watch_generator(value)
         self.cells.append(Cell(get, set_, label, statics.freeze(value), value))
         self._watch_container(value, label)
         self.reach(value, label)
@@ -331,6 +368,11 @@ class Reads:
                         functools.partial(setattr, base, name),
                         f"{base.__name__}.{name}",
                     )
+
+    def _watch_generator(self, value: Any) -> None:
+        if isinstance(value, torch.Generator):
+            with _torch.modes_off():
+                self.generators.append((value, value.get_state()))
 
     def _watch_container(self, value: Any, label: str) -> None:
         if not statics.is_container(value) or statics.freeze_static(value) is not None:
@@ -364,16 +406,18 @@ class Reads:
 
     def restore(self, only: Callable[[Any], bool] = lambda value: True) -> None:
         """Put back what the traced code changed, where the new value satisfies `only`."""
+        for generator, state in self.generators:
+            generator.set_state(state)
         for namespace in self.namespaces.values():
             for name, _, _ in list(namespace.changed()):
-                if name in namespace.dict and only(namespace.dict[name]):
+                if name in namespace.dict and only(namespace.get(name)):
                     if name in namespace.originals:
                         namespace.dict[name] = namespace.originals[name]
                     elif namespace.values.get(name) is _ABSENT:
                         del namespace.dict[name]
             if namespace.keys is not None:
                 for name in [n for n in namespace.dict if n not in namespace.keys]:
-                    if only(namespace.dict[name]):
+                    if only(namespace.get(name)):
                         del namespace.dict[name]
         for cell in self.cells:
             if statics.freeze(cell.get()) != cell.value and only(cell.get()):
@@ -387,7 +431,7 @@ class Reads:
     def tensors(self) -> Iterator[tuple[Any, Any, str, Any]]:
         """(container or getter, key, label, value) of every place reached that holds a tensor or generator."""
         for namespace in self.namespaces.values():
-            for name, value in namespace.dict.items():
+            for name, value in dict.items(namespace.dict):
                 if isinstance(value, _INPUTS):
                     yield namespace.dict, name, f"{namespace.label}{name}", value
         for value in list(self._seen.values()):
@@ -401,18 +445,20 @@ class Reads:
 
 
 def stores_attribute(codes: Iterator[types.CodeType], name: str) -> SourceLine | None:
-    """The first line in code that assigns to an attribute, global or free variable of this name."""
+    """The first line in code that assigns to a variable or attribute of this name, or changes what it holds."""
     for code in codes:
         if names_of(code) is None:
             continue
-        for instruction in dis.get_instructions(code):
-            if instruction.opname.startswith("STORE_") and instruction.argval == name:
-                line = getattr(instruction, "positions", None)
-                return SourceLine(
-                    code.co_filename,
-                    (line.lineno if line else None) or code.co_firstlineno,
-                    code.co_qualname,
-                )
+        line, loaded = code.co_firstlineno, -9
+        for i, instruction in enumerate(dis.get_instructions(code)):
+            line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
+            if instruction.argval == name and instruction.opname.startswith("LOAD_"):
+                loaded = i
+            stores = instruction.argval == name and instruction.opname.startswith(("STORE_", "DELETE_"))
+            changes = instruction.argval in _MUTATORS or instruction.opname in ("STORE_SUBSCR", "DELETE_SUBSCR")
+            toggles = name == "training" and instruction.argval in ("train", "eval")
+            if stores or toggles or (changes and i - loaded < 8):
+                return SourceLine(code.co_filename, line, code.co_qualname)
     return None
 
 

@@ -65,6 +65,8 @@ class Shadows:
                 if isinstance(real, dict):
                     for name in ours.keys() | real.keys():
                         if kind is None and name.startswith("_") and isinstance(real.get(name), dict):
+                            if "hooks" in name and ours[name].keys() != real[name].keys():
+                                yield real, name, ours[name], f"{label}.{name}"
                             continue
                         if ours.get(name, _REMOVED) is not real.get(name, _REMOVED):
                             yield real, name, ours.get(name, _REMOVED), f"{label}.{name}"

@@ -20,15 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, higher_order
+from primexec import _torch, effects, higher_order
 from primexec._torch import pytree
 from primexec.errors import CaptureError, SourceLine
 from primexec.program import ApiCall, Input, TensorSpec
-from primexec.reads import Reads, user_source
+from primexec.reads import EXACT_TYPE, SEEDS, Reads, user_source
 from primexec.statics import freeze_static, tensor_problem
 
 _BINDINGS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
 _UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
+_READS_DATA = "data is not allocated yet"  # what a kernel in C++ says when it reads a fake tensor
 _VALUE_HINT = "return the tensor instead, or do this outside of the traced function"
 MAX_REHEARSAL_ELEMENTS = 1 << 26
 
@@ -64,6 +65,7 @@ class Tracer:
 
     def __init__(self, reads: Reads) -> None:
         self.reads = reads
+        reads.refuse = self.fail
         self.fake_mode = _torch.fake_mode()
         self.scope = Scope()
         self.inputs: list[BoundInput] = []
@@ -145,6 +147,8 @@ class Tracer:
         self._lifts[_torch.identity(real)] = real, stand_in
         self._outermost().bind(stand_in, node)
         if not isinstance(real, Tensor):
+            with _torch.modes_off():
+                self.reads.generators.append((real, real.get_state()))
             node.meta["spec"] = f"generator {real.device}"
         self.inputs.append(BoundInput(Input(node.name, kind, label), binding))
         return node
@@ -222,10 +226,23 @@ class Tracer:
         return out
 
     def _bind_output(self, t: Tensor, node: fx.Node) -> None:
+        if t.layout is not torch.strided:
+            raise self.fail(f"{node.target} makes a tensor of layout {t.layout}", "keep it outside the traced function")
         if _torch.identity(t) in self.scope.nodes:  # an operator that returns its argument, such as add_
             node.meta["effect"] = True
         else:
             self.scope.bind(t, node)
+
+    def check_out(self, fn: Any, out: Any, before: fx.Node) -> None:
+        """A few functions in C++ forget `out=` when they see a tensor that is not an ordinary one."""
+        written: set[fx.Node] = set()
+        node = before.next
+        while node is not self.graph._root:
+            written.update(effects.writes(node))
+            node = node.next
+        for t in pytree.tree_leaves(out):
+            if isinstance(t, Tensor) and self.node_of(t) not in written:
+                raise self.fail(f"{_name(fn)} leaves out= as it was while it is traced", "use the result instead of out=")
 
     def _record_constant(self, op: Any, real: Tensor) -> Any:
         with _torch.modes_off():
@@ -265,6 +282,8 @@ class Tracer:
         try:
             return op(*args, **kwargs)
         except Exception as error:
+            if _READS_DATA in str(error):
+                raise self.fail(f"{op} reads the values of a tensor", _VALUE_HINT) from None
             for kind, (reason, hint) in _torch.uncapturable().items():
                 if isinstance(error, kind):
                     raise self.fail(reason.format(op=op, error=error), hint) from None
@@ -304,6 +323,23 @@ class Tracer:
         """A CaptureError for the current line; it is raised at the end even where the user's code catches it."""
         self.failure = self.failure or CaptureError(reason, hint=hint, source=self.source())
         return self.failure
+
+    def raise_failure(self) -> None:
+        """Raise what was refused during the run, even where the user's code caught it."""
+        if self.failure is not None:
+            raise self.failure
+        if SEEDS in self.reads.suspects:
+            raise CaptureError(
+                "the function sets the state of a random generator; a program would do so only once",
+                hint="set seeds outside the traced function",
+                source=self.reads.suspects[SEEDS],
+            ) from None
+        if EXACT_TYPE in self.reads.suspects:
+            raise CaptureError(
+                "the exact type of a tensor is compared, and while tracing it is another one",
+                hint="use isinstance(x, torch.Tensor)",
+                source=self.reads.suspects[EXACT_TYPE],
+            ) from None
 
     # Afterwards ----------------------------------------------------------------------------------------
 
@@ -381,7 +417,11 @@ class _Calls(_torch.TorchFunctionMode):
         except CaptureError:
             raise
         except Exception as error:
+            if _READS_DATA in str(error):
+                raise tracer.fail(f"{_name(fn)} reads the values of a tensor", _VALUE_HINT) from None
             raise tracer.locate(error)  # noqa: B904  (the same exception, with a note)
+        if kwargs.get("out") is not None:
+            tracer.check_out(fn, kwargs["out"], before)
         if before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
             self._remember(fn, args, kwargs, before, out)
         return out
@@ -443,6 +483,10 @@ def _copy(value: Any, tracer: Tracer, inputs: set[fx.Node]) -> Any:
     return value
 
 
+def _name(fn: Any) -> str:
+    return getattr(fn, "__qualname__", None) or str(fn)
+
+
 def _autocast_enabled() -> bool:
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
@@ -455,6 +499,8 @@ def forbidden() -> dict[Any, str]:
         Tensor.numpy: value,
         Tensor.tolist: value,
         Tensor.__array__: value,
+        Tensor.__repr__: value,
+        Tensor.__format__: value,
         Tensor.__dlpack__: value,
         Tensor.data_ptr: "the address of a tensor is read",
         Tensor.__reduce_ex__: "a tensor is pickled",

@@ -225,8 +225,8 @@ def programs(choose: st.DrawFn) -> Generated:
             # Most steps that eager refuses are left out; some end the program, which then has to raise.
             if choose(st.integers(0, 9)):
                 continue
-            steps.append(step)
-            break
+            # It is returned: what is not used is not run, and then does not raise.
+            return Generated(inputs, (*steps, step), (into or Var(len(known) - (not made)),))
         steps.append(step)
     outputs = choose(st.lists(st.builds(Var, st.integers(0, len(known) - 1)), min_size=1, max_size=3))
     return Generated(inputs, tuple(steps), tuple(outputs))

@@ -154,6 +154,7 @@ class Buffers(nn.Module):
         self.register_buffer("absent", None)
         self.weight = nn.Parameter(draw(2, 4), requires_grad=False)
         self.function = forward
+        self.kept: Tensor | None = None
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, x)
@@ -249,6 +250,19 @@ def buffer_grows(self: Any, x: Tensor) -> Tensor:
 @buffers_program()
 def absent_buffer_tested(self: Any, x: Tensor) -> Tensor:
     return x if self.absent is None else x + self.absent
+
+
+@buffers_program(traces_at=(0, 1))
+def plain_attribute_kept(self: Any, x: Tensor) -> Tensor:
+    """An attribute that was None, and becomes a tensor that is no buffer."""
+    self.kept = x * 2
+    return x + 1
+
+
+@buffers_program(traces_at=(0, 1))
+def buffer_registered_within(self: Any, x: Tensor) -> Tensor:
+    self.register_buffer("late", x.sum(0))
+    return self.late * 2
 
 
 @buffers_program()

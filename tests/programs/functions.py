@@ -308,9 +308,6 @@ def type_checks(x: Tensor) -> Any:
     return x + hasattr(x, "shape") + len(x) + x.ndim
 
 
-FAMILY.add("type_is_tensor", lambda x: x * 2 if type(x) is Tensor else x * 3, X)
-
-
 @FAMILY.program(X)
 def numbers(x: Tensor) -> Any:
     return x * math.sqrt(x.shape[-1]) + max(x.shape) - int(x.shape[0] * 1.5), math.prod(x.shape)

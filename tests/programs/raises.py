@@ -47,6 +47,7 @@ VALUES: dict[str, Any] = {
     "sorted": (lambda x: sorted(x[0]), "sorted(x[0])"),
     "format": (lambda x: f"{x.sum():.2f}", 'f"{x.sum():.2f}"'),
     "math": (lambda x: x * round(x.sum().item(), 2), "round(x.sum().item(), 2)"),
+    "exact_type": (lambda x: x * 2 if type(x) is Tensor else x * 3, "type(x) is Tensor"),
     "is_nonzero": (lambda x: x.sum().is_nonzero(), "x.sum().is_nonzero()"),
     "data_ptr": (lambda x: x.data_ptr(), "x.data_ptr()"),
     "repr": (lambda x: repr(x), "repr(x)"),
@@ -194,7 +195,6 @@ class Counter(nn.Module):
     def __init__(self, forward: Any) -> None:
         super().__init__()
         self.calls = 0
-        self.last: Any = None
         self.history: list[Any] = []
         self.function = forward
 
@@ -216,12 +216,6 @@ def module_counter(self: Any, x: Tensor) -> Tensor:
     return x * 2
 
 
-@module_program("self.last = x * 2")
-def module_keeps_tensor(self: Any, x: Tensor) -> Tensor:
-    self.last = x * 2
-    return x
-
-
 @module_program("self.history.append(x)")
 def module_appends(self: Any, x: Tensor) -> Tensor:
     self.history.append(x)
@@ -237,12 +231,6 @@ def module_new_attribute(self: Any, x: Tensor) -> Tensor:
 @module_program("self.train(not self.training)")
 def module_toggles_training(self: Any, x: Tensor) -> Tensor:
     self.train(not self.training)
-    return x + 1
-
-
-@module_program("self.register_buffer(")
-def module_registers_buffer(self: Any, x: Tensor) -> Tensor:
-    self.register_buffer("late", torch.zeros(3))
     return x + 1
 
 
