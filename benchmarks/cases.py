@@ -125,9 +125,7 @@ def resnet() -> nn.Module:
 
 CASES = {
     "add": Case("`a + b`, 16 elements", lambda: add, tensors((16,), (16,))),
-    "chain": Case(
-        "`tanh(a * b + c)`, 16 elements", lambda: chain, tensors((16,), (16,), (16,)), inductor=True
-    ),
+    "chain": Case("`tanh(a * b + c)`, 16 elements", lambda: chain, tensors((16,), (16,), (16,)), inductor=True),
     "views": Case("views and in-place operations, 64x64", lambda: views, tensors((64, 64))),
     "linears": Case("75 linear layers (150 parameters), 1x32", linears, tensors((1, 32))),
     "mlp": Case("MLP, batch 1", mlp, tensors((1, 256)), inductor=True),

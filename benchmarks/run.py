@@ -63,9 +63,7 @@ def duration(seconds: float) -> str:
 
 def steady(name: str, page: Page, effort: Effort, inductor: bool) -> None:
     case = CASES[name]
-    result = fresh(
-        "benchmarks.steady", name, f"--seconds={effort.seconds}", *(["--inductor"] if inductor else [])
-    )
+    result = fresh("benchmarks.steady", name, f"--seconds={effort.seconds}", *(["--inductor"] if inductor else []))
     median, ratio = result["median"], result["ratio"]
     above = median["primexec"] - median["eager"]
     values = {"x": ratio["primexec"], "µs": above * 1e6}
@@ -105,9 +103,7 @@ def capture(page: Page, effort: Effort) -> None:
         said = page.judge("capture", cost[layers]) if layers == LAYERS[-1] else ""
         page.capture.append((str(layers), f"{cost[layers]:.2f} s", f"{cold['seconds']:.2f} s", said))
     few, some, many = LAYERS
-    page.judge(
-        "capture, growth", (cost[many] - cost[some]) / (many - some) / (cost[some] - cost[few]) * (some - few)
-    )
+    page.judge("capture, growth", (cost[many] - cost[some]) / (many - some) / (cost[some] - cost[few]) * (some - few))
 
 
 def imports(page: Page, effort: Effort) -> None:
@@ -157,12 +153,12 @@ The first call minus an eager call, random weights and 8 tokens, in a fresh proc
 }
 
 
-def render(page: Page, command: str) -> str:
+def render(page: Page, command: str, load: float) -> str:
     parts = [
         "# Benchmarks",
         f"Written by `{command}` on {datetime.date.today()}.\n\n"
         f"{processor()}, {os.cpu_count()} cores, {platform.system()}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads.",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads. Load average at the start: {load:.1f}.",
     ]
     for name, text in TEXTS.items():
         if rows := getattr(page, name):
@@ -196,11 +192,9 @@ def main() -> None:
     if unknown := set(options.names) - set(names):
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
     effort = QUICK if options.quick else FULL
-    wanted = (
-        options.inductor if options.inductor is not None else bool(shutil.which("g++")) and not options.quick
-    )
+    wanted = options.inductor if options.inductor is not None else bool(shutil.which("g++")) and not options.quick
 
-    page = Page()
+    page, load = Page(), os.getloadavg()[0]
     for name in options.names or names:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         if name in others:
@@ -208,7 +202,7 @@ def main() -> None:
         else:
             everything = options.inductor and options.names
             steady(name, page, effort, bool(wanted and (everything or CASES[name].inductor)))
-    text = render(page, " ".join(["python -m benchmarks.run", *sys.argv[1:]]))
+    text = render(page, " ".join(["python -m benchmarks.run", *sys.argv[1:]]), load)
     print(text)
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)

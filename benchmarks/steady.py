@@ -25,50 +25,23 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def errors(
-    contenders: dict[str, Callable[..., Any]], function: Callable[..., Any], inputs: Callable[[], Call]
-) -> dict[str, float]:
-    """The largest absolute error of each contender against the same function in float64."""
-    exact = copy.deepcopy(function).double() if isinstance(function, nn.Module) else function
-    worst = dict.fromkeys(contenders, 0.0)
-    for _ in range(DRAWS):
-        args, kwargs = inputs()
-        wide_args, wide_kwargs = tree_map_only(Tensor, wide, (args, kwargs))
-        expected = [
-            leaf for leaf in tree_leaves(exact(*wide_args, **wide_kwargs)) if isinstance(leaf, Tensor)
-        ]
-        for name, contender in contenders.items():
-            got = [leaf for leaf in tree_leaves(contender(*args, **kwargs)) if isinstance(leaf, Tensor)]
-            gaps = [float((a - b).abs().max()) for a, b in zip(got, expected, strict=True)]
-            worst[name] = max(worst[name], *gaps)
-    return worst
-
-
-@torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=CASES)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--inductor", action="store_true")
-    options = parser.parse_args()
-
-    case = CASES[options.name]
-    torch.manual_seed(0)
-    function = case.build()
-    if isinstance(function, nn.Module):
-        function.eval()
-    contenders: dict[str, Callable[..., Any]] = {
-        "eager": function,
-        "primexec": primexec.make_traced(function),
+    makers: dict[str, Callable[[Any], Callable[..., Any]]] = {
+        "eager": lambda fn: fn,
+        "primexec": primexec.make_traced,
+        "inductor": torch.compile,
     }
-    if options.inductor:
-        contenders["inductor"] = torch.compile(function)
+    if not options.inductor:
+        del makers["inductor"]
 
-    function(*(call := case.inputs())[0], **call[1])
+    contenders: dict[str, Callable[..., Any]] = {}
     first = {}
-    for name, contender in contenders.items():
+    args, kwargs = case.inputs()
+    function(*args, **kwargs)
+    for name, make in makers.items():
         args, kwargs = case.inputs()
         started = time.perf_counter()
-        contender(*args, **kwargs)
+        contenders[name] = make(function)
+        contenders[name](*args, **kwargs)
         first[name] = time.perf_counter() - started
 
     error = errors(contenders, function, case.inputs)

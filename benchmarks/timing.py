@@ -47,9 +47,7 @@ def turn(function: Callable[..., Any], call: Call, count: int) -> float:
     return (time.perf_counter() - started) / count
 
 
-def by_turns(
-    contenders: Mapping[str, Callable[..., Any]], inputs: Callable[[], Call], seconds: float
-) -> Turns:
+def by_turns(contenders: Mapping[str, Callable[..., Any]], inputs: Callable[[], Call], seconds: float) -> Turns:
     """Let warm contenders take turns for about so many seconds, each round on fresh inputs."""
     names = list(contenders)
     call = inputs()

@@ -97,7 +97,7 @@ def describe_global_state() -> dict[str, object]:
 
 def hook_count() -> int:
     """A number that grows whenever any module hook is registered anywhere."""
-    return torch.utils.hooks.RemovableHandle.next_id  # type: ignore[no-any-return]
+    return torch.utils.hooks.RemovableHandle.next_id
 
 
 def sdpa_switches() -> tuple[bool, ...]:
@@ -108,7 +108,7 @@ def sdpa_switches() -> tuple[bool, ...]:
         torch.backends.cuda.math_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(),
         torch.backends.mha.get_fastpath_enabled(),
-        torch.backends.mkldnn.enabled,
+        torch._C._get_mkldnn_enabled(),
     )
 
 
@@ -118,14 +118,14 @@ function_mode_depth: Callable[[], int] = torch._C._len_torch_function_stack
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
-def function_modes() -> list[object]:
+def function_modes() -> list[Any]:
     return [torch._C._get_function_stack_at(i) for i in range(function_mode_depth())]
 
 
 def default_device() -> torch.device | None:
     """The device of `torch.set_default_device` or `with torch.device(...)`, if that is all that is active."""
     modes = function_modes()
-    return modes[-1].device if modes and _is_device_context(modes[-1]) else None  # type: ignore[attr-defined, no-any-return]
+    return modes[-1].device if modes and _is_device_context(modes[-1]) else None
 
 
 def _is_device_context(mode: object) -> bool:
@@ -138,7 +138,7 @@ def foreign_mode_active() -> bool:
         torch._C._len_torch_dispatch_stack() > 0
         or private("torch._C._functorch.peek_interpreter_stack")() is not None
         or private("torch.autograd.forward_ad")._current_level >= 0
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or any(not _is_device_context(mode) for mode in function_modes())
         or not torch._C._is_torch_function_enabled()
         or bool(torch.compiler.is_compiling())
@@ -263,7 +263,7 @@ def capture_environment() -> Iterator[None]:
         # torch.nn's attention asks this to choose its fast path; our own mode is no reason against it.
         if capturing():
             return any(isinstance(a, Tensor) and type(a) not in plain for a in args)
-        return has_torch_function(args)  # type: ignore[no-any-return]
+        return has_torch_function(args)
 
     plain = (Tensor, torch.nn.Parameter, private("torch._subclasses.fake_tensor.FakeTensor"))
 
@@ -327,14 +327,14 @@ def torch_directory() -> str:
     return os.path.dirname(torch.__file__) + os.sep
 
 
-def identity(value: object) -> int:
+def identity(value: Any) -> int:
     """A number for a tensor or generator, as long as it lives; operators see generators in new Python objects."""
-    return -value._cdata if isinstance(value, torch.Generator) else id(value)
+    return -int(getattr(value, "_cdata")) if isinstance(value, torch.Generator) else id(value)  # noqa: B009
 
 
-def storage_key(t: Tensor) -> int:
+def storage_key(t: Any) -> int:
     """A number that two tensors share exactly when they share memory."""
-    return t.untyped_storage()._cdata
+    return int(t.untyped_storage()._cdata)
 
 
 @contextmanager
@@ -356,8 +356,8 @@ def python_references(held: dict[str, Any], key: str) -> int:
 
 
 def _count_references(held: dict[str, Any], key: str) -> int:
-    value: Tensor = held[key]
-    return sys.getrefcount(value) - (value._use_count() > 1 and _cpp_counts())
+    value = held[key]
+    return sys.getrefcount(value) - int(value._use_count() > 1 and _cpp_counts())
 
 
 @cache

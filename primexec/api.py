@@ -14,7 +14,7 @@ from torch import fx
 
 from primexec import _torch, config
 from primexec.cache import Cache, CacheInfo, compile_captured, runs_inline
-from primexec.capture import capture, capture_lock
+from primexec.capture import Signature, capture, capture_lock
 from primexec.config import Executors, Options
 from primexec.errors import PrimexecError
 from primexec.executors import registry
@@ -34,8 +34,8 @@ class Traced:
         registry.resolve(options, torch.device("cpu"))  # an unknown name is an error here, not at the first call
         self._fn = fn
         self._size = cache_size
-        self._name = _name_of(fn)
-        self._cache = Cache(self._name, options, cache_size)
+        self._signature = Signature.of(fn)
+        self._cache = Cache(self._signature, options, cache_size)
         self._others: dict[Options, Cache] = {}  # for calls that choose other executors
         self._overrides = tuple(set(_OVERRIDES) - _parameter_names(fn))
         functools.update_wrapper(self, fn, updated=())
@@ -72,14 +72,14 @@ class Traced:
         if options == base:
             return self._cache, own
         registry.resolve(options, torch.device("cpu"))
-        return self._others.setdefault(options, Cache(self._name, options, self._size)), own
+        return self._others.setdefault(options, Cache(self._signature, options, self._size)), own
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Traced functions in a class body become methods; each instance has a cache of its own."""
         if instance is None:
             return self
         held = instance.__dict__
-        key = f"_primexec_{self._name}"
+        key = f"_primexec_{self._signature.name}"
         if key not in held:
             held[key] = Traced(types.MethodType(self._fn, instance), self._cache.options, self._size)
         return held[key]
@@ -112,7 +112,7 @@ class Traced:
             raise PrimexecError("trace() was called inside another trace or transform")
         executors = registry.resolve(cache.options, torch.device("cpu"))
         with capture_lock():
-            captured, _ = compile_captured(capture(self._fn, args, kwargs, self._name), cache.options, executors)
+            captured, _ = compile_captured(capture(self._fn, args, kwargs, self._signature), cache.options, executors)
         return captured.program
 
     def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
@@ -122,7 +122,7 @@ class Traced:
             CaptureError: where the call cannot be captured soundly.
         """
         cache, kwargs = self._split(kwargs)
-        explanation = explain(self._fn, self._name, cache, args, kwargs)
+        explanation = explain(self._fn, cache, args, kwargs)
         print(explanation)
         return explanation
 
@@ -133,7 +133,7 @@ class Traced:
         return Traced, (self._fn, self._cache.options, self._size)
 
     def __repr__(self) -> str:
-        return f"<traced {self._name}>"
+        return f"<traced {self._signature.name}>"
 
 
 class TracedModule(torch.nn.Module):
@@ -155,25 +155,30 @@ class TracedModule(torch.nn.Module):
 
     def cache_info(self) -> CacheInfo:
         """As `Traced.cache_info`."""
-        return self._primexec_traced.cache_info()
+        return _traced(self).cache_info()
 
     def cache_clear(self) -> None:
         """As `Traced.cache_clear`."""
-        self._primexec_traced.cache_clear()
+        _traced(self).cache_clear()
 
     def trace(self, /, *args: Any, **kwargs: Any) -> Program:
         """As `Traced.trace`."""
-        return self._primexec_traced.trace(*args, **kwargs)
+        return _traced(self).trace(*args, **kwargs)
 
     def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
         """As `Traced.explain`."""
-        return self._primexec_traced.explain(*args, **kwargs)
+        return _traced(self).explain(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.nn.Module:
         return _trace_module(copy.deepcopy(self._primexec_traced))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _trace_module, (self._primexec_traced,)
+
+
+def _traced(module: TracedModule) -> Traced:
+    traced: Traced = module._primexec_traced
+    return traced
 
 
 def _trace_module(traced: Traced) -> torch.nn.Module:
@@ -287,13 +292,6 @@ class _Prepared(dict[Any, Traced]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Prepared, ()
-
-
-def _name_of(fn: Any) -> str:
-    if isinstance(fn, functools.partial):
-        return _name_of(fn.func)
-    name = getattr(fn, "__name__", None) or type(fn).__name__
-    return name if name.isidentifier() else "traced"
 
 
 def _parameter_names(fn: Any) -> set[str]:

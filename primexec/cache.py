@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
 from primexec import _torch, passes
 from primexec._torch import pytree
-from primexec.capture import Captured, capture, capture_lock
+from primexec.capture import Captured, Signature, capture, capture_lock
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
 from primexec.errors import RetraceWarning
 from primexec.executors import registry
+from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, describe_call, differences, make_entry
 from primexec.partition import Plan, partition
 from primexec.runtime import Executable, compile_plan
@@ -38,10 +41,11 @@ class CacheInfo(NamedTuple):
 class Cache:
     """The entries of one traced function, the most recently used first."""
 
-    def __init__(self, name: str, options: Options, size: int) -> None:
+    def __init__(self, signature: Signature, options: Options, size: int) -> None:
         if size < 1:
             raise ValueError(f"cache_size must be at least 1, got {size}")
-        self.name, self.options, self.size = name, options, size
+        self.signature, self.options, self.size = signature, options, size
+        self.name = signature.name
         self.entries: tuple[Entry, ...] = ()
         self._lock = threading.Lock()
         self._culprits: Counter[str] = Counter()
@@ -49,9 +53,7 @@ class Cache:
         self.hits = self.misses = self.traces = self.compiles = self.evictions = 0
 
     def info(self) -> CacheInfo:
-        return CacheInfo(
-            self.hits, self.misses, self.traces, self.compiles, self.evictions, len(self.entries)
-        )
+        return CacheInfo(self.hits, self.misses, self.traces, self.compiles, self.evictions, len(self.entries))
 
     def clear(self) -> None:
         with self._lock:
@@ -88,30 +90,33 @@ class Cache:
             if out is not MISS:
                 return out
             self.misses += 1
-            description = describe_call(args, kwargs)
+            description = describe_call(self.signature, args, kwargs)
             self._note_miss(description)
-            entry = self._trace(fn, args, kwargs)
+            entry = self._trace(fn, args, kwargs, description)
         out = entry.call(args, kwargs)
         if out is MISS:
             raise AssertionError(f"{self.name}: a new program does not fit the call it was made for")
         return out
 
-    def _trace(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+    def _trace(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], description: dict[str, str]
+    ) -> Entry:
         devices = [t.device for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
-        captured = capture(fn, args, kwargs, self.name)
+        captured = capture(fn, args, kwargs, self.signature)
         self.traces += 1
         captured, executable = compile_captured(captured, self.options, executors)
         self.compiles += executable.compiles
-        entry = make_entry(captured, executable, args, kwargs)
+        entry = make_entry(captured, executable, args, kwargs, description)
         with self._lock:
             self.evictions += max(0, len(self.entries) + 1 - self.size)
             self.entries = (entry, *self.entries)[: self.size]
         return entry
 
     def _note_miss(self, description: dict[str, str]) -> None:
-        entries = self.entries
-        if not entries:
+        # Comparing with every entry at every miss would cost n² for n programs.
+        entries = self.entries[:RETRACES_BEFORE_WARNING]
+        if not entries or (self._warned and not _guards_log.isEnabledFor(logging.DEBUG)):
             return
         nearest = min((differences(e, description) for e in entries), key=len)
         for label, then, now in nearest:
@@ -139,20 +144,18 @@ def runs_inline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def compile_captured(
-    captured: Captured, options: Options, executors: tuple[registry.Executor, ...]
+    captured: Captured, options: Options, executors: tuple[Executor, ...]
 ) -> tuple[Captured, Executable]:
     """Passes, plan, executable."""
-    from dataclasses import replace
-
     captured = replace(captured, program=passes.run(captured.program))
     verify_captured(captured.program)
-    plan = make_plan(captured, options, executors)
+    plan = _make_plan(captured, options, executors)
     _plan_log.debug("%s", plan)
     parameters = {k: v for k, v in options.parameters if k != "strict"}
     return captured, compile_plan(plan, {e.name: e for e in executors}, parameters)
 
 
-def make_plan(captured: Captured, options: Options, executors: tuple[registry.Executor, ...]) -> Plan:
+def _make_plan(captured: Captured, options: Options, executors: tuple[Executor, ...]) -> Plan:
     return partition(
         captured.program,
         executors,

@@ -28,7 +28,7 @@ from primexec._torch import pytree
 from primexec.config import logger
 from primexec.errors import CaptureError, SourceLine
 from primexec.program import Program, Static
-from primexec.reads import RANDOM, Reads, stores_attribute
+from primexec.reads import RANDOM, SEEDS, Reads, stores_attribute
 from primexec.shadow import Shadows
 from primexec.tracer import Tracer
 
@@ -48,7 +48,7 @@ _GRAD_HINT = (
 )
 
 
-def capture_lock() -> threading.RLock:  # type: ignore[valid-type]
+def capture_lock() -> threading.RLock:
     """Held while anything is captured: part of PyTorch's tracing state belongs to the process."""
     return _lock
 
@@ -78,7 +78,45 @@ class Captured:
     inference_segments: bool
 
 
-def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Captured:
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a traced function is called, and its positional parameters, for labels.
+
+    Attributes:
+        rest: the name of `*args`, or "args" where there is none.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    rest: str
+
+    @classmethod
+    def of(cls, fn: Any) -> Signature:
+        try:
+            parameters = inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn).parameters.values()
+        except (TypeError, ValueError):  # some builtins have no signature
+            parameters = ()  # type: ignore[assignment]
+        positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "args")
+        while isinstance(fn, functools.partial):
+            fn = fn.func
+        name = getattr(fn, "__name__", None) or type(fn).__name__
+        return cls(name if name.isidentifier() else "traced", positional, rest)
+
+    def labels(self, leaves: Sequence[Any], tree: Any) -> list[str]:
+        """How a user writes each leaf of `(args, kwargs)`: `x`, `batch['mask']`, `args[2]`."""
+        marked = pytree.tree_unflatten(list(range(len(leaves))), tree)
+        paths, _ = pytree.tree_flatten_with_path(marked)
+        return [self._root(p[0], p[1]) + pytree.keystr(p[2:]) for p, _ in paths]
+
+    def _root(self, part: Any, key: Any) -> str:
+        if part.idx == 1:  # of (args, kwargs)
+            return str(key.key)
+        index, known = key.idx, len(self.parameters)
+        return self.parameters[index] if index < known else f"{self.rest}[{index - known}]"
+
+
+def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], signature: Signature) -> Captured:
     """Trace one call.
 
     Raises:
@@ -86,7 +124,7 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
             through unchanged.
     """
     leaves, tree = _torch.flatten((args, kwargs))
-    labels = argument_labels(leaves, tree)
+    labels = signature.labels(leaves, tree)
     for leaf, label in zip(leaves, labels, strict=True):
         _check_argument(leaf, label)
     reads = Reads(fn)
@@ -97,7 +135,7 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     tracer = Tracer(reads)
     before = _OutsideState()
     try:
-        captured = _capture(fn, leaves, labels, tree, tracer, shadows, name)
+        captured = _capture(fn, leaves, labels, tree, tracer, shadows, signature.name)
     except CaptureError as error:
         reads.restore()
         _raise_located(before.changes(reads) or error, fn)
@@ -144,13 +182,6 @@ def _raise_located(error: CaptureError, fn: Any) -> NoReturn:
     raise CaptureError(error.reason, hint=error.hint, source=source) from error.__cause__
 
 
-def argument_labels(leaves: Sequence[Any], tree: Any) -> list[str]:
-    """How a user writes each leaf of `(args, kwargs)`: `args[0]['mask']`, `kwargs['scale']`."""
-    marked = pytree.tree_unflatten(list(range(len(leaves))), tree)
-    paths, _ = pytree.tree_flatten_with_path(marked)
-    return [("kwargs" if p[0].idx else "args") + pytree.keystr(p[1:]) for p, _ in paths]
-
-
 def _check_argument(leaf: object, label: str) -> None:
     if isinstance(leaf, Tensor):
         reason = statics.tensor_problem(leaf)
@@ -171,12 +202,14 @@ class _OutsideState:
         self._numpy: Any = numpy.random if numpy is not None else None
         self._torch_state = torch.get_rng_state()
         self._random_state = random.getstate()
-        self._numpy_state = self._numpy.get_state() if self._numpy is not None else None
+        self._numpy_state: Any = self._numpy.get_state() if self._numpy is not None else None
 
     def changes(self, reads: Reads) -> CaptureError | None:
-        """Put back what the traced code changed, and say so. Other threads may draw numbers meanwhile, so
-        only code that names something random is held to account."""
-        source = reads.suspects.get(RANDOM)
+        """Put back what the traced code changed, and say so.
+
+        Other threads may draw numbers meanwhile: only code that names something random is held to account.
+        """
+        source = reads.suspects.get(RANDOM) or reads.suspects.get(SEEDS)
         if source is None:
             return None
         changed = []
@@ -302,5 +335,3 @@ def _side_effect(label: str, name: str, reads: Reads) -> None:
         hint="return the new value, or keep it outside the traced function",
         source=stores_attribute(iter(reads.codes), name),
     )
-
-

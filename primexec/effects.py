@@ -11,7 +11,9 @@ from torch import fx
 from primexec import _torch
 
 # Operators that write to arguments which their schema does not mark as written.
-_UNDECLARED_WRITES = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm_update_stats"})
+_UNDECLARED_WRITES = frozenset(
+    {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm_update_stats"}
+)
 _MADE_HERE = frozenset({"aten", "prims"})
 
 

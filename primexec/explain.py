@@ -55,18 +55,17 @@ class Explanation:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
-def explain(
-    fn: Callable[..., Any], name: str, cache: Cache, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Explanation:
+def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
     """Trace and plan the call without running it."""
+    name = cache.name
     if runs_inline(args, kwargs):
         return Explanation(name, None, False, (), "")
-    description = describe_call(args, kwargs)
+    description = describe_call(cache.signature, args, kwargs)
     nearest = min((differences(e, description) for e in cache.entries), key=len, default=[])
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     executors = registry.resolve(cache.options, tensors[0].device if tensors else torch.get_default_device())
     with capture_lock():
-        captured, executable = compile_captured(capture(fn, args, kwargs, name), cache.options, executors)
+        captured, executable = compile_captured(capture(fn, args, kwargs, cache.signature), cache.options, executors)
     reads = captured.reads
     counts = {
         "tensors": len(captured.arguments) + len(captured.states),
@@ -77,5 +76,3 @@ def explain(
     guarded = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     cached = bool(cache.entries) and not nearest
     return Explanation(name, executable.plan, cached, tuple(nearest), f"{guarded or 'nothing'}, global state")
-
-

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from primexec import _torch, statics
 from primexec._torch import pytree
-from primexec.capture import Captured, argument_labels
+from primexec.capture import Captured, Signature
 from primexec.program import Static, TensorSpec
 from primexec.reads import Namespace
 from primexec.runtime import Executable
@@ -46,11 +46,11 @@ class Entry:
     description: dict[str, str]
 
 
-def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
+def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
     """Everything in a call's key, apart from Python state, as label → text."""
     leaves, tree = _torch.flatten((args, kwargs))
     described = {"structure of the arguments": str(tree)}
-    for leaf, label in zip(leaves, argument_labels(leaves, tree), strict=True):
+    for leaf, label in zip(leaves, signature.labels(leaves, tree), strict=True):
         if isinstance(leaf, Tensor):
             spec = TensorSpec.of(leaf) if leaf.layout is torch.strided else None
             described[f"{label} (type)"] = f"{type(leaf).__name__} of {leaf.layout}"
@@ -77,11 +77,15 @@ def differences(entry: Entry, description: dict[str, str]) -> list[tuple[str, st
 
 
 def make_entry(
-    captured: Captured, executable: Executable, args: tuple[Any, ...], kwargs: dict[str, Any]
+    captured: Captured,
+    executable: Executable,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    description: dict[str, str],
 ) -> Entry:
     """The entry for a call that was just captured under the present global state."""
     call = _Writer(captured, executable).write(args, kwargs)
-    return Entry(call, captured, executable, describe_call(args, kwargs))
+    return Entry(call, captured, executable, description)
 
 
 class _Writer:
@@ -207,11 +211,11 @@ class _Writer:
         if namespaces:
             check = _PythonState(namespaces, [h for h in hooks if not h])
             version = self._constant(_torch.dict_version())
-            dicts = self._constant([n.dict for n in namespaces])
+            dicts = self._constant([n.held for n in namespaces])
             state = self._constant(check)
             same = f"list(map({version}, {dicts})) == {state}.versions"
             if len(namespaces) == 1:
-                same = f"{version}({self._constant(namespaces[0].dict)}) == {state}.versions[0]"
+                same = f"{version}({self._constant(namespaces[0].held)}) == {state}.versions[0]"
             if hooks:
                 same += f" and {self._constant(_torch.hook_count)}() == {state}.hooks"
             self._miss_if(f"not ({same}) and not {state}.revalidate()")
@@ -267,8 +271,10 @@ class _Writer:
         container, key, _ = place
         if callable(container):
             return f"{self._constant(container)}()"
-        return f"{self._constant(container)}[{key!r}]" if type(key) in (int, str) else (
-            f"{self._constant(container)}[{self._constant(key)}]"
+        return (
+            f"{self._constant(container)}[{key!r}]"
+            if type(key) in (int, str)
+            else (f"{self._constant(container)}[{self._constant(key)}]")
         )
 
     def _run(self, inputs: list[str]) -> None:
@@ -307,7 +313,9 @@ class _Writer:
         if tree.type is list:
             return f"[{', '.join(children)}]"
         if tree.type is dict:
-            return "{" + ", ".join(f"{self._constant(k)}: {v}" for k, v in zip(tree.context, children, strict=True)) + "}"
+            return (
+                "{" + ", ".join(f"{self._constant(k)}: {v}" for k, v in zip(tree.context, children, strict=True)) + "}"
+            )
         unflatten = self._constant(pytree.SUPPORTED_NODES[tree.type].unflatten_fn)
         return f"{unflatten}([{', '.join(children)}], {self._constant(tree.context)})"
 
@@ -328,10 +336,10 @@ class _PythonState:
     def revalidate(self) -> bool:
         """Compare by value; where nothing differs, remember the present versions."""
         hooks = _torch.hook_count()
-        versions = [self._version(n.dict) for n in self._namespaces]
+        versions = [self._version(n.held) for n in self._namespaces]
         if hooks != self.hooks and any(self._empty_hooks):
             return False
-        before = self.versions or [None] * len(versions)
+        before = self.versions or [-1] * len(versions)
         for namespace, then, now in zip(self._namespaces, before, versions, strict=True):
             if then != now and next(namespace.changed(), None) is not None:
                 return False

@@ -120,7 +120,11 @@ def _pinned(program: Program) -> dict[fx.Node, str]:
     for node in reversed(nodes):
         if pinned.get(node) == "it returns an alias":
             for source in node.all_input_nodes:
-                if source.op == "call_function" and _storage(source) == _storage(node) and effects.aliases_input(source):
+                if (
+                    source.op == "call_function"
+                    and _storage(source) == _storage(node)
+                    and effects.aliases_input(source)
+                ):
                     pinned.setdefault(source, "it returns an alias")
     return pinned
 
@@ -136,7 +140,8 @@ def _check_strict(claims: dict[fx.Node, Claim], executors: Sequence[Executor]) -
         if claim.executor not in asked:
             said = "; ".join(f"{name}: {reason}" for name, reason in claim.refusals)
             raise ExecutorError(
-                f"strict: {op_name(node.target)} would fall back to {claim.executor} ({said})\n  {node.meta.get('source')}"
+                f"strict: {op_name(node.target)} would fall back to {claim.executor} ({said})\n"
+                f"  {node.meta.get('source')}"
             )
 
 

@@ -136,7 +136,7 @@ def show_argument(arg: Any) -> str:
 def _lines(program: Program) -> Iterator[str]:
     nodes = {n.name: n for n in program.graph_module.graph.nodes}
     yield f"def {program.name}("
-    width = max((len(i.name) + len(spec_of(nodes[i.name])) for i in program.inputs), default=0)
+    width = min(60, max((len(i.name) + len(spec_of(nodes[i.name])) for i in program.inputs), default=0))
     for i in program.inputs:
         text = f"{i.name}: {spec_of(nodes[i.name])},"
         yield f"    {text:<{width + 4}}# {i.kind} {i.label}"
@@ -151,10 +151,10 @@ def _lines(program: Program) -> Iterator[str]:
             current = source
         yield "    " + _line(node)
     outputs = nodes["output"].args[0]
-    leaves = [repr(x.value) if isinstance(x, Static) else outputs[x].name for x in program.output_leaves]  # type: ignore[index, union-attr]
+    leaves = [repr(x.value) if isinstance(x, Static) else outputs[x].name for x in program.output_leaves]
     yield f"    return {', '.join(leaves)}"
-    for label, node in zip(program.stored, outputs[len(outputs) - len(program.stored) :], strict=True):  # type: ignore[arg-type, index]
-        yield f"    # then {label} = {node.name}"  # type: ignore[union-attr]
+    for label, node in zip(program.stored, outputs[len(outputs) - len(program.stored) :], strict=True):
+        yield f"    # then {label} = {node.name}"
 
 
 def _line(node: fx.Node) -> str:
@@ -164,8 +164,6 @@ def _line(node: fx.Node) -> str:
     items = [u for u in node.users if u.target is operator.getitem]
     if items:
         return ", ".join(f"{u.name}: {spec_of(u)}" for u in items) + f" = {call}"
-    if node.meta.get("spec") is None or not node.users and node.meta.get("effect"):
+    if node.meta.get("spec") is None or (not node.users and node.meta.get("effect")):
         return call
     return f"{node.name}: {spec_of(node)} = {call}"
-
-

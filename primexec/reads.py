@@ -40,11 +40,26 @@ _SUSPECT_NAMES = {
     **dict.fromkeys(("manual_seed", "set_rng_state", "fork_rng"), SEEDS),
 }
 _MUTATORS = frozenset(
-    {"append", "extend", "insert", "pop", "popleft", "appendleft", "remove", "clear", "sort", "reverse", "add", "discard"}
+    {
+        "append",
+        "extend",
+        "insert",
+        "pop",
+        "popleft",
+        "appendleft",
+        "remove",
+        "clear",
+        "sort",
+        "reverse",
+        "add",
+        "discard",
+    }
     | {"update", "setdefault", "popitem", "train", "eval"}
 )
 _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
-_DATA_HOLDERS = frozenset({"types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"})
+_DATA_HOLDERS = frozenset(
+    {"types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"}
+)
 _INPUTS = (torch.Tensor, torch.Generator)
 MAX_OBJECTS = 50_000
 
@@ -134,21 +149,21 @@ def names_of(code: types.CodeType) -> CodeNames | None:
 class Namespace:
     """A dict that belongs to an object the function can reach, and the values recorded in it."""
 
-    dict: dict[Any, Any]
+    held: dict[Any, Any]
     label: str
     values: dict[Any, Any] = field(default_factory=dict)  # name → frozen value
     originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
     keys: tuple[Any, ...] | frozenset[Any] | None = None  # the names it held, ordered where order matters
 
     def get(self, name: Any) -> Any:
-        return dict.__getitem__(self.dict, name)  # a subclass may run code of its own
+        return dict.__getitem__(self.held, name)  # a subclass may run code of its own
 
     def changed(self) -> Iterator[tuple[Any, Any, Any]]:
         """(name, frozen then, frozen now) of what is no longer as recorded."""
-        if self.keys is not None and (keys := type(self.keys)(self.dict)) != self.keys:
+        if self.keys is not None and (keys := type(self.keys)(self.held)) != self.keys:
             yield next(iter({*keys} ^ {*self.keys}), ""), self.keys, keys
         for name, then in self.values.items():
-            now = statics.freeze(self.get(name)) if name in self.dict else _ABSENT
+            now = statics.freeze(self.get(name)) if name in self.held else _ABSENT
             if now != then:
                 yield name, then, now
 
@@ -277,8 +292,8 @@ class Reads:
         elif _is_plain_object(value):
             self._seen[id(value)] = value
             self._reach_object(value, getattr(value, "__dict__", {}), label)
-            if type(value).__call__ is not type.__call__:  # type: ignore[operator]
-                self.reach(getattr(type(value), "__call__", None), label)
+            if callable(value):
+                self.reach(type(value).__call__, label)
 
     def _reach_module(self, module: torch.nn.Module, label: str) -> None:
         for kind in ("_modules", "_parameters", "_buffers"):
@@ -325,17 +340,17 @@ class Reads:
         return self.namespaces.setdefault(id(held), Namespace(held, label))
 
     def _record_names(self, namespace: Namespace, names: set[str] | frozenset[str]) -> None:
-        for name in namespace.dict.keys() & names:
+        for name in namespace.held.keys() & names:
             self._record(namespace, name)
         if self._everything:
-            for name, value in namespace.dict.items():
+            for name, value in namespace.held.items():
                 if statics.freeze_static(value) is not None:
                     self._record(namespace, name)
 
     def _record(self, namespace: Namespace, name: Any) -> None:
-        if name in namespace.values or (name in _MODULE_INTERNALS and "_modules" in namespace.dict):
+        if name in namespace.values or (name in _MODULE_INTERNALS and "_modules" in namespace.held):
             return
-        if name not in namespace.dict:
+        if name not in namespace.held:
             namespace.values[name] = _ABSENT
             return
         value = namespace.get(name)
@@ -410,15 +425,15 @@ class Reads:
             generator.set_state(state)
         for namespace in self.namespaces.values():
             for name, _, _ in list(namespace.changed()):
-                if name in namespace.dict and only(namespace.get(name)):
+                if name in namespace.held and only(namespace.get(name)):
                     if name in namespace.originals:
-                        namespace.dict[name] = namespace.originals[name]
+                        namespace.held[name] = namespace.originals[name]
                     elif namespace.values.get(name) is _ABSENT:
-                        del namespace.dict[name]
+                        del namespace.held[name]
             if namespace.keys is not None:
-                for name in [n for n in namespace.dict if n not in namespace.keys]:
+                for name in [n for n in namespace.held if n not in namespace.keys]:
                     if only(namespace.get(name)):
-                        del namespace.dict[name]
+                        del namespace.held[name]
         for cell in self.cells:
             if statics.freeze(cell.get()) != cell.value and only(cell.get()):
                 cell.set(cell.original)
@@ -431,9 +446,9 @@ class Reads:
     def tensors(self) -> Iterator[tuple[Any, Any, str, Any]]:
         """(container or getter, key, label, value) of every place reached that holds a tensor or generator."""
         for namespace in self.namespaces.values():
-            for name, value in dict.items(namespace.dict):
+            for name, value in dict.items(namespace.held):
                 if isinstance(value, _INPUTS):
-                    yield namespace.dict, name, f"{namespace.label}{name}", value
+                    yield namespace.held, name, f"{namespace.label}{name}", value
         for value in list(self._seen.values()):
             if isinstance(value, (dict, list, tuple)):
                 for key, part in dict.items(value) if isinstance(value, dict) else enumerate(value):
@@ -462,9 +477,7 @@ def stores_attribute(codes: Iterator[types.CodeType], name: str) -> SourceLine |
     return None
 
 
-_TRUSTED_PACKAGES = frozenset({"torch", "numpy", "builtins", "primexec"}) | sys.stdlib_module_names - {
-    "__main__"
-}
+_TRUSTED_PACKAGES = frozenset({"torch", "numpy", "builtins", "primexec"}) | sys.stdlib_module_names - {"__main__"}
 
 # Handled apart (children, parameters, buffers, hooks), or of no effect on a forward call.
 _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
@@ -472,9 +485,8 @@ _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
 
 def _is_plain_object(value: Any) -> bool:
     kind = type(value)
-    return (
-        f"{kind.__module__}.{kind.__name__}" in _DATA_HOLDERS
-        or kind.__module__.partition(".")[0] not in _TRUSTED_PACKAGES
+    return f"{kind.__module__}.{kind.__name__}" in _DATA_HOLDERS or (
+        kind.__module__.partition(".")[0] not in _TRUSTED_PACKAGES
         and statics.freeze_static(value) is None
         and (hasattr(value, "__dict__") or hasattr(kind, "__slots__"))
     )

@@ -83,7 +83,7 @@ def _join(plan: Plan, functions: Sequence[RegionFunction]) -> Callable[..., Sequ
         dead = [n.name for n, last in last_use.items() if last == i and n not in returned]
         if dead:
             lines.append(f"  del {', '.join(dead)}")
-    lines.append(f"  return [{', '.join(n.name for n in returned)}]")  # type: ignore[union-attr]
+    lines.append(f"  return [{', '.join(n.name for n in returned)}]")
     namespace: dict[str, Any] = {f"region{i}": f for i, f in enumerate(functions)}
     exec(compile("\n".join(lines), "<primexec plan>", "exec"), namespace)
     run: Callable[..., Sequence[Tensor]] = namespace.pop("run")

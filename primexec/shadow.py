@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.nn.parameter import UninitializedTensorMixin
 
 from primexec.errors import CaptureError
 
@@ -41,7 +40,7 @@ class Shadows:
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError("a TorchScript module cannot be traced", hint="trace the module it was made from")
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if isinstance(tensor, UninitializedTensorMixin):
+            if tensor is not None and torch.nn.parameter.is_lazy(tensor):
                 raise CaptureError(
                     f"{type(module).__name__}.{name} is not initialised yet",
                     hint="run the lazy module once before tracing it",

@@ -46,7 +46,7 @@ class Identity:
         return f"{type(self.value).__name__} at {id(self.value):#x}"
 
 
-def freeze_static(value: object) -> Any:
+def freeze_static(value: Any) -> Any:
     """A hashable stand-in that is equal for equal statics only, or None where value is not static.
 
     NaN equals NaN, -0.0 differs from 0.0, and 1, 1.0 and True all differ.
@@ -66,10 +66,10 @@ def freeze_static(value: object) -> Any:
     if isinstance(value, slice):
         return _freeze_all(kind, (value.start, value.stop, value.step))
     if kind is tuple or kind is frozenset:
-        return _freeze_all(kind, value)  # type: ignore[arg-type]
+        return _freeze_all(kind, value)
     parameters = getattr(kind, "__dataclass_params__", None)
     if parameters is not None and parameters.frozen:
-        return _freeze_all(kind, [getattr(value, f.name) for f in dataclasses.fields(kind)])
+        return _freeze_all(kind, [getattr(value, f.name) for f in dataclasses.fields(value)])
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
         return kind, value.dtype.str, value.tobytes()
@@ -101,6 +101,7 @@ def freeze(value: object) -> Any:
 
 
 def is_container(value: object) -> bool:
+    """Whether a value is one of Python's own containers, or of a class derived from one."""
     return isinstance(value, _BUILTIN_CONTAINERS)
 
 

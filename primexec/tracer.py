@@ -1,7 +1,7 @@
 """Records the operators that a function runs on fake tensors.
 
 Two modes watch the run. `_Operators` sits at the Python dispatch key and records every ATen operator into
-an FX graph. `_Calls` sees the calls of torch's Python API: it replaces real tensors (parameters, closed-over
+an FX graph. `calls.Calls` sees the calls of torch's Python API: it replaces real tensors (parameters, closed-over
 tensors) by fake ones, refuses what would read a value or change state behind the operators' back, and
 remembers which operators belong to one call of a C++ binding.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import operator
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -22,15 +23,13 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects, higher_order
 from primexec._torch import pytree
+from primexec.calls import READS_DATA, VALUE_HINT, Calls, name_of
 from primexec.errors import CaptureError, SourceLine
 from primexec.program import ApiCall, Input, TensorSpec
 from primexec.reads import EXACT_TYPE, SEEDS, Reads, user_source
-from primexec.statics import freeze_static, tensor_problem
+from primexec.statics import tensor_problem
 
-_BINDINGS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
 _UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
-_READS_DATA = "data is not allocated yet"  # what a kernel in C++ says when it reads a fake tensor
-_VALUE_HINT = "return the tensor instead, or do this outside of the traced function"
 MAX_REHEARSAL_ELEMENTS = 1 << 26
 
 
@@ -86,7 +85,7 @@ class Tracer:
 
     def run(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call fn under the modes; the result is made of fake tensors."""
-        with _torch.modes(self.fake_mode, _Operators(self), _Calls(self)):
+        with _torch.modes(self.fake_mode, _Operators(self), Calls(self)):
             self.reads.start()
             try:
                 return fn(*args, **kwargs)
@@ -218,9 +217,7 @@ class Tracer:
             node.meta["spec"] = [TensorSpec.of(t) if isinstance(t, Tensor) else t for t in out]
             for i, t in enumerate(out):
                 if isinstance(t, Tensor):
-                    item = self.graph.create_node(
-                        "call_function", operator.getitem, (node, i), name=f"{node.name}_{i}"
-                    )
+                    item = self.graph.create_node("call_function", operator.getitem, (node, i), name=f"{node.name}_{i}")
                     item.meta["source"], item.meta["inference"] = node.meta["source"], inference
                     self._bind_output(t, item)
         return out
@@ -242,7 +239,9 @@ class Tracer:
             node = node.next
         for t in pytree.tree_leaves(out):
             if isinstance(t, Tensor) and self.node_of(t) not in written:
-                raise self.fail(f"{_name(fn)} leaves out= as it was while it is traced", "use the result instead of out=")
+                raise self.fail(
+                    f"{name_of(fn)} leaves out= as it was while it is traced", "use the result instead of out="
+                )
 
     def _record_constant(self, op: Any, real: Tensor) -> Any:
         with _torch.modes_off():
@@ -282,8 +281,8 @@ class Tracer:
         try:
             return op(*args, **kwargs)
         except Exception as error:
-            if _READS_DATA in str(error):
-                raise self.fail(f"{op} reads the values of a tensor", _VALUE_HINT) from None
+            if READS_DATA in str(error):
+                raise self.fail(f"{op} reads the values of a tensor", VALUE_HINT) from None
             for kind, (reason, hint) in _torch.uncapturable().items():
                 if isinstance(error, kind):
                     raise self.fail(reason.format(op=op, error=error), hint) from None
@@ -379,7 +378,7 @@ class _Operators(_torch.TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tracer = tracer
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -390,136 +389,6 @@ class _Operators(_torch.TorchDispatchMode):
             return self.tracer.record(op, args, kwargs or {})
         finally:
             sys.settrace(watching)
-
-
-class _Calls(_torch.TorchFunctionMode):
-    """Sees calls of torch's Python API."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tracer, kwargs = self.tracer, kwargs or {}
-        if fn in forbidden():
-            raise tracer.fail(forbidden()[fn], _VALUE_HINT)
-        if _torch.functorch_active():
-            return fn(*args, **kwargs)
-        if fn in _sensitive():
-            tracer.uses_sdpa = True
-        elif fn is Tensor.storage_offset:
-            tracer.uses_offsets = True
-        args, kwargs = tracer._stand_ins(args), tracer._stand_ins(kwargs)
-        graph = tracer.graph
-        before = graph._root.prev
-        try:
-            out = fn(*args, **kwargs)
-        except CaptureError:
-            raise
-        except Exception as error:
-            if _READS_DATA in str(error):
-                raise tracer.fail(f"{_name(fn)} reads the values of a tensor", _VALUE_HINT) from None
-            raise tracer.locate(error)  # noqa: B904  (the same exception, with a note)
-        if kwargs.get("out") is not None:
-            tracer.check_out(fn, kwargs["out"], before)
-        if before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
-            self._remember(fn, args, kwargs, before, out)
-        return out
-
-    def _remember(self, fn: Any, args: Any, kwargs: Any, before: fx.Node, out: Any) -> None:
-        tracer = self.tracer
-        nodes: list[fx.Node] = []
-        node = before.next
-        while node is not tracer.graph._root:
-            nodes.append(node)
-            node = node.next
-        if tracer.scope.parent is not None or any(n.op != "call_function" for n in nodes):
-            return
-        inputs: set[fx.Node] = set()
-        try:
-            call_args, call_kwargs = _copy(args, tracer, inputs), _copy(kwargs, tracer, inputs)
-        except _NotReplayableError:
-            return
-        results = out if isinstance(out, (tuple, list)) else (out,)
-        known = [tracer.scope.nodes.get(_torch.identity(r)) for r in results]
-        if out is not None and any(n is None for n in known):
-            return
-        made = set(nodes)
-        if any(a.op == "placeholder" and tracer.input_kind(a) == "constant" for n in nodes for a in n.all_input_nodes):
-            return
-        tracer.calls.append(
-            ApiCall(
-                function=fn,
-                args=call_args,
-                kwargs=call_kwargs,
-                nodes=tuple(nodes),
-                results=tuple(n for n in known if n is not None) if out is not None else (),
-                sequence=isinstance(out, (tuple, list)),
-                inputs=frozenset(inputs - made),
-            )
-        )
-
-
-class _NotReplayableError(Exception):
-    pass
-
-
-def _copy(value: Any, tracer: Tracer, inputs: set[fx.Node]) -> Any:
-    """value with tensors replaced by nodes, and lists copied: what a call of the API was given."""
-    if isinstance(value, (Tensor, torch.Generator)):
-        node = tracer.scope.nodes.get(_torch.identity(value))
-        if node is None:
-            raise _NotReplayableError
-        inputs.add(node)
-        return node
-    if type(value) in (tuple, list):
-        return type(value)(_copy(v, tracer, inputs) for v in value)
-    if type(value) is dict:
-        return {k: _copy(v, tracer, inputs) for k, v in value.items()}
-    if type(value) is slice:
-        return slice(*(_copy(v, tracer, inputs) for v in (value.start, value.stop, value.step)))
-    if freeze_static(value) is None:
-        raise _NotReplayableError
-    return value
-
-
-def _name(fn: Any) -> str:
-    return getattr(fn, "__qualname__", None) or str(fn)
-
-
-def _autocast_enabled() -> bool:
-    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-
-
-@cache
-def forbidden() -> dict[Any, str]:
-    """API calls that read a value, an address or a version, or replace a tensor's contents unseen."""
-    value = "the values of a tensor are read in Python"
-    return {
-        Tensor.numpy: value,
-        Tensor.tolist: value,
-        Tensor.__array__: value,
-        Tensor.__repr__: value,
-        Tensor.__format__: value,
-        Tensor.__dlpack__: value,
-        Tensor.data_ptr: "the address of a tensor is read",
-        Tensor.__reduce_ex__: "a tensor is pickled",
-        Tensor.share_memory_: "a tensor is moved to shared memory",
-        Tensor._version.__get__: "the version counter of a tensor is read",  # type: ignore[attr-defined]
-        Tensor.data.__set__: "the .data of a tensor is replaced",  # type: ignore[attr-defined]
-        Tensor.grad.__set__: "the .grad of a tensor is assigned",  # type: ignore[attr-defined]
-        Tensor.grad.__get__: "the .grad of a tensor is read",  # type: ignore[attr-defined]
-    }
-
-
-@cache
-def _sensitive() -> frozenset[Any]:
-    """Calls whose operators depend on process-wide kernel switches."""
-    f = torch.nn.functional
-    return frozenset(
-        {f.scaled_dot_product_attention, f.multi_head_attention_forward, torch.lstm, torch.gru, torch.rnn_tanh}
-        | {torch.rnn_relu, torch._transformer_encoder_layer_fwd, torch._native_multi_head_attention}
-    )
 
 
 @cache
@@ -533,5 +402,6 @@ def _zeros_like(t: Tensor) -> Tensor:
 
 
 def _identifier(label: str) -> str:
+    label = re.sub(r" \(closed over by [^)]*\)", "", label)
     name = "".join(c if c.isalnum() else "_" for c in label).strip("_")
     return name if name and not name[0].isdigit() else f"t_{name}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from typing import Any
@@ -295,6 +296,55 @@ def test_model_with_an_algorithm_of_its_own_for_compilers() -> None:
         inputs = uncached(8)
         torch.testing.assert_close(traced(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-6)
     assert counts(traced) == (1, 1, 1)
+
+
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+@pytest.mark.parametrize("name", ["Bert", "GPT2", "ResNet", "Whisper"])
+@torch.no_grad()
+def test_surroundings(name: str, surroundings: str) -> None:
+    arch = MODEL[name]
+    model = arch.build()
+    traced = primexec.make_traced(model)
+    for _ in range(2):
+        inputs = arch.inputs(arch.lengths[0])
+        with SURROUNDINGS[surroundings]():
+            assert_same(traced(**inputs), model(**inputs))
+    assert counts(traced) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["Bert", "GPT2", "Swin", "T5"])
+@torch.no_grad()
+def test_dropout_draws_what_eager_draws(name: str) -> None:
+    arch = MODEL[name]
+    model = arch.build().train()
+    traced = primexec.make_traced(model)
+    for seed in range(2):
+        inputs = arch.inputs(arch.lengths[0])
+        torch.manual_seed(seed)
+        actual = traced(**inputs)
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert_same(actual, model(**inputs))
+        assert torch.equal(state, torch.get_rng_state())
+    assert counts(traced) == (1, 1, 1)
+
+
+@torch.no_grad()
+def test_caches_are_refused() -> None:
+    """A cache of keys and values is an object that the model changes."""
+    model = MODEL["GPT2"].build()
+    traced = primexec.make_traced(model)
+    with pytest.raises(primexec.CaptureError, match=r"DynamicCache(.|\n)*use_cache=False"):
+        traced(**text(8))
+    cache = model(**text(8)).past_key_values
+    with pytest.raises(primexec.CaptureError, match=r"past_key_values(.|\n)*DynamicCache"):
+        traced(input_ids=ids(2, 1), past_key_values=cache)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def _find(op: Any, node: fx.Node) -> Callable[..., Any]:
         for namespace in _torch.binding_namespaces():
             binding = getattr(namespace, name, None)
             if isinstance(binding, _BINDINGS) and _runs(binding, op, args, kwargs):
-                return binding  # type: ignore[no-any-return]
+                return binding
     return _torch.raw_call(op)
 
 
@@ -64,7 +64,7 @@ class _Probe(_torch.TorchDispatchMode):
 
 def _runs(binding: Callable[..., Any], op: Any, args: Any, kwargs: Any) -> bool:
     """Whether the binding, called like this, runs this very operator on these very arguments."""
-    probe = _Probe()
+    probe = _Probe()  # type: ignore[no-untyped-call]
     try:
         with torch.no_grad(), probe:
             binding(*args, **kwargs)
@@ -84,5 +84,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
     return type(a) is type(b) and bool(a == b)
-
-

@@ -63,9 +63,7 @@ def load(name: str) -> Executor:
     """
     points = _entry_points()
     if name not in points:
-        raise ValueError(
-            f"Received unexpected value for 'executor': {name}. Allowed values are: {', '.join(points)}."
-        )
+        raise ValueError(f"Received unexpected value for 'executor': {name}. Allowed values are: {', '.join(points)}.")
     point = points[name]
     try:
         module, _, attribute = point.value.partition(":")

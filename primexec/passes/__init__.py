@@ -10,7 +10,7 @@ from primexec.program import Program
 
 
 class Pass(Protocol):
-    """A frozen dataclass whose fields are its options. It may change the graph, and returns the program that goes on."""
+    """A frozen dataclass whose fields are its options; changes the graph, and returns the program that goes on."""
 
     def __call__(self, program: Program) -> Program: ...
 

@@ -13,8 +13,10 @@ from primexec.program import ApiCall, Program
 
 @dataclass(frozen=True, slots=True)
 class ShareConstants:
-    """`torch.tensor([1, 2])` makes a new tensor at every call. The copy is dropped where no operator writes to
-    its memory and no output shares it."""
+    """Drops the copy that `torch.tensor([1, 2])` makes at every call.
+
+    It stays where an operator writes to its memory, or an output shares it.
+    """
 
     def __call__(self, program: Program) -> Program:
         graph = program.graph_module.graph

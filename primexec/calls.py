@@ -1,0 +1,156 @@
+"""Watches the calls of torch's Python API during a capture."""
+
+from __future__ import annotations
+
+import types
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch
+from primexec.errors import CaptureError
+from primexec.program import ApiCall
+from primexec.statics import freeze_static
+
+if TYPE_CHECKING:
+    from primexec.tracer import Tracer
+
+_BINDINGS = (
+    types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
+)  # fmt: skip
+READS_DATA = "data is not allocated yet"  # what a kernel in C++ says when it reads a fake tensor
+VALUE_HINT = "return the tensor instead, or do this outside of the traced function"
+
+
+class Calls(_torch.TorchFunctionMode):
+    """Sees calls of torch's Python API."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tracer, kwargs = self.tracer, kwargs or {}
+        if fn in forbidden():
+            raise tracer.fail(forbidden()[fn], VALUE_HINT)
+        if _torch.functorch_active():
+            return fn(*args, **kwargs)
+        if fn in _sensitive():
+            tracer.uses_sdpa = True
+        elif fn is Tensor.storage_offset:
+            tracer.uses_offsets = True
+        args, kwargs = tracer._stand_ins(args), tracer._stand_ins(kwargs)
+        graph = tracer.graph
+        before = graph._root.prev
+        try:
+            out = fn(*args, **kwargs)
+        except CaptureError:
+            raise
+        except Exception as error:
+            if READS_DATA in str(error):
+                raise tracer.fail(f"{name_of(fn)} reads the values of a tensor", VALUE_HINT) from None
+            raise tracer.locate(error)  # noqa: B904  (the same exception, with a note)
+        if kwargs.get("out") is not None:
+            tracer.check_out(fn, kwargs["out"], before)
+        if before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
+            self._remember(fn, args, kwargs, before, out)
+        return out
+
+    def _remember(self, fn: Any, args: Any, kwargs: Any, before: fx.Node, out: Any) -> None:
+        tracer = self.tracer
+        nodes: list[fx.Node] = []
+        node = before.next
+        while node is not tracer.graph._root:
+            nodes.append(node)
+            node = node.next
+        if tracer.scope.parent is not None or any(n.op != "call_function" for n in nodes):
+            return
+        inputs: set[fx.Node] = set()
+        try:
+            call_args, call_kwargs = _copy(args, tracer, inputs), _copy(kwargs, tracer, inputs)
+        except _NotReplayableError:
+            return
+        results = out if isinstance(out, (tuple, list)) else (out,)
+        known = [tracer.scope.nodes.get(_torch.identity(r)) for r in results]
+        if out is not None and any(n is None for n in known):
+            return
+        made = set(nodes)
+        if any(a.op == "placeholder" and tracer.input_kind(a) == "constant" for n in nodes for a in n.all_input_nodes):
+            return
+        tracer.calls.append(
+            ApiCall(
+                function=fn,
+                args=call_args,
+                kwargs=call_kwargs,
+                nodes=tuple(nodes),
+                results=tuple(n for n in known if n is not None) if out is not None else (),
+                sequence=isinstance(out, (tuple, list)),
+                inputs=frozenset(inputs - made),
+            )
+        )
+
+
+class _NotReplayableError(Exception):
+    pass
+
+
+def _copy(value: Any, tracer: Tracer, inputs: set[fx.Node]) -> Any:
+    """value with tensors replaced by nodes, and lists copied: what a call of the API was given."""
+    if isinstance(value, (Tensor, torch.Generator)):
+        node = tracer.scope.nodes.get(_torch.identity(value))
+        if node is None:
+            raise _NotReplayableError
+        inputs.add(node)
+        return node
+    if type(value) in (tuple, list):
+        return type(value)(_copy(v, tracer, inputs) for v in value)
+    if type(value) is dict:
+        return {k: _copy(v, tracer, inputs) for k, v in value.items()}
+    if type(value) is slice:
+        return slice(*(_copy(v, tracer, inputs) for v in (value.start, value.stop, value.step)))
+    if freeze_static(value) is None:
+        raise _NotReplayableError
+    return value
+
+
+def name_of(fn: Any) -> str:
+    """What a user calls a function of torch's API."""
+    return getattr(fn, "__qualname__", None) or str(fn)
+
+
+def _autocast_enabled() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+@cache
+def forbidden() -> dict[Any, str]:
+    """API calls that read a value, an address or a version, or replace a tensor's contents unseen."""
+    value = "the values of a tensor are read in Python"
+    properties: Any = Tensor
+    return {
+        Tensor.numpy: value,
+        Tensor.tolist: value,
+        Tensor.__array__: value,
+        Tensor.__repr__: value,
+        Tensor.__format__: value,
+        Tensor.__dlpack__: value,
+        Tensor.data_ptr: "the address of a tensor is read",
+        Tensor.__reduce_ex__: "a tensor is pickled",
+        Tensor.share_memory_: "a tensor is moved to shared memory",
+        properties._version.__get__: "the version counter of a tensor is read",
+        properties.data.__set__: "the .data of a tensor is replaced",
+        properties.grad.__set__: "the .grad of a tensor is assigned",
+        properties.grad.__get__: "the .grad of a tensor is read",
+    }
+
+
+@cache
+def _sensitive() -> frozenset[Any]:
+    """Calls whose operators depend on process-wide kernel switches."""
+    f = torch.nn.functional
+    return frozenset(
+        {f.scaled_dot_product_attention, f.multi_head_attention_forward, torch.lstm, torch.gru, torch.rnn_tanh}
+        | {torch.rnn_relu, torch._transformer_encoder_layer_fwd, torch._native_multi_head_attention}
+    )
