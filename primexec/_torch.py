@@ -6,6 +6,7 @@ breaks the feature which needs it, with a clear error, and never `import primexe
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -172,6 +173,23 @@ def fake_mode() -> Any:
     return private("torch._subclasses.fake_tensor.FakeTensorMode")()
 
 
+def allow_unknown_sizes(mode: Any) -> bool:
+    """Let operators such as nonzero return tensors of unknown size from now on; false where they already may."""
+    if mode.shape_env is not None:
+        return False
+    mode.static_shapes = True  # inputs keep the sizes they have
+    mode.shape_env = private("torch.fx.experimental.symbolic_shapes.ShapeEnv")()
+    return True
+
+
+def asks_unknown_size(error: BaseException) -> bool:
+    """Whether Python code asked for a size that depends on data."""
+    return type(error).__name__ == "GuardOnDataDependentSymNode"
+
+
+SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
 def is_fake(t: object) -> bool:
     fake = sys.modules.get("torch._subclasses.fake_tensor")
     return fake is not None and isinstance(t, fake.FakeTensor)
@@ -246,45 +264,65 @@ for _name in ("or", "ror", "and", "rand", "xor", "rxor", "eq", "ne", "int", "ind
 @contextmanager
 def capture_environment() -> Iterator[None]:
     """What must hold in this thread while a capture runs. Callers hold the capture lock."""
-    fake_log = logging.getLogger("torch._subclasses.fake_tensor")
-    utils = private("torch._higher_order_ops.utils")
-    compile_and_call = utils._hop_compile_and_call
-    flag = torch.compiler._is_compiling_flag
+    _capturing.depth = getattr(_capturing, "depth", 0) + 1
     autocast_cache = torch.is_autocast_cache_enabled()
-    has_torch_function = torch.overrides.has_torch_function
+    collecting = gc.isenabled()
+    try:
+        with ExitStack() as patches:
+            for owner, name, stand_in in _stand_ins():
+                original = getattr(owner, name)
+                patches.callback(setattr, owner, name, original)
+                setattr(owner, name, stand_in(original))
+            torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
+            gc.disable()  # a callback of the collector is not the function's code
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+        torch.set_autocast_cache_enabled(autocast_cache)
+        _capturing.depth -= 1
 
-    def call_directly(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any = None) -> Any:
-        # Eagerly torch.cond and its like go through Dynamo; a capture records the operator itself.
-        if capturing():
-            return fn(*args, **(kwargs or {}))
-        return compile_and_call(fn, args, kwargs)
 
-    def overridden(args: Any) -> bool:
-        # torch.nn's attention asks this to choose its fast path; our own mode is no reason against it.
-        if capturing():
-            return any(isinstance(a, Tensor) and type(a) not in plain for a in args)
-        return has_torch_function(args)
+@cache
+def _stand_ins() -> list[tuple[Any, str, Callable[[Any], Any]]]:
+    """(owner, name, original → stand-in): what a capture replaces; other threads still get the original's answer."""
+    compiling = (torch.compiler, "_is_compiling_flag", _CapturingFlag)
+    control_flow = (private("torch._higher_order_ops.utils"), "_hop_compile_and_call", _call_directly)
+    fake_log = (logging.getLogger("torch._subclasses.fake_tensor"), "handle", _quietly)
+    questions = [(torch.overrides, "has_torch_function", _without_our_mode)]
+    # Python functions would hand themselves to our mode and then run unseen; so it sees what they call.
+    for module in (torch.nn.functional, torch.functional):
+        for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+            if hasattr(module, name):
+                questions.append((module, name, _without_our_mode))
+    return [compiling, control_flow, fake_log, *questions]
 
+
+def _call_directly(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Eagerly torch.cond and its like go through Dynamo; a capture records the operator itself."""
+
+    def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any = None) -> Any:
+        return fn(*args, **(kwargs or {})) if capturing() else original(fn, args, kwargs)
+
+    return call
+
+
+def _quietly(original: Callable[[logging.LogRecord], None]) -> Callable[[logging.LogRecord], None]:
+    """An error on fake tensors is raised; it need not be logged as well."""
+    return lambda record: None if capturing() else original(record)
+
+
+def _without_our_mode(original: Callable[..., bool]) -> Callable[..., bool]:
+    """has_torch_function says yes to any tensor while a mode is active; torch.nn then leaves its fast paths."""
     plain = (Tensor, torch.nn.Parameter, private("torch._subclasses.fake_tensor.FakeTensor"))
 
-    def quiet(record: logging.LogRecord) -> bool:
-        return not capturing()  # the error itself is raised; it need not be logged as well
+    def overridden(*args: Any) -> bool:
+        if not capturing():
+            return original(*args)
+        tensors = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+        return any(isinstance(t, Tensor) and type(t) not in plain for t in tensors)
 
-    _capturing.depth = getattr(_capturing, "depth", 0) + 1
-    fake_log.addFilter(quiet)
-    utils._hop_compile_and_call = call_directly
-    torch.overrides.has_torch_function = overridden
-    torch.compiler._is_compiling_flag = _CapturingFlag(flag)  # type: ignore[assignment]
-    torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(autocast_cache)
-        torch.compiler._is_compiling_flag = flag
-        torch.overrides.has_torch_function = has_torch_function
-        utils._hop_compile_and_call = compile_and_call
-        fake_log.removeFilter(quiet)
-        _capturing.depth -= 1
+    return overridden
 
 
 @contextmanager

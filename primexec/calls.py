@@ -49,6 +49,8 @@ class Calls(_torch.TorchFunctionMode):
         except CaptureError:
             raise
         except Exception as error:
+            if _torch.asks_unknown_size(error):
+                raise tracer.unknown_size() from None
             if READS_DATA in str(error):
                 raise tracer.fail(f"{name_of(fn)} reads the values of a tensor", VALUE_HINT) from None
             raise tracer.locate(error)  # noqa: B904  (the same exception, with a note)

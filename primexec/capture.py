@@ -28,7 +28,7 @@ from primexec._torch import pytree
 from primexec.config import logger
 from primexec.errors import CaptureError, SourceLine
 from primexec.program import Program, Static
-from primexec.reads import RANDOM, SEEDS, Reads, stores_attribute
+from primexec.reads import RANDOM, SEEDS, Reads, stores_attribute, user_source_of
 from primexec.shadow import Shadows
 from primexec.tracer import Tracer
 
@@ -155,8 +155,10 @@ def _capture(
     try:
         with _torch.capture_environment():
             result = tracer.run(run, fake_args, fake_kwargs)
-    except BaseException:
+    except BaseException as error:
         tracer.reads.restore(_torch.is_fake)
+        if _torch.asks_unknown_size(error):
+            tracer.unknown_size(user_source_of(error))
         tracer.raise_failure()
         raise
     tracer.raise_failure()
@@ -251,6 +253,8 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Capture
     for leaf in leaves:
         node = tracer.output(leaf)
         if node is None:
+            if isinstance(leaf, _torch.SYMBOLS):
+                raise tracer.unknown_size()
             value = shadows.adopt(leaf)
             if statics.freeze_argument(value) is None:
                 raise CaptureError(

@@ -26,13 +26,15 @@ class TensorSpec:
     """dtype, shape, strides (in elements) and device of a tensor at the moment it was made."""
 
     dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    shape: tuple[int | str, ...]
+    stride: tuple[int | str, ...]
     device: torch.device
 
     @classmethod
     def of(cls, t: torch.Tensor) -> TensorSpec:
-        return cls(t.dtype, tuple(t.shape), tuple(t.stride()), t.device)
+        # A size that depends on data stands as its symbol.
+        shape, stride = ([n if type(n) is int else str(n) for n in ns] for ns in (t.shape, t.stride()))
+        return cls(t.dtype, tuple(shape), tuple(stride), t.device)
 
     def __str__(self) -> str:
         device = "" if self.device.type == "cpu" else f" {self.device}"

@@ -107,6 +107,17 @@ class CodeNames:
     suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
 
 
+def user_source_of(error: BaseException) -> SourceLine | None:
+    """The innermost line outside of torch and primexec in an exception's traceback."""
+    found, step = None, error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if not _is_library_cached(code.co_filename):
+            found = SourceLine(code.co_filename, step.tb_lineno, code.co_qualname)
+        step = step.tb_next
+    return found
+
+
 @functools.lru_cache(maxsize=4096)
 def names_of(code: types.CodeType) -> CodeNames | None:
     """The names that code may read, or None where it need not be watched."""

@@ -271,6 +271,8 @@ class Tracer:
                 return None
             self.lift(value)
             return self.node_of(value)
+        if isinstance(value, _torch.SYMBOLS):
+            raise self.unknown_size()
         if type(value) in (tuple, list):
             return type(value)(self._nodes(v) for v in value)
         if type(value) is dict:
@@ -281,6 +283,10 @@ class Tracer:
         try:
             return op(*args, **kwargs)
         except Exception as error:
+            if type(error).__name__ == "DynamicOutputShapeException" and _torch.allow_unknown_sizes(self.fake_mode):
+                return self._fake_call(op, args, kwargs)
+            if _torch.asks_unknown_size(error):
+                raise self.unknown_size() from None
             if READS_DATA in str(error):
                 raise self.fail(f"{op} reads the values of a tensor", VALUE_HINT) from None
             for kind, (reason, hint) in _torch.uncapturable().items():
@@ -305,6 +311,15 @@ class Tracer:
             "keep this call outside the traced function",
         )
 
+    def unknown_size(self, source: SourceLine | None = None) -> CaptureError:
+        """The error for a use in Python of a size that depends on data."""
+        return self.fail(
+            "a size that depends on the values of a tensor is needed in Python",
+            "use a mask or torch.where in place of boolean indexing, nonzero or unique, or keep this part outside "
+            "the traced function",
+            source,
+        )
+
     # Errors and sources --------------------------------------------------------------------------------
 
     def source(self) -> SourceLine | None:
@@ -318,9 +333,9 @@ class Tracer:
             error.add_note(note)
         return error
 
-    def fail(self, reason: str, hint: str) -> CaptureError:
+    def fail(self, reason: str, hint: str, source: SourceLine | None = None) -> CaptureError:
         """A CaptureError for the current line; it is raised at the end even where the user's code catches it."""
-        self.failure = self.failure or CaptureError(reason, hint=hint, source=self.source())
+        self.failure = self.failure or CaptureError(reason, hint=hint, source=source or self.source())
         return self.failure
 
     def raise_failure(self) -> None:

@@ -16,9 +16,7 @@ settings.register_profile("exhaustive", parent=settings.get_profile("default"), 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--exhaustive", action="store_true", help="every sample, and many more generated programs"
-    )
+    parser.addoption("--exhaustive", action="store_true", help="every sample, and many more generated programs")
 
 
 def pytest_configure(config: pytest.Config) -> None:

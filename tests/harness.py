@@ -27,6 +27,7 @@ from tests.programs.table import Call, Program
 TESTS = Path(__file__).parent
 # Code of this file runs at every call by right: the bodies of custom operators, flattening of own classes.
 RUNS_EVERY_CALL = TESTS / "programs" / "library.py"
+MODULES = Path(nn.modules.__file__).parent
 
 Facts = dict[str, Any]
 
@@ -36,9 +37,7 @@ class Values:
 
     def __init__(self, tensor: Tensor) -> None:
         with torch.no_grad():
-            self.values = (
-                tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
-            )
+            self.values = tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Values):
@@ -163,7 +162,7 @@ def surroundings() -> Facts:
     return {
         "rng": Values(torch.get_rng_state()),
         "python rng": random.getstate(),
-        "numpy rng": repr(np.random.get_state()),
+        "numpy rng": numpy_state(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
@@ -173,6 +172,11 @@ def surroundings() -> Facts:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "compiling": torch.compiler.is_compiling(),
     }
+
+
+def numpy_state() -> tuple[bytes, int]:
+    _, keys, position, *_ = np.random.get_state()
+    return keys.tobytes(), position
 
 
 def versions(roots: Facts) -> dict[str, tuple[Tensor, int]]:
@@ -205,6 +209,8 @@ def user_frames() -> Iterator[list[str]]:
 @functools.cache
 def is_user_code(file: str) -> bool:
     path = Path(file)
+    if path.parent == MODULES:
+        return path.name != "module.py"  # a traced module is itself one
     return path.is_relative_to(TESTS) and path not in (Path(__file__), RUNS_EVERY_CALL)
 
 
@@ -220,7 +226,7 @@ def run(program: Program, prepare: Callable[[Any], Any], *, counted: bool) -> Fa
     The last tells whether a later call wrote into what an earlier one returned. Where they are counted, each
     call must have traced or hit as the program says, and a hit must have run no user code.
     """
-    torch.manual_seed(0)  # of the parameters that modules draw
+    torch.default_generator.manual_seed(0)  # of the parameters that modules draw
     original = program.make()
     callee = prepare(original)
     facts: Facts = {}
@@ -231,7 +237,7 @@ def run(program: Program, prepare: Callable[[Any], Any], *, counted: bool) -> Fa
             program.before(original, i)
         inputs = {"args": args, "kwargs": kwargs}
         noted = versions(inputs | {"state": reachable(original)})
-        torch.manual_seed(i)
+        torch.default_generator.manual_seed(i)
         watch = user_frames() if counted and i not in program.traces_at else nullcontext()
         with program.around(i), watch as frames:
             out = callee(*args, **kwargs)
@@ -323,13 +329,13 @@ def raises_too(program: Program, eager: Exception, traced: Facts | Exception, *,
 
 def refuses(program: Program, file: str) -> None:
     """Check that a program cannot be captured, says why and where, and leaves everything as it was; twice."""
-    torch.manual_seed(0)  # of the parameters that modules draw
+    torch.default_generator.manual_seed(0)  # of the parameters that modules draw
     original = program.make()
     callee = primexec.make_traced(original)
     for i in range(2):
         args, kwargs = arguments(program, i)
         inputs = {"args": args, "kwargs": kwargs}
-        torch.manual_seed(i)
+        torch.default_generator.manual_seed(i)
         noted = versions(inputs | {"state": reachable(original)})
         before = facts_of(inputs | {"state": reachable(original)}) | surroundings()
         message = ""

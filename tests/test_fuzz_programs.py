@@ -128,9 +128,7 @@ class Chooser:
 
     def index(self) -> Any:
         sizes = self.x.shape
-        kinds = (
-            ["ellipsis", "none", "slice", "last", "integer"] if sizes and sizes[0] else ["ellipsis", "none"]
-        )
+        kinds = ["ellipsis", "none", "slice", "last", "integer"] if sizes and sizes[0] else ["ellipsis", "none"]
         match self.one_of(*kinds):
             case "slice":
                 return self.slice(sizes[0])
@@ -170,9 +168,7 @@ VIEWS: dict[str, Arguments] = {
     "view": lambda c: (c.sizes(),),
     "reshape": lambda c: (c.sizes(),),
     "expand": lambda c: ((2, *c.x.shape),),
-    "as_strided": lambda c: c.one_of(
-        ((2,), (1,)), ((2, 2), (1, 1)), ((2, 2), (2, 1)), ((3,), (0,)), ((), ())
-    ),
+    "as_strided": lambda c: c.one_of(((2,), (1,)), ((2, 2), (1, 1)), ((2, 2), (2, 1)), ((3,), (0,)), ((), ())),
     "view_as": lambda c: (c.other(),),
     "expand_as": lambda c: (c.other(),),
 }

@@ -1,8 +1,15 @@
-"""Removes operators without effects whose results nobody uses."""
+"""Removes what nobody uses and what cannot fail: views and constants.
+
+An operator that computes stays even if its result is unused: its kernel may raise, as it does in eager.
+"""
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
 
 from primexec import effects
 from primexec.program import Program
@@ -15,8 +22,15 @@ class RemoveDeadCode:
     def __call__(self, program: Program) -> Program:
         graph = program.graph_module.graph
         for node in reversed(list(graph.nodes)):
-            if node.op == "call_function" and not node.users and not effects.has_effect(node):
+            if node.op == "call_function" and not node.users and _cannot_fail(node):
                 graph.erase_node(node)
         live = set(graph.nodes)
         calls = (replace(c, nodes=tuple(n for n in c.nodes if n in live)) for c in program.calls)
         return replace(program, calls=tuple(c for c in calls if c.nodes))
+
+
+def _cannot_fail(node: fx.Node) -> bool:
+    if node.target is torch.ops.aten.as_strided.default or effects.has_effect(node):
+        return False
+    constant = node.target is torch.ops.aten.lift_fresh_copy.default
+    return constant or node.target is operator.getitem or effects.aliases_input(node)

@@ -91,9 +91,7 @@ for order, makes in ORDERS.items():
 # f(z, z) of one tensor.
 FAMILY.add("twice_write", lambda x, y: (x.add_(1), y * 2), same)
 FAMILY.add("twice_pure", lambda x, y: x - y, same)
-FAMILY.add(
-    "twice_is", lambda x, y: x * 2 if x is y else x * 3, cases(same, separate), calls=4, traces_at=(0, 1)
-)
+FAMILY.add("twice_is", lambda x, y: x * 2 if x is y else x * 3, cases(same, separate), calls=4, traces_at=(0, 1))
 FAMILY.add("thrice", lambda x, y, z: x.add_(y).add_(z), of(lambda x: (x, x, x), 3))
 FAMILY.add("twice_in_list", lambda xs: [x.add_(1) for x in xs], of(lambda x: ([x, x],), 3))
 FAMILY.add("twice_as_keyword", lambda x, *, y: (x.add_(1), y), of(lambda x: Call((x,), {"y": x}), 3))
@@ -101,12 +99,8 @@ FAMILY.add("view_and_base", lambda x, view: (view.add_(1), x * 2), of(lambda x: 
 FAMILY.add("base_and_view", lambda view, x: (x.add_(1), view * 2), of(lambda x: (x[1:], x), 4))
 FAMILY.add("transposed_and_base", lambda x, y: (x[0].zero_(), y * 2), of(lambda x: (x, x.t()), 3, 3))
 FAMILY.add("other_dtype_view", lambda x, y: (x.zero_(), y + 1), of(lambda x: (x, x.view(torch.int32)), 3))
-FAMILY.add(
-    "real_and_complex", lambda z, r: (r.zero_(), z * 2), of(lambda z: (z, z.real), 3, dtype=torch.complex64)
-)
-FAMILY.add(
-    "conj_and_base", lambda z, c: (z.mul_(2j), c * 2), of(lambda z: (z, z.conj()), 3, dtype=torch.complex64)
-)
+FAMILY.add("real_and_complex", lambda z, r: (r.zero_(), z * 2), of(lambda z: (z, z.real), 3, dtype=torch.complex64))
+FAMILY.add("conj_and_base", lambda z, c: (z.mul_(2j), c * 2), of(lambda z: (z, z.conj()), 3, dtype=torch.complex64))
 FAMILY.add("expanded_and_base", lambda x, y: (x.add_(1), y * 2), of(lambda x: (x, x.expand(4, 3)), 1, 3))
 FAMILY.add("empty_overlap", lambda x, y: (x.add_(1), y), of(lambda x: (x[:0], x[2:2]), 4))
 FAMILY.add(
@@ -131,9 +125,7 @@ FAMILY.add("input_twice", lambda x: (x, x), tensors((3,)))
 FAMILY.add("input_in_containers", lambda x: {"a": [x], "b": (x, x + 1)}, tensors((3,)))
 FAMILY.add("written_input", lambda x: (x.add_(1), x), tensors((3,)))
 FAMILY.add("output_twice", lambda x: [x + 1] * 2, tensors((3,)))
-FAMILY.add(
-    "outputs_view_each_other", lambda x: (lambda y: (y, y[1:], y.view(-1, 1), y[1:]))(x + 1), tensors((3,))
-)
+FAMILY.add("outputs_view_each_other", lambda x: (lambda y: (y, y[1:], y.view(-1, 1), y[1:]))(x + 1), tensors((3,)))
 FAMILY.add("outputs_views_of_hidden", lambda x: (lambda y: (y[1:], y[:-1]))(x + 1), tensors((4,)))
 FAMILY.add("output_is_view_and_view_of_view", lambda x: (x[1:], x[1:][1:], x), tensors((4,)))
 FAMILY.add("one_output_written_after", lambda x: (lambda y: (y, y[0].fill_(9), y * 2))(x * 1), tensors((4,)))

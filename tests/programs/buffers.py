@@ -314,18 +314,12 @@ def step(module: Any, i: int) -> None:
 
 
 # Replacing a tensor by another of the same metadata is seen, and costs no retrace.
-FAMILY.add_factory(
-    "weight_replaced", lambda: Buffers(lambda self, x: x * self.weight), X, before=replace_weight
-)
-FAMILY.add_factory(
-    "buffer_replaced", lambda: Buffers(lambda self, x: x + self.total), X, before=replace_buffer
-)
+FAMILY.add_factory("weight_replaced", lambda: Buffers(lambda self, x: x * self.weight), X, before=replace_weight)
+FAMILY.add_factory("buffer_replaced", lambda: Buffers(lambda self, x: x + self.total), X, before=replace_buffer)
 FAMILY.add_factory(
     "replaced_and_written", lambda: Buffers(lambda self, x: self.total.add_(x[0])), X, before=replace_buffer
 )
-FAMILY.add_factory(
-    "state_loaded", lambda: Buffers(lambda self, x: x * self.weight + self.total), X, before=load
-)
+FAMILY.add_factory("state_loaded", lambda: Buffers(lambda self, x: x * self.weight + self.total), X, before=load)
 FAMILY.add_factory("weight_stepped", lambda: Buffers(lambda self, x: x * self.weight), X, before=step)
 FAMILY.add_factory(
     "buffer_changes_dtype", lambda: Buffers(lambda self, x: x + self.total), X, before=widen, traces_at=(0, 1)
@@ -365,9 +359,7 @@ def tokens(i: int) -> tuple[Tensor]:
 FAMILY.add_factory("tied", Tied, tokens, contexts=(torch.no_grad,))
 FAMILY.add_factory("tied_written", TiedAndWritten, tokens, contexts=(torch.no_grad,))
 # Which tensors are one object is read where one is written or returned.
-FAMILY.add_factory(
-    "untied_written", TiedAndWritten, tokens, contexts=(torch.no_grad,), before=untie, traces_at=(0, 1)
-)
+FAMILY.add_factory("untied_written", TiedAndWritten, tokens, contexts=(torch.no_grad,), before=untie, traces_at=(0, 1))
 
 
 class Nested(nn.Module):

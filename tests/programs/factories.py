@@ -76,9 +76,7 @@ for dtype in (
     torch.bool,
     torch.float8_e4m3fn,
 ):
-    FAMILY.add(
-        f"zeros_{dtype}".replace("torch.", ""), lambda dtype=dtype: torch.zeros(3, dtype=dtype), lambda i: ()
-    )
+    FAMILY.add(f"zeros_{dtype}".replace("torch.", ""), lambda dtype=dtype: torch.zeros(3, dtype=dtype), lambda i: ())
 FAMILY.add("no_input", lambda: torch.arange(5), lambda i: ())
 FAMILY.add("no_tensor", lambda n: torch.arange(n), lambda i: (4,))
 FAMILY.add("write_to_fresh", lambda: torch.zeros(3).add_(1), lambda i: ())
@@ -131,9 +129,7 @@ FAMILY.add(
     contexts=(lambda: default_dtype(torch.float64), lambda: default_dtype(torch.float32)),
 )
 FAMILY.add("default_device_cpu", promotion, INTEGERS, contexts=(lambda: default_device("cpu"),))
-FAMILY.add(
-    "default_device_meta", lambda: torch.zeros(2, 3), lambda i: (), contexts=(lambda: default_device("meta"),)
-)
+FAMILY.add("default_device_meta", lambda: torch.zeros(2, 3), lambda i: (), contexts=(lambda: default_device("meta"),))
 FAMILY.add(
     "default_device_changes",
     lambda: (torch.zeros(2, 3), torch.ones(3).t()),

@@ -125,21 +125,15 @@ FAMILY.add("variadic", variadic, tensors((3,), (3,), (3,)))
 FAMILY.add("variadic_named", variadic, lambda i: Call((draw(i, 3),), {"scale": 3, "other": draw(i + 5, 3)}))
 FAMILY.add("positional_only", positional_only, tensors((3,), (3,)))
 FAMILY.add("count_changes", variadic, cases(tensors((3,)), tensors((3,), (3,))), calls=4, traces_at=(0, 1))
-FAMILY.add(
-    "missing_argument", positional_only, X, raises=TypeError, match="missing 1 required positional argument"
-)
+FAMILY.add("missing_argument", positional_only, X, raises=TypeError, match="missing 1 required positional argument")
 FAMILY.add("extra_argument", lambda x: x, XY, raises=TypeError, match="positional argument")
-FAMILY.add(
-    "unknown_keyword", lambda x: x, lambda i: Call((draw(i, 3),), {"z": 1}), raises=TypeError, match="'z'"
-)
+FAMILY.add("unknown_keyword", lambda x: x, lambda i: Call((draw(i, 3),), {"z": 1}), raises=TypeError, match="'z'")
 FAMILY.add("default_is_tensor", lambda x, y=torch.ones(4): x + y, X)  # noqa: B008
 
 # Callables.
 FAMILY.add_factory("partial", lambda: functools.partial(defaults, scale=3.0), X)
 FAMILY.add_factory("partial_of_tensor", lambda: functools.partial(defaults, draw(1, 3, 4)), X)
-FAMILY.add_factory(
-    "partial_of_partial", lambda: functools.partial(functools.partial(defaults, scale=3.0), shift=0), X
-)
+FAMILY.add_factory("partial_of_partial", lambda: functools.partial(functools.partial(defaults, scale=3.0), shift=0), X)
 FAMILY.add("builtin", torch.add, XY)
 FAMILY.add("torch_function", F.gelu, X)
 FAMILY.add("method_descriptor", Tensor.abs, X)
@@ -344,9 +338,7 @@ FAMILY.add("own_error", raising, X, raises=ValueError, match="^three rows are to
 FAMILY.add("own_key_error", lambda x: {"a": x}["b"], X, raises=KeyError, match="b")
 FAMILY.add("own_assertion", lambda x: raising_assertion(x), X, raises=AssertionError, match="shape")
 FAMILY.add("shape_error", lambda x: x @ x, X, raises=RuntimeError, match="3x4 and 3x4")
-FAMILY.add(
-    "broadcast_error", lambda x: x + torch.ones(5), X, raises=RuntimeError, match="must match|broadcast"
-)
+FAMILY.add("broadcast_error", lambda x: x + torch.ones(5), X, raises=RuntimeError, match="must match|broadcast")
 FAMILY.add("view_error", lambda x: x.view(5, 5), X, raises=RuntimeError, match=r"\[5, 5\]")
 FAMILY.add("dim_error", lambda x: x.sum(4), X, raises=IndexError, match="range")
 FAMILY.add("dtype_error", lambda x: x & 1, X, raises=NotImplementedError)

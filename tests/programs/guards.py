@@ -41,12 +41,8 @@ FAMILY.add("global_number", lambda x: x * SCALE, X, before=set_global("SCALE", 2
 FAMILY.add("global_number_type", lambda x: x * SCALE, X, before=set_global("SCALE", 2, 2.0), **TWICE)
 FAMILY.add("global_same_value", lambda x: x * SCALE, X, before=set_global("SCALE", 2.0, 4.0 / 2))
 FAMILY.add("global_unread", lambda x: x * 2, X, before=set_global("SCALE", 2.0, 3.0))
-FAMILY.add(
-    "global_string", lambda x: getattr(x, MODE)(2), X, before=set_global("MODE", "mul", "add"), **TWICE
-)
-FAMILY.add(
-    "global_function", lambda x: FUNCTION(x), X, before=set_global("FUNCTION", torch.sin, torch.cos), **TWICE
-)
+FAMILY.add("global_string", lambda x: getattr(x, MODE)(2), X, before=set_global("MODE", "mul", "add"), **TWICE)
+FAMILY.add("global_function", lambda x: FUNCTION(x), X, before=set_global("FUNCTION", torch.sin, torch.cos), **TWICE)
 FAMILY.add(
     "global_dict",
     lambda x: x * SETTINGS["scale"],
@@ -130,12 +126,8 @@ class Holder:
 FAMILY.add_factory(
     "self_attribute", lambda: Holder().method, X, before=lambda f, i: setattr(f.__self__, "k", i % 2), **TWICE
 )
-FAMILY.add_factory(
-    "object_attribute", Holder, X, before=lambda holder, i: setattr(holder, "k", i % 2), **TWICE
-)
-FAMILY.add_factory(
-    "nested_attribute", Holder, X, before=lambda holder, i: setattr(holder.nested, "k", i % 2), **TWICE
-)
+FAMILY.add_factory("object_attribute", Holder, X, before=lambda holder, i: setattr(holder, "k", i % 2), **TWICE)
+FAMILY.add_factory("nested_attribute", Holder, X, before=lambda holder, i: setattr(holder.nested, "k", i % 2), **TWICE)
 
 # Of the arguments.
 FAMILY.add(
@@ -146,9 +138,7 @@ FAMILY.add(
     traces_at=(0, 1, 2),
 )
 FAMILY.add("dtype", lambda x: x * 2, cases(tensors((3,)), tensors((3,), dtype=torch.float64)), **TWICE)
-FAMILY.add(
-    "strides", lambda x: x * 2, cases(lambda i: (draw(i, 2, 2),), lambda i: (draw(i, 2, 2).t(),)), **TWICE
-)
+FAMILY.add("strides", lambda x: x * 2, cases(lambda i: (draw(i, 2, 2),), lambda i: (draw(i, 2, 2).t(),)), **TWICE)
 FAMILY.add("dimensions", lambda x: x.sum(0), cases(tensors((3,)), tensors((3, 1))), **TWICE)
 FAMILY.add("zero_size", lambda x: x.sum(0), cases(tensors((0, 3)), tensors((2, 3))), **TWICE)
 FAMILY.add(
@@ -158,9 +148,7 @@ FAMILY.add(
     calls=4,
     traces_at=(0, 1),
 )
-FAMILY.add(
-    "positional_or_keyword", lambda x, y: x - y, cases(tensors((3,), (3,)), tensors((3,), (3,))), calls=4
-)
+FAMILY.add("positional_or_keyword", lambda x, y: x - y, cases(tensors((3,), (3,)), tensors((3,), (3,))), calls=4)
 
 
 # Of torch.
@@ -207,17 +195,13 @@ FAMILY.add(
     "deterministic",
     lambda x: x.index_add(0, torch.tensor([0, 0]), x[:2]),
     X,
-    contexts=settings(
-        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True, False
-    ),
+    contexts=settings(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True, False),
     **TWICE,
 )
 FAMILY.add(
     "matmul_precision",
     lambda x: x[None] @ x[:, None],
     X,
-    contexts=settings(
-        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", "high"
-    ),
+    contexts=settings(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", "high"),
     **TWICE,
 )

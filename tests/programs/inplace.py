@@ -111,9 +111,7 @@ for name, change in METADATA.items():
     FAMILY.add(f"metadata_view_{name}", lambda x, f=change: (f(x[1:3]), x + 1), tensors((4, 3)))
     FAMILY.add(f"metadata_intermediate_{name}", lambda x, f=change: (f(x + 1), x), tensors((3, 4)))
 FAMILY.add("detach_", lambda x: (x.detach_(), x + 1), tensors((3,)))
-FAMILY.add(
-    "detach_of_view", lambda x: x[1:].detach_(), tensors((3,)), raises=RuntimeError, match="detach views"
-)
+FAMILY.add("detach_of_view", lambda x: x[1:].detach_(), tensors((3,)), raises=RuntimeError, match="detach views")
 FAMILY.add("metadata_nothing_returned", lambda x: (x.t_(), None)[1], tensors((1, 1)))
 FAMILY.add("squeeze_", lambda x: x.squeeze_(), tensors((1, 3, 1)))
 FAMILY.add("squeeze_dim_", lambda x: x.squeeze_(0), tensors((1, 3, 1)))
@@ -129,9 +127,7 @@ FAMILY.add("out_view", lambda x, out: torch.exp(x, out=out[1:4]), tensors((3,), 
 FAMILY.add("out_transposed", lambda x, out: torch.exp(x, out=out.t()), tensors((3, 4), (4, 3)))
 FAMILY.add("out_fresh", lambda x: torch.sin(x, out=torch.empty(0)), tensors((3,)))
 FAMILY.add("out_resized_fresh", lambda x: torch.cat([x, x], out=torch.empty(0)), tensors((3,)))
-FAMILY.add(
-    "out_other_dtype", lambda x, out: torch.add(x, 1, out=out), lambda i: (draw(i, 3), draw(i, 3).double())
-)
+FAMILY.add("out_other_dtype", lambda x, out: torch.add(x, 1, out=out), lambda i: (draw(i, 3), draw(i, 3).double()))
 FAMILY.add(
     "out_two",
     lambda x, values, indices: torch.max(x, dim=0, out=(values, indices)),
@@ -143,12 +139,8 @@ FAMILY.add("out_sum", lambda x, out: torch.sum(x, 0, out=out) * 2, tensors((2, 3
 # Errors of eager.
 FAMILY.add("write_to_expanded", lambda x: x.expand(4, 3).add_(1), tensors((1, 3)), raises=RuntimeError)
 FAMILY.add("set_item_of_expanded", lambda x: x.__setitem__(0, 1.0), of(lambda x: (x.expand(4, 3),), 1, 3))
-FAMILY.add(
-    "input_expanded_write", lambda x: x.add_(1), of(lambda x: (x.expand(4, 3),), 1, 3), raises=RuntimeError
-)
-FAMILY.add(
-    "write_int_with_float", lambda x: x.add_(0.5), tensors((3,), dtype=torch.int64), raises=RuntimeError
-)
+FAMILY.add("input_expanded_write", lambda x: x.add_(1), of(lambda x: (x.expand(4, 3),), 1, 3), raises=RuntimeError)
+FAMILY.add("write_int_with_float", lambda x: x.add_(0.5), tensors((3,), dtype=torch.int64), raises=RuntimeError)
 FAMILY.add("write_too_large", lambda x, y: x.add_(y), tensors((3,), (2, 3)), raises=RuntimeError)
 
 # What in-place reaches: order against reads, repetition, many inputs, other dtypes and layouts.

@@ -45,9 +45,7 @@ FAMILY.add(
     lambda x, y: (x + y, x @ x.t() * y[0, 0]),
     lambda i: (draw(i, 3, 4), draw(i, 3, 4).double()),
 )
-FAMILY.add(
-    "zero_dim_promotion", lambda x, y: (x + y, y + x), lambda i: (draw(i, 3), draw(i, dtype=torch.float64))
-)
+FAMILY.add("zero_dim_promotion", lambda x, y: (x + y, y + x), lambda i: (draw(i, 3), draw(i, dtype=torch.float64)))
 FAMILY.add("integer_division", lambda x: (x / 2, x // 2, x % 3, x**2), tensors((5,), dtype=torch.int32))
 
 LAYOUTS: dict[str, Inputs] = {
@@ -77,9 +75,7 @@ FAMILY.add(
     lambda x: (x.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last) + 1),
     tensors((2, 3, 4, 5)),
 )
-FAMILY.add(
-    "preserve_format", lambda x: x.clone(memory_format=torch.preserve_format), of(lambda x: (x.t(),), 3, 4)
-)
+FAMILY.add("preserve_format", lambda x: x.clone(memory_format=torch.preserve_format), of(lambda x: (x.t(),), 3, 4))
 FAMILY.add("zero_dim", lambda x, y: (x + y, x.view(1), -x, x.sum()), tensors((), ()))
 FAMILY.add("empty_reductions", lambda x: (x.sum(), x.prod(0), x.mean(), x.any(), x + 1), tensors((0, 3)))
 FAMILY.add("nan_and_zero", lambda x: (x * float("nan"), x * -0.0, x / 0, torch.full((2,), -0.0)), X)
@@ -129,9 +125,7 @@ FAMILY.add(
     inference_tensors((3, 4)),
     contexts=(torch.inference_mode,),
 )
-FAMILY.add(
-    "inference_input_written_outside", lambda x: x.add_(1), inference_tensors((3, 4)), raises=RuntimeError
-)
+FAMILY.add("inference_input_written_outside", lambda x: x.add_(1), inference_tensors((3, 4)), raises=RuntimeError)
 FAMILY.add(
     "inference_or_not",
     lambda x: (x + 1, x[1:]),

@@ -68,9 +68,7 @@ LIBRARY: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "attention_train": (lambda: nn.MultiheadAttention(8, 2), lambda i: (draw(i, 2, 5, 8),) * 3),
     "attention_masked": (
         lambda: nn.MultiheadAttention(8, 2, batch_first=True).eval(),
-        lambda i: Call(
-            (draw(i, 2, 5, 8),) * 3, {"attn_mask": torch.ones(5, 5).triu(1).bool(), "need_weights": False}
-        ),
+        lambda i: Call((draw(i, 2, 5, 8),) * 3, {"attn_mask": torch.ones(5, 5).triu(1).bool(), "need_weights": False}),
     ),
     "encoder_layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), SEQUENCE),
     "encoder_layer_train": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), SEQUENCE),
@@ -117,15 +115,9 @@ ATTENTION: dict[str, Callable[[Tensor], Any]] = {
     "plain": lambda q: F.scaled_dot_product_attention(q, q, q),
     "causal": lambda q: F.scaled_dot_product_attention(q, q, q, is_causal=True),
     "scaled": lambda q: F.scaled_dot_product_attention(q, q, q, scale=0.1),
-    "masked": lambda q: F.scaled_dot_product_attention(
-        q, q, q, attn_mask=torch.ones(5, 5, dtype=torch.bool).tril()
-    ),
-    "additive": lambda q: F.scaled_dot_product_attention(
-        q, q, q, attn_mask=torch.zeros(5, 5).fill_diagonal_(-9)
-    ),
-    "transposed": lambda q: F.scaled_dot_product_attention(
-        q.transpose(1, 2), q.transpose(1, 2), q.transpose(1, 2)
-    ),
+    "masked": lambda q: F.scaled_dot_product_attention(q, q, q, attn_mask=torch.ones(5, 5, dtype=torch.bool).tril()),
+    "additive": lambda q: F.scaled_dot_product_attention(q, q, q, attn_mask=torch.zeros(5, 5).fill_diagonal_(-9)),
+    "transposed": lambda q: F.scaled_dot_product_attention(q.transpose(1, 2), q.transpose(1, 2), q.transpose(1, 2)),
 }
 for name, function in ATTENTION.items():
     FAMILY.add(f"sdpa_{name}", function, tensors((2, 3, 5, 8)))
@@ -209,9 +201,7 @@ HOOKS: dict[str, Callable[[nn.Module], Any]] = {
     "forward_none": lambda m: m.register_forward_hook(lambda module, args, out: None),
     "forward_writes": lambda m: m.register_forward_hook(lambda module, args, out: out.add_(1)),
     "forward_inner": lambda m: m[0].register_forward_hook(lambda module, args, out: out + args[0]),
-    "forward_kwargs": lambda m: m.register_forward_hook(
-        lambda module, args, kwargs, out: -out, with_kwargs=True
-    ),
+    "forward_kwargs": lambda m: m.register_forward_hook(lambda module, args, kwargs, out: -out, with_kwargs=True),
     "forward_pre": lambda m: m.register_forward_pre_hook(lambda module, args: (args[0] + 1,)),
     "forward_pre_inner": lambda m: m[1].register_forward_pre_hook(lambda module, args: args[0] - 0.5),
     "two": lambda m: (
@@ -228,13 +218,9 @@ def add_hook(module: nn.Module, i: int) -> None:
         module.register_forward_hook(lambda module, args, out: out + 100)
 
 
-FAMILY.add_factory(
-    "hook_added_later", hooked(lambda m: None), X, contexts=GRADLESS, before=add_hook, traces_at=(0, 1)
-)
+FAMILY.add_factory("hook_added_later", hooked(lambda m: None), X, contexts=GRADLESS, before=add_hook, traces_at=(0, 1))
 FAMILY.add_factory("containers", Net, X, contexts=GRADLESS)
-FAMILY.add_factory(
-    "keywords", Net, lambda i: Call((draw(i, 3, 4),), {"head": "b", "hidden": True}), contexts=GRADLESS
-)
+FAMILY.add_factory("keywords", Net, lambda i: Call((draw(i, 3, 4),), {"head": "b", "hidden": True}), contexts=GRADLESS)
 FAMILY.add_factory(
     "head_changes", Net, lambda i: (draw(i, 3, 4), "ab"[i % 2]), contexts=GRADLESS, calls=4, traces_at=(0, 1)
 )
@@ -243,9 +229,7 @@ FAMILY.add_factory("shared", Shared, X, contexts=GRADLESS)
 FAMILY.add_factory("shared_eval", lambda: Shared().eval(), X, contexts=GRADLESS)
 FAMILY.add_factory("parametrized", parametrized, X, contexts=GRADLESS)
 FAMILY.add_factory("frozen_parameters", lambda: Net().requires_grad_(False), X)
-FAMILY.add_factory(
-    "module_in_partial", lambda: (lambda net: lambda x: net(x, "b"))(Net()), X, contexts=GRADLESS
-)
+FAMILY.add_factory("module_in_partial", lambda: (lambda net: lambda x: net(x, "b"))(Net()), X, contexts=GRADLESS)
 
 
 def deepen(net: Any, i: int) -> None:

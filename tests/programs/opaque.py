@@ -19,9 +19,7 @@ FAMILY.add("custom_op_by_name", lambda x: torch.ops.primexec_tests.scale(x + 1, 
 FAMILY.add("custom_op_of_view", lambda x: library.scale(x.t(), 2.0), X)
 FAMILY.add("custom_op_mutates_input", lambda total, x: (library.accumulate(total, x), total * 2), XY)
 FAMILY.add("custom_op_mutates_view", lambda total, x: library.accumulate(total[0], x[1]), XY)
-FAMILY.add(
-    "custom_op_mutates_intermediate", lambda x, y: (lambda z: (library.accumulate(z, y), z))(x + 1), XY
-)
+FAMILY.add("custom_op_mutates_intermediate", lambda x, y: (lambda z: (library.accumulate(z, y), z))(x + 1), XY)
 FAMILY.add("custom_op_mutates_list", lambda x, y: (library.increment([x, y[0]]), x + y), XY)
 FAMILY.add(
     "custom_op_mutates_and_overlaps",

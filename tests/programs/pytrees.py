@@ -125,12 +125,8 @@ FAMILY.add(
     calls=4,
     traces_at=(0, 1),
 )
-FAMILY.add(
-    "kwargs_nested", lambda **kw: kw["a"]["b"] * 2, lambda i: Call((), {"a": {"b": draw(i, 3)}, "c": [1]})
-)
-FAMILY.add(
-    "overlapping_leaves", lambda d: (d["a"].add_(1), d["b"] * 2), of(lambda x: ({"a": x[:3], "b": x[1:]},), 4)
-)
+FAMILY.add("kwargs_nested", lambda **kw: kw["a"]["b"] * 2, lambda i: Call((), {"a": {"b": draw(i, 3)}, "c": [1]}))
+FAMILY.add("overlapping_leaves", lambda d: (d["a"].add_(1), d["b"] * 2), of(lambda x: ({"a": x[:3], "b": x[1:]},), 4))
 
 
 @FAMILY.program(X)

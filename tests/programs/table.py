@@ -104,9 +104,7 @@ def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Inp
     return lambda i: tuple(draw(10 * i + k, *shape, dtype=dtype) for k, shape in enumerate(shapes))
 
 
-def of(
-    make: Callable[[Tensor], "Call | tuple[Any, ...]"], *shape: int, dtype: torch.dtype = torch.float32
-) -> Inputs:
+def of(make: Callable[[Tensor], "Call | tuple[Any, ...]"], *shape: int, dtype: torch.dtype = torch.float32) -> Inputs:
     """Inputs that are made from one tensor: views of it, for instance."""
     return lambda i: make(draw(10 * i, *shape, dtype=dtype))
 

@@ -170,9 +170,7 @@ FAMILY.add("meshgrid", lambda x, y: torch.meshgrid(x, y, indexing="ij"), tensors
 FAMILY.add("zero_dim", lambda x: (x[None], x.view(1), x.expand(3), x[...], x.squeeze(), x.t()), tensors(()))
 FAMILY.add("empty", lambda x: (x.t(), x[:, 1:], x.view(-1), x.unsqueeze(0)), tensors((0, 3)))
 FAMILY.add("of_expanded", lambda x: (x.t(), x[1:], x[:, 0]), of(lambda x: (x.expand(4, 3),), 1, 3))
-FAMILY.add(
-    "of_transposed", lambda x: (x.t(), x[1:], x.reshape(-1), x.contiguous()), of(lambda x: (x.t(),), 3, 4)
-)
+FAMILY.add("of_transposed", lambda x: (x.t(), x[1:], x.reshape(-1), x.contiguous()), of(lambda x: (x.t(),), 3, 4))
 FAMILY.add("of_offset", lambda x: (x, x[1:], x.view(2, 2)), of(lambda x: (x[2:6],), 9))
 FAMILY.add(
     "of_conj",
@@ -187,9 +185,7 @@ FAMILY.add("write_of_neg", lambda x: x.add_(1), of(lambda z: (z.conj().imag,), 3
 FAMILY.add(
     "conj_or_not",
     lambda z: z * 2,
-    cases(
-        lambda i: (draw(i, 3, dtype=torch.complex64),), lambda i: (draw(i, 3, dtype=torch.complex64).conj(),)
-    ),
+    cases(lambda i: (draw(i, 3, dtype=torch.complex64),), lambda i: (draw(i, 3, dtype=torch.complex64).conj(),)),
     calls=4,
     traces_at=(0, 1),
 )
