@@ -1,4 +1,4 @@
-"""One case: first calls, then warm calls by turns, and the error of each against float64."""
+"""One case: first calls, then warm calls by turns, and the error of each contender against float64."""
 
 from __future__ import annotations
 
@@ -17,27 +17,61 @@ from benchmarks.cases import CASES
 from benchmarks.process import answer
 from benchmarks.timing import Call, by_turns
 
+Function = Callable[..., Any]
+
 DRAWS = 3
+
+CONTENDERS: dict[str, Callable[[Any], Function]] = {
+    "eager": lambda function: function,
+    "primexec": primexec.make_traced,
+    "inductor": torch.compile,
+}
 
 
 def wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def errors(
-    makers: dict[str, Callable[[Any], Callable[..., Any]]] = {
-        "eager": lambda fn: fn,
-        "primexec": primexec.make_traced,
-        "inductor": torch.compile,
-    }
-    if not options.inductor:
-        del makers["inductor"]
+def tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
-    contenders: dict[str, Callable[..., Any]] = {}
-    first = {}
+
+def errors(contenders: dict[str, Function], function: Function, inputs: Callable[[], Call]) -> dict[str, float]:
+    """The largest absolute error of each contender against the same function in float64."""
+    exact = copy.deepcopy(function).double() if isinstance(function, nn.Module) else function
+    worst = dict.fromkeys(contenders, 0.0)
+    for _ in range(DRAWS):
+        args, kwargs = inputs()
+        wide_args, wide_kwargs = tree_map_only(Tensor, wide, (args, kwargs))
+        expected = tensors(exact(*wide_args, **wide_kwargs))
+        for name, contender in contenders.items():
+            got = tensors(contender(*args, **kwargs))
+            gaps = [float((a - b).abs().max()) for a, b in zip(got, expected, strict=True)]
+            worst[name] = max(worst[name], *gaps)
+    return worst
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=CASES)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--inductor", action="store_true")
+    options = parser.parse_args()
+
+    case = CASES[options.name]
+    torch.manual_seed(0)
+    function = case.build()
+    if isinstance(function, nn.Module):
+        function.eval()
+
     args, kwargs = case.inputs()
     function(*args, **kwargs)
-    for name, make in makers.items():
+    contenders: dict[str, Function] = {}
+    first = {}
+    for name, make in CONTENDERS.items():
+        if name == "inductor" and not options.inductor:
+            continue
         args, kwargs = case.inputs()
         started = time.perf_counter()
         contenders[name] = make(function)
@@ -49,7 +83,6 @@ def errors(
     answer(
         first=first,
         error=error,
-        rounds=len(turns.seconds["eager"]),
         median={name: turns.median(name) for name in contenders},
         ratio={name: turns.ratio(name, "eager") for name in contenders},
         quartiles={name: turns.quartiles(name, "eager") for name in contenders},

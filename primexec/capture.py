@@ -25,10 +25,11 @@ from torch import Tensor, fx
 
 from primexec import _torch, statics
 from primexec._torch import pytree
+from primexec.bytecode import RANDOM, SEEDS, stores_attribute, user_source_of
 from primexec.config import logger
 from primexec.errors import CaptureError, SourceLine
 from primexec.program import Program, Static
-from primexec.reads import RANDOM, SEEDS, Reads, stores_attribute, user_source_of
+from primexec.reads import Reads
 from primexec.shadow import Shadows
 from primexec.tracer import Tracer
 

@@ -11,12 +11,9 @@ After the trace the recorded values are compared once more: a difference is a si
 
 from __future__ import annotations
 
-import dis
 import functools
-import inspect
 import os
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,135 +22,15 @@ from typing import Any
 import torch
 
 from primexec import _torch, statics
+from primexec.bytecode import CodeNames, is_installed, is_library, names_of, seeding
 from primexec.errors import SourceLine
 
-_HERE = os.path.dirname(__file__) + os.sep
-_STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
-_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR"})
-_GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
-_REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__"})
 _ABSENT = "absent"
-RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exact type of a tensor"
-_SUSPECT_NAMES = {
-    **dict.fromkeys(("random", "randint", "randrange", "uniform", "choice", "choices", "shuffle", "sample"), RANDOM),
-    **dict.fromkeys(("gauss", "seed", "set_state"), RANDOM),
-    **dict.fromkeys(("manual_seed", "set_rng_state", "fork_rng"), SEEDS),
-}
-_MUTATORS = frozenset(
-    {
-        "append",
-        "extend",
-        "insert",
-        "pop",
-        "popleft",
-        "appendleft",
-        "remove",
-        "clear",
-        "sort",
-        "reverse",
-        "add",
-        "discard",
-    }
-    | {"update", "setdefault", "popitem", "train", "eval"}
-)
-_COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 _DATA_HOLDERS = frozenset(
     {"types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"}
 )
 _INPUTS = (torch.Tensor, torch.Generator)
 MAX_OBJECTS = 50_000
-
-
-@functools.cache
-def _seeding() -> frozenset[types.CodeType]:
-    """Functions that move torch's generator without an operator; they are stopped before they do."""
-    names = ("manual_seed", "seed", "set_rng_state")
-    return frozenset(inspect.unwrap(getattr(torch.random, name)).__code__ for name in names)
-
-
-def is_library(file: str) -> bool:
-    """Code that is trusted not to read state of its own that changes: torch, the standard library, ours."""
-    return (
-        file.startswith((_torch.torch_directory(), _HERE, "<frozen", "<eval_with_key", "<string>"))
-        or (file.startswith(_STDLIB) and "site-packages" not in file)
-        or f"{os.sep}numpy{os.sep}" in file
-    )
-
-
-def is_installed(file: str) -> bool:
-    """Code of an installed package: its classes and decorators are taken not to change, its objects may."""
-    return "site-packages" in file or "dist-packages" in file or is_library(file)
-
-
-def user_source(frame: types.FrameType | None) -> SourceLine | None:
-    """The innermost line outside of torch and primexec, from this frame outwards."""
-    while frame is not None:
-        if not _is_library_cached(frame.f_code.co_filename):
-            return SourceLine(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
-        frame = frame.f_back
-    return None
-
-
-_is_library_cached = functools.lru_cache(maxsize=4096)(is_library)
-
-
-@dataclass(frozen=True, slots=True)
-class CodeNames:
-    """What one code object may read, from its bytecode."""
-
-    globals: tuple[str, ...]
-    attributes: frozenset[str]
-    everything: bool  # attribute names are computed: take them all
-    suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
-
-
-def user_source_of(error: BaseException) -> SourceLine | None:
-    """The innermost line outside of torch and primexec in an exception's traceback."""
-    found, step = None, error.__traceback__
-    while step is not None:
-        code = step.tb_frame.f_code
-        if not _is_library_cached(code.co_filename):
-            found = SourceLine(code.co_filename, step.tb_lineno, code.co_qualname)
-        step = step.tb_next
-    return found
-
-
-@functools.lru_cache(maxsize=4096)
-def names_of(code: types.CodeType) -> CodeNames | None:
-    """The names that code may read, or None where it need not be watched."""
-    file = code.co_filename
-    modules = os.path.join(_torch.torch_directory(), "nn", "modules") + os.sep
-    torch_module = file.startswith(modules) and not file.endswith(f"{os.sep}module.py")
-    if _is_library_cached(file) and not torch_module:
-        return None
-    globals_: dict[str, None] = {}
-    attributes: set[str] = set()
-    computed = False
-    suspects: dict[str, int] = {}
-    line = code.co_firstlineno
-    instructions = list(dis.get_instructions(code))
-    for i, instruction in enumerate(instructions):
-        line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
-        if isinstance(instruction.argval, str) and not is_installed(file):
-            topic = _SUSPECT_NAMES.get(instruction.argval)
-            if topic:
-                suspects.setdefault(topic, line)
-        if instruction.opname in _ATTRIBUTE:
-            attributes.add(instruction.argval)
-        elif instruction.opname in _GLOBAL:
-            globals_[instruction.argval] = None
-        elif instruction.opname in ("BUILD_STRING", "FORMAT_VALUE", "FORMAT_SIMPLE"):
-            computed = True
-        elif instruction.opname in _COMPARISONS and not is_installed(file):
-            near = [x.argval for x in instructions[max(0, i - 12) : i]]
-            if "type" in near and near[-1] in ("Tensor", "Parameter"):
-                suspects.setdefault(EXACT_TYPE, line)
-    constants = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
-    reflective = bool(_REFLECTION & (globals_.keys() | attributes))
-    everything = reflective and not torch_module and (computed or not constants)
-    if reflective:
-        attributes |= constants
-    return CodeNames(() if torch_module else tuple(globals_), frozenset(attributes), everything, suspects)
 
 
 @dataclass(slots=True)
@@ -221,8 +98,7 @@ class Reads:
 
     def enter(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
-        if code in _seeding():
-            self.suspects.setdefault(RANDOM, user_source(frame))  # type: ignore[arg-type]
+        if code in seeding():
             raise self.refuse("the function sets the state of torch's random generator", "set seeds outside of it")
         if code not in self.codes:
             names = names_of(code)
@@ -468,24 +344,6 @@ class Reads:
         for cell in self.cells:
             if isinstance(cell.original, _INPUTS):
                 yield cell.get, None, cell.label, cell.original
-
-
-def stores_attribute(codes: Iterator[types.CodeType], name: str) -> SourceLine | None:
-    """The first line in code that assigns to a variable or attribute of this name, or changes what it holds."""
-    for code in codes:
-        if names_of(code) is None:
-            continue
-        line, loaded = code.co_firstlineno, -9
-        for i, instruction in enumerate(dis.get_instructions(code)):
-            line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
-            if instruction.argval == name and instruction.opname.startswith("LOAD_"):
-                loaded = i
-            stores = instruction.argval == name and instruction.opname.startswith(("STORE_", "DELETE_"))
-            changes = instruction.argval in _MUTATORS or instruction.opname in ("STORE_SUBSCR", "DELETE_SUBSCR")
-            toggles = name == "training" and instruction.argval in ("train", "eval")
-            if stores or toggles or (changes and i - loaded < 8):
-                return SourceLine(code.co_filename, line, code.co_qualname)
-    return None
 
 
 _TRUSTED_PACKAGES = frozenset({"torch", "numpy", "builtins", "primexec"}) | sys.stdlib_module_names - {"__main__"}

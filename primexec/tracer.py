@@ -23,10 +23,11 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects, higher_order
 from primexec._torch import pytree
+from primexec.bytecode import EXACT_TYPE, SEEDS, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls, name_of
 from primexec.errors import CaptureError, SourceLine
 from primexec.program import ApiCall, Input, TensorSpec
-from primexec.reads import EXACT_TYPE, SEEDS, Reads, user_source
+from primexec.reads import Reads
 from primexec.statics import tensor_problem
 
 _UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
@@ -72,6 +73,7 @@ class Tracer:
         self.submodules = torch.nn.Module()
         self.failure: CaptureError | None = None
         self.uses_offsets = self.uses_sdpa = self.inference_segments = False
+        self._running = False
         self._inference = torch.is_inference_mode_enabled()
         self._lifts: dict[int, tuple[object, Any]] = {}  # id of a real tensor or generator → (it, stand-in)
         self._positions: dict[int, int] = {}  # id of an argument → its position
@@ -87,9 +89,11 @@ class Tracer:
         """Call fn under the modes; the result is made of fake tensors."""
         with _torch.modes(self.fake_mode, _Operators(self), Calls(self)):
             self.reads.start()
+            self._running = True
             try:
                 return fn(*args, **kwargs)
             finally:
+                self._running = False
                 self.reads.stop()
 
     # Inputs --------------------------------------------------------------------------------------------
@@ -323,7 +327,8 @@ class Tracer:
     # Errors and sources --------------------------------------------------------------------------------
 
     def source(self) -> SourceLine | None:
-        return user_source(sys._getframe(1))
+        """The user's line that runs now; None before and after the run."""
+        return user_source(sys._getframe(1), Tracer.run.__code__) if self._running else None
 
     def locate(self, error: Exception) -> Exception:
         """error with a note that names the user's line."""

@@ -135,6 +135,8 @@ def facts_of(roots: Facts) -> Facts:
 
 
 def tensor_facts(tensor: Tensor, storages: dict[int, int]) -> Facts:
+    if tensor.layout is not torch.strided:
+        return {"layout": tensor.layout, "values": Values(tensor.to_dense())}
     storage = tensor.untyped_storage()
     facts = {
         "type": type(tensor),
@@ -151,6 +153,7 @@ def tensor_facts(tensor: Tensor, storages: dict[int, int]) -> Facts:
         "is_conj": tensor.is_conj(),
         "is_neg": tensor.is_neg(),
         "is_view": tensor._is_view(),
+        "attributes": sorted(vars(tensor)),
     }
     if tensor.device.type != "meta":
         facts["values"] = Values(tensor)
@@ -238,12 +241,14 @@ def run(program: Program, prepare: Callable[[Any], Any], *, counted: bool) -> Fa
         inputs = {"args": args, "kwargs": kwargs}
         noted = versions(inputs | {"state": reachable(original)})
         torch.default_generator.manual_seed(i)
-        watch = user_frames() if counted and i not in program.traces_at else nullcontext()
-        with program.around(i), watch as frames:
-            out = callee(*args, **kwargs)
+        watch = user_frames() if counted and program.hits(i) else nullcontext()
+        with program.around(i):
+            with watch as frames:
+                out = callee(*args, **kwargs)
+            after = surroundings()
         roots = inputs | {"state": reachable(original), "out": out}
         history |= {f"call {i} {name}": root for name, root in roots.items()}
-        here = facts_of(roots) | surroundings()
+        here = facts_of(roots) | after
         if program.exact_versions:
             here |= {f"{at} written": tensor._version > before for at, (tensor, before) in noted.items()}
         facts |= {f"call {i}: {name}": fact for name, fact in here.items()}
@@ -254,6 +259,9 @@ def run(program: Program, prepare: Callable[[Any], Any], *, counted: bool) -> Fa
 
 
 def check_counts(program: Program, info: Any, i: int) -> None:
+    if program.traces_at is None:
+        assert info.hits + info.traces == i + 1, f"after call {i}: {info}"
+        return
     traces = sum(at <= i for at in program.traces_at)
     got = {"traces": info.traces, "misses": info.misses, "hits": info.hits, "compiles": info.compiles}
     want = {"traces": traces, "misses": traces, "hits": i + 1 - traces, "compiles": traces}

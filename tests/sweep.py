@@ -45,6 +45,28 @@ VALUES_UNDEFINED = {
     name: "allocates without writing"
     for name in ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
 }
+# Entries that raise CaptureError for some sample. Any other entry that does so fails its test; a name here that
+# never does so fails tests/coverage.py.
+NOT_CAPTURED = {
+    name: reason
+    for reason, names in {
+        "returns a number or a truth value of a tensor": "allclose equal item",
+        "a tensor holds a size or an offset": "narrow nn.functional.one_hot tensor_split",
+        "checks the values of an argument first": "corrcoef cov istft nn.functional.gaussian_nll_loss "
+        "nn.GaussianNLLLoss#47",
+        "the shape of the result depends on values": "argwhere bincount combinations linalg.lstsq "
+        "linalg.lstsq.grad_oriented masked_select nonzero unique unique_consecutive repeat_interleave "
+        "__getitem__ nn.functional.ctc_loss nn.CTCLoss#55",
+        "sparse tensors": "sparse.mm.reduce sparse.sampled_addmm to_sparse",
+        "compares a mask with a causal one": "nn.Transformer#71 nn.TransformerEncoder#68",
+        "momentum=None divides by the number of batches seen": "nn.BatchNorm1d#9 nn.BatchNorm2d#10 nn.BatchNorm3d#11",
+        "eager's error depends on values or on overlapping memory": "gather masked_fill",
+        "C++ writes nothing to out= while it is traced": "linalg.matrix_rank linalg.matrix_rank.hermitian",
+    }.items()
+    for name in names.split()
+}
+# Entries whose results are equal within tolerance only: their C++ code takes another path under any trace.
+INEXACT = frozenset({"norm.nuc", "nn.LinearCrossEntropyLoss#54"})
 
 
 @dataclass(frozen=True)
@@ -145,9 +167,7 @@ OPS = {op.full_name: op for op in invocations.op_db}
 
 def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
-    random.seed(
-        0
-    )  # the samples take their shapes from Python's and NumPy's generator: these stay as they are
+    random.seed(0)  # the samples take their shapes from Python's and NumPy's generator: these stay as they are
     np.random.seed(0)
 
 
@@ -220,9 +240,7 @@ MODULES = {f"{info.name}#{position}": info for position, info in enumerate(modul
 def module_inputs(info: Any, training: bool, seed: int) -> list[Any]:
     seed_everything(seed)
     return list(
-        info.module_inputs_func(
-            info, device="cpu", dtype=torch.float32, requires_grad=False, training=training
-        )
+        info.module_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=False, training=training)
     )
 
 

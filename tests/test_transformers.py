@@ -248,9 +248,7 @@ def counts(traced: Any) -> tuple[int, int, int]:
     return info.hits, info.misses, info.traces
 
 
-@pytest.mark.parametrize(
-    "arch", [pytest.param(arch, id=arch.name) for arch in MODELS if arch.name not in REFUSED]
-)
+@pytest.mark.parametrize("arch", [pytest.param(arch, id=arch.name) for arch in MODELS if arch.name not in REFUSED])
 @torch.no_grad()
 def test_traced_equals_eager(arch: Arch) -> None:
     model = arch.build()
@@ -265,9 +263,7 @@ def test_traced_equals_eager(arch: Arch) -> None:
     assert all(mine is own for mine, own in zip(traced.parameters(), model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "arch", [pytest.param(arch, id=arch.name) for arch in MODELS if arch.name in REFUSED]
-)
+@pytest.mark.parametrize("arch", [pytest.param(arch, id=arch.name) for arch in MODELS if arch.name in REFUSED])
 @torch.no_grad()
 def test_refused_with_its_reason(arch: Arch) -> None:
     traced = primexec.make_traced(arch.build())

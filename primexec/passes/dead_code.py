@@ -14,6 +14,8 @@ from torch import fx
 from primexec import effects
 from primexec.program import Program
 
+_CANNOT_FAIL = frozenset({operator.getitem, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.empty.memory_format})
+
 
 @dataclass(frozen=True, slots=True)
 class RemoveDeadCode:
@@ -32,5 +34,4 @@ class RemoveDeadCode:
 def _cannot_fail(node: fx.Node) -> bool:
     if node.target is torch.ops.aten.as_strided.default or effects.has_effect(node):
         return False
-    constant = node.target is torch.ops.aten.lift_fresh_copy.default
-    return constant or node.target is operator.getitem or effects.aliases_input(node)
+    return node.target in _CANNOT_FAIL or effects.aliases_input(node)

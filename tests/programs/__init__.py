@@ -3,9 +3,11 @@
 from tests.programs import (
     aliasing,
     buffers,
+    corners,
     factories,
     functions,
     guards,
+    hidden,
     inplace,
     metadata,
     modules,
@@ -28,8 +30,10 @@ FAMILIES = (
     pytrees,
     functions,
     guards,
+    hidden,
     modules,
     opaque,
+    corners,
 )
 PROGRAMS: list[Program] = [program for file in FAMILIES for program in file.FAMILY.programs]
 REFUSED: list[Program] = raises.FAMILY.programs

@@ -96,3 +96,17 @@ pytree.register_pytree_node(
 class Batch(NamedTuple):
     tokens: Tensor
     mask: Tensor | None = None
+
+
+# Read and written by functions of this file, which programs of other files call.
+SCALE = 1.0
+CALLS: list[int] = []
+
+
+def scaled(x: Tensor) -> Tensor:
+    return x * SCALE
+
+
+def counted() -> int:
+    CALLS.append(1)
+    return len(CALLS)

@@ -1,0 +1,157 @@
+"""What Python code may read and write, from its bytecode, and which line of whose code is running."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import os
+import sysconfig
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from primexec import _torch
+from primexec.errors import SourceLine
+
+_HERE = os.path.dirname(__file__) + os.sep
+_STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
+_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR"})
+_GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
+_REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__"})
+RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exact type of a tensor"
+_SUSPECT_NAMES = {
+    **dict.fromkeys(("random", "randint", "randrange", "uniform", "choice", "choices", "shuffle", "sample"), RANDOM),
+    **dict.fromkeys(("gauss", "seed", "set_state"), RANDOM),
+    **dict.fromkeys(("manual_seed", "set_rng_state", "fork_rng"), SEEDS),
+}
+_MUTATORS = frozenset(
+    "append extend insert pop popleft appendleft remove clear sort reverse add discard update setdefault popitem "
+    "train eval".split()
+)
+_COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
+
+
+@functools.cache
+def seeding() -> frozenset[types.CodeType]:
+    """Functions that move torch's generator without an operator; they are stopped before they do."""
+    names = ("manual_seed", "seed", "set_rng_state")
+    return frozenset(inspect.unwrap(getattr(torch.random, name)).__code__ for name in names)
+
+
+def is_library(file: str) -> bool:
+    """Code that is trusted not to read state of its own that changes: torch, the standard library, ours."""
+    return (
+        file.startswith((_torch.torch_directory(), _HERE, "<frozen", "<eval_with_key", "<string>"))
+        or (file.startswith(_STDLIB) and "site-packages" not in file)
+        or f"{os.sep}numpy{os.sep}" in file
+    )
+
+
+def is_installed(file: str) -> bool:
+    """Code of an installed package: its classes and decorators are taken not to change, its objects may."""
+    return "site-packages" in file or "dist-packages" in file or is_library(file)
+
+
+def user_source(frame: types.FrameType | None, outermost: types.CodeType) -> SourceLine | None:
+    """The innermost line outside of torch and primexec, from this frame outwards to the one that runs `outermost`.
+
+    Where there is none, as in a Sequential of torch's own layers, the layer's line in torch.
+    """
+    layer = None
+    while frame is not None and frame.f_code is not outermost:
+        code = frame.f_code
+        if not _is_library_cached(code.co_filename):
+            return SourceLine(code.co_filename, frame.f_lineno, code.co_qualname)
+        if layer is None and _is_layer(code.co_filename):
+            layer = SourceLine(code.co_filename, frame.f_lineno, code.co_qualname)
+        frame = frame.f_back
+    return layer if frame is not None else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_layer(file: str) -> bool:
+    modules = os.path.join(_torch.torch_directory(), "nn", "modules") + os.sep
+    return file.startswith(modules) and not file.endswith(f"{os.sep}module.py")
+
+
+_is_library_cached = functools.lru_cache(maxsize=4096)(is_library)
+
+
+@dataclass(frozen=True, slots=True)
+class CodeNames:
+    """What one code object may read, from its bytecode."""
+
+    globals: tuple[str, ...]
+    attributes: frozenset[str]
+    everything: bool  # attribute names are computed: take them all
+    suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
+
+
+def user_source_of(error: BaseException) -> SourceLine | None:
+    """The innermost line outside of torch and primexec in an exception's traceback."""
+    found, step = None, error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if not _is_library_cached(code.co_filename):
+            found = SourceLine(code.co_filename, step.tb_lineno, code.co_qualname)
+        step = step.tb_next
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def names_of(code: types.CodeType) -> CodeNames | None:
+    """The names that code may read, or None where it need not be watched."""
+    file = code.co_filename
+    torch_module = _is_layer(file)
+    if _is_library_cached(file) and not torch_module:
+        return None
+    globals_: dict[str, None] = {}
+    attributes: set[str] = set()
+    computed = False
+    suspects: dict[str, int] = {}
+    line = code.co_firstlineno
+    instructions = list(dis.get_instructions(code))
+    for i, instruction in enumerate(instructions):
+        line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
+        if isinstance(instruction.argval, str) and not is_installed(file):
+            topic = _SUSPECT_NAMES.get(instruction.argval)
+            through_torch = i > 0 and instructions[i - 1].argval in ("torch", "random")  # `seeding` sees these run
+            if topic and not (topic is SEEDS and through_torch):
+                suspects.setdefault(topic, line)
+        if instruction.opname in _ATTRIBUTE:
+            attributes.add(instruction.argval)
+        elif instruction.opname in _GLOBAL:
+            globals_[instruction.argval] = None
+        elif instruction.opname in ("BUILD_STRING", "FORMAT_VALUE", "FORMAT_SIMPLE"):
+            computed = True
+        elif instruction.opname in _COMPARISONS and not is_installed(file):
+            near = [x.argval for x in instructions[max(0, i - 12) : i]]
+            if "type" in near and near[-1] in ("Tensor", "Parameter"):
+                suspects.setdefault(EXACT_TYPE, line)
+    constants = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
+    reflective = bool(_REFLECTION & (globals_.keys() | attributes))
+    everything = reflective and not torch_module and (computed or not constants)
+    if reflective:
+        attributes |= constants
+    return CodeNames(() if torch_module else tuple(globals_), frozenset(attributes), everything, suspects)
+
+
+def stores_attribute(codes: Iterator[types.CodeType], name: str) -> SourceLine | None:
+    """The first line in code that assigns to a variable or attribute of this name, or changes what it holds."""
+    for code in codes:
+        if names_of(code) is None:
+            continue
+        line, loaded = code.co_firstlineno, -9
+        for i, instruction in enumerate(dis.get_instructions(code)):
+            line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
+            if instruction.argval == name and instruction.opname.startswith("LOAD_"):
+                loaded = i
+            stores = instruction.argval == name and instruction.opname.startswith(("STORE_", "DELETE_"))
+            changes = instruction.argval in _MUTATORS or instruction.opname in ("STORE_SUBSCR", "DELETE_SUBSCR")
+            toggles = name == "training" and instruction.argval in ("train", "eval")
+            if stores or toggles or (changes and i - loaded < 8):
+                return SourceLine(code.co_filename, line, code.co_qualname)
+    return None
