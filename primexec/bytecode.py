@@ -28,8 +28,8 @@ _SUSPECT_NAMES = {
     **dict.fromkeys(("manual_seed", "set_rng_state", "fork_rng"), SEEDS),
 }
 _MUTATORS = frozenset(
-    "append extend insert pop popleft appendleft remove clear sort reverse add discard update setdefault popitem "
-    "train eval".split()
+    {"append", "extend", "insert", "pop", "popleft", "appendleft", "remove", "clear", "sort", "reverse", "add"}
+    | {"discard", "update", "setdefault", "popitem", "train", "eval"}
 )
 _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 

@@ -143,6 +143,7 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     changed = before.changes(reads)
     if changed is not None:
         raise changed
+    reads.settle()
     _log.debug("%s", captured.program)
     return captured
 

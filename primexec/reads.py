@@ -181,6 +181,8 @@ class Reads:
             self._reach_object(value, getattr(value, "__dict__", {}), label)
             if callable(value):
                 self.reach(type(value).__call__, label)
+        else:
+            self.reach(getattr(value, "__wrapped__", None), label)  # a traced function, functools.lru_cache
 
     def _reach_module(self, module: torch.nn.Module, label: str) -> None:
         for kind in ("_modules", "_parameters", "_buffers"):
@@ -305,6 +307,20 @@ class Reads:
     def modules(self) -> list[torch.nn.Module]:
         """The modules that the function can reach."""
         return [m for m in self._seen.values() if isinstance(m, torch.nn.Module)]
+
+    def settle(self) -> None:
+        """Let go of what only the capture needed: replaced weights must not live on in a record of them."""
+        self._seen = {id(m): m for m in self.modules()}
+        self._objects.clear()
+        self.codes.clear()
+        self.generators.clear()
+        self.namespaces = {k: n for k, n in self.namespaces.items() if n.values or n.keys is not None}
+        for namespace in self.namespaces.values():
+            namespace.originals.clear()
+        for cell in self.cells:
+            if isinstance(cell.original, _INPUTS):
+                cell.original = None
+        del self.refuse
 
     def restore(self, only: Callable[[Any], bool] = lambda value: True) -> None:
         """Put back what the traced code changed, where the new value satisfies `only`."""

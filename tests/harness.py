@@ -259,7 +259,7 @@ def run(program: Program, prepare: Callable[[Any], Any], *, counted: bool) -> Fa
 
 
 def check_counts(program: Program, info: Any, i: int) -> None:
-    if program.traces_at is None:
+    if program.either:
         assert info.hits + info.traces == i + 1, f"after call {i}: {info}"
         return
     traces = sum(at <= i for at in program.traces_at)

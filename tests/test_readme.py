@@ -61,9 +61,7 @@ class Block:
         checker, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         if not checker.check_output(self.text or "", printed, options):
             example = doctest.Example(self.code, self.text or "")
-            pytest.fail(
-                f"{self.page.name}:{self.line}\n{checker.output_difference(example, printed, options)}"
-            )
+            pytest.fail(f"{self.page.name}:{self.line}\n{checker.output_difference(example, printed, options)}")
 
 
 def blocks(page: Path) -> list[Block]:

@@ -324,7 +324,7 @@ FAMILY.add("fft", lambda x: torch.fft.irfft(torch.fft.rfft(x)), X)
 FAMILY.add("cumulative", lambda x: (x.cumsum(0), x.cummax(1), x.logcumsumexp(0)), X)
 FAMILY.add("ordering", lambda x: (x.sort(), x.argsort(0), x.topk(2), x.median(), x.kthvalue(2)), X)
 FAMILY.add("vmap", lambda x: torch.vmap(torch.dot)(x, x), X)
-FAMILY.add("func_grad", lambda x: torch.func.grad(lambda y: (y**2).sum())(x), X, either=True)
+FAMILY.add("func_grad", lambda x: torch.func.grad(lambda y: (y**2).sum())(x), X)
 
 
 def raising(x: Tensor) -> Tensor:

@@ -22,6 +22,23 @@ FAMILY = Family("hidden")
 X = tensors((3, 4))
 
 
+class Holder:
+    count = 0
+
+    def __init__(self) -> None:
+        self.weight = draw(1, 4)
+        self.state = SimpleNamespace(k=1.0)
+        self.items = [SimpleNamespace(k=1.0)]
+
+    @functools.cached_property
+    def table(self) -> Tensor:
+        return self.weight * 2
+
+    @functools.cached_property
+    def size(self) -> int:
+        return self.weight.numel()
+
+
 # Caches that the function fills.
 @functools.lru_cache
 def cached_table(n: int) -> Tensor:
@@ -49,16 +66,12 @@ def check_cached_table(original: Any, i: int) -> None:
     cached_table.cache_clear()
 
 
-FAMILY.add_factory("lru_cache_of_tensor", uncached, X, either=True, traces_at=None)
-FAMILY.add_factory("lru_cache_left_clean", uncached, X, either=True, traces_at=None, before=check_cached_table)
-FAMILY.add_factory("lru_cache_filled_before", cached_before, X, either=True, traces_at=None)
+FAMILY.add_factory("lru_cache_of_tensor", uncached, X, either=True)
+FAMILY.add_factory("lru_cache_left_clean", uncached, X, either=True, before=check_cached_table)
+FAMILY.add_factory("lru_cache_filled_before", cached_before, X, either=True)
 FAMILY.add("lru_cache_of_number", lambda x: x * cached_number(x.shape[1]), X)
-FAMILY.add_factory(
-    "cached_property_of_number", lambda: (lambda o: lambda x: x * o.size)(Layer()), X, either=True, traces_at=None
-)
-FAMILY.add_factory(
-    "cached_property_of_tensor", lambda: (lambda o: lambda x: x * o.table)(Layer()), X, either=True, traces_at=None
-)
+FAMILY.add_factory("cached_property_of_number", lambda: (lambda o: lambda x: x * o.size)(Holder()), X, either=True)
+FAMILY.add_factory("cached_property_of_tensor", lambda: (lambda o: lambda x: x * o.table)(Holder()), X, either=True)
 
 
 class Lazy(nn.Module):
@@ -83,27 +96,27 @@ def lazy(**options: Any) -> Any:
     return register
 
 
-@lazy(either=True, traces_at=None)
+@lazy(traces_at=(0, 1))
 def table_made_once(self: Any, x: Tensor) -> Tensor:
     if self.table is None:
         self.table = torch.arange(4.0)
     return x + self.table
 
 
-@lazy(either=True, traces_at=None)
+@lazy(either=True)
 def table_in_dict(self: Any, x: Tensor) -> Tensor:
     if x.shape[1] not in self.tables:
         self.tables[x.shape[1]] = torch.arange(4.0)
     return x + self.tables[x.shape[1]]
 
 
-@lazy(either=True, traces_at=None)
+@lazy(either=True)
 def size_remembered(self: Any, x: Tensor) -> Tensor:
     self.size = max(self.size, x.shape[0])
     return x * self.size
 
 
-@lazy(either=True, traces_at=None)
+@lazy(either=True)
 def attribute_deleted(self: Any, x: Tensor) -> Tensor:
     if hasattr(self, "table"):
         del self.table
@@ -128,7 +141,7 @@ def module_asked(self: Any, x: Tensor) -> Any:
     return self.inner(x), names, "inner" in self._modules, self.inner.in_features
 
 
-@lazy(either=True, traces_at=None)
+@lazy()
 def module_copied(self: Any, x: Tensor) -> Tensor:
     return copy.deepcopy(self.inner)(x)
 
@@ -139,19 +152,19 @@ def functional_call(self: Any, x: Tensor) -> Tensor:
     return torch.func.functional_call(self.inner, doubled, (x,))
 
 
-@lazy(either=True, traces_at=None)
+@lazy(either=True)
 def module_frozen_within(self: Any, x: Tensor) -> Tensor:
     self.inner.requires_grad_(False)
     return self.inner(x)
 
 
-@lazy(either=True, traces_at=None)
+@lazy(either=True)
 def module_converted_within(self: Any, x: Tensor) -> Tensor:
     self.inner.double()
     return self.inner(x.double())
 
 
-@lazy(either=True, traces_at=None)
+@lazy()
 def hook_registered_within(self: Any, x: Tensor) -> Tensor:
     handle = self.inner.register_forward_hook(lambda m, args, out: out * 2)
     y = self.inner(x)
@@ -161,7 +174,7 @@ def hook_registered_within(self: Any, x: Tensor) -> Tensor:
 
 # Writes that hide: each of these, done once at tracing only, would be wrong.
 def hidden(**options: Any) -> Any:
-    return FAMILY.factory(X, either=True, traces_at=None, **options)
+    return FAMILY.factory(X, either=True, **options)
 
 
 @hidden()
@@ -221,46 +234,46 @@ def array_written() -> Any:
 
 @hidden()
 def class_counter() -> Any:
-    reset_layer()
+    Holder.count = 0
 
     def run(x: Tensor) -> Tensor:
-        Layer.count += 1
-        return x * Layer.count
+        Holder.count += 1
+        return x * Holder.count
 
     return run
 
 
 @hidden()
 def nested_object_written() -> Any:
-    layer = Layer()
+    holder = Holder()
 
     def run(x: Tensor) -> Tensor:
-        layer.state.k += 1
-        return x * layer.state.k
+        holder.state.k += 1
+        return x * holder.state.k
 
     return run
 
 
 @hidden()
 def object_in_list_written() -> Any:
-    layer = Layer()
+    holder = Holder()
 
     def run(x: Tensor) -> Tensor:
-        layer.items[0].k += 1
-        return x * layer.items[0].k
+        holder.items[0].k += 1
+        return x * holder.items[0].k
 
     return run
 
 
 @hidden()
 def object_reached_by_method_written() -> Any:
-    layer = Layer()
+    holder = Holder()
 
     def bump(o: Any) -> float:
         o.k += 1
         return o.k
 
-    return lambda x: x * bump(layer.state)
+    return lambda x: x * bump(holder.state)
 
 
 @hidden()
@@ -328,5 +341,3 @@ def torch_generator_seeded() -> Any:
 @hidden()
 def torch_generator_made() -> Any:
     return lambda x: torch.rand(3, 4, generator=torch.Generator().manual_seed(5)) + x
-
-

@@ -218,13 +218,12 @@ def requiring(*shapes: tuple[int, ...]) -> Inputs:
 FAMILY.add("grad_input_no_grad", lambda x: (x * 2, x.detach(), x), requiring((3,)), contexts=(torch.no_grad,))
 FAMILY.add("grad_input_inference", lambda x: (x * 2, x), requiring((3,)), contexts=(torch.inference_mode,))
 # A view of what requires grad does so too, without a gradient function.
-FAMILY.add("grad_input_view", lambda x: x[1:], requiring((3,)), contexts=(torch.no_grad,), either=True)
+FAMILY.add("grad_input_view", lambda x: x[1:], requiring((3,)), contexts=(torch.no_grad,))
 FAMILY.add(
     "grad_input_view_inference",
     lambda x: x[1:],
     requiring((3,)),
     contexts=(torch.inference_mode,),
-    either=True,
 )
 FAMILY.add("grad_input_no_grad_inside", torch.no_grad()(lambda x: x * 2), requiring((3,)))
 FAMILY.add("grad_input_written_no_grad", lambda x: x.mul_(0.5), requiring((3,)), contexts=(torch.no_grad,))

@@ -79,7 +79,7 @@ def scanned(start: Tensor, xs: Tensor) -> Any:
     return scan(lambda carry, x: (carry + x, carry * x), start, xs)
 
 
-@FAMILY.program(tensors((5, 4)), either=True)
+@FAMILY.program(tensors((5, 4)))
 def associative(xs: Tensor) -> Any:
     return associative_scan(torch.add, xs, dim=0, combine_mode="generic")
 

@@ -1,5 +1,6 @@
 """What cannot be captured soundly: each raises a CaptureError that quotes the line, and changes nothing."""
 
+import functools
 import random
 from typing import Any
 
@@ -318,3 +319,27 @@ def grad_enabled_inside() -> Any:
             return x * weight
 
     return run
+
+
+# What comes back is no value.
+def yields(x: Tensor) -> Any:
+    yield x + 1
+
+
+async def waits(x: Tensor) -> Tensor:
+    return x + 1
+
+
+FAMILY.add("result_generator", yields, X)
+FAMILY.add("result_generator_expression", lambda x: (row * 2 for row in x), X)
+FAMILY.add("result_coroutine", lambda x: functools.partial(waits, x), X)
+FAMILY.add("result_function", lambda x: lambda: x + 1, X)
+FAMILY.add("result_module", lambda x: nn.Identity(), X)
+FAMILY.add("result_object", lambda x: Options(), X)
+FAMILY.add("result_array", lambda x: np.ones(3), X)
+FAMILY.add("result_set", lambda x: {x.dtype}, X)
+FAMILY.add_factory("lazy_module", lambda: nn.LazyLinear(2), X, contexts=(torch.no_grad,), match="[Ll]azy|uninitialized")
+FAMILY.add("dynamic_shape", lambda x: x[x > 0], X, line="x[x > 0]")
+FAMILY.add("dynamic_nonzero", lambda x: x.nonzero(), X, line="x.nonzero()")
+FAMILY.add("dynamic_unique", lambda x: x.unique(), X, line="x.unique()")
+FAMILY.add("dynamic_repeat", lambda x: x[0].repeat_interleave(x[0].abs().long()), X, line="x[0].repeat_interleave(")

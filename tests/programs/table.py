@@ -31,8 +31,8 @@ class Program:
     make: Callable[[], Callable[..., Any]]
     inputs: Inputs
     calls: int = 3
-    traces_at: tuple[int, ...] | None = (0,)
-    """Which calls trace; every other call must be a hit. None where it is not for us to say."""
+    traces_at: tuple[int, ...] = (0,)
+    """Which calls trace; every other call must be a hit."""
     contexts: tuple[Callable[[], AbstractContextManager[Any]], ...] = (nullcontext,)
     """Entered around the calls, by turns."""
     before: Callable[[Any, int], None] | None = None
@@ -46,11 +46,11 @@ class Program:
     exact_versions: bool = True
     """Whether version counters move only where eager's do."""
     either: bool = False
-    """Eager's result or a CaptureError are both right: nothing in between is."""
+    """Eager's result or a CaptureError are both right, in whatever number of traces: nothing in between is."""
 
     def hits(self, i: int) -> bool:
         """Whether call i must be served from the cache."""
-        return self.traces_at is not None and i not in self.traces_at
+        return not self.either and i not in self.traces_at
 
     def around(self, i: int) -> AbstractContextManager[Any]:
         """Give what is entered around call i."""

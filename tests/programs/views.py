@@ -149,10 +149,8 @@ for name, view in MATRIX.items():
     FAMILY.add(f"write_{name}", writing(view), tensors((4, 6)))
     FAMILY.add(f"intermediate_{name}", of_intermediate(view), tensors((4, 6)))
 for name, view in COPIES.items():
-    # A mask's result has as many rows as the mask has values that are true.
-    options = {"either": name == "mask_index"}
-    FAMILY.add(name, view, tensors((4, 6)), **options)
-    FAMILY.add(f"write_{name}", writing(view), tensors((4, 6)), **options)
+    FAMILY.add(name, view, tensors((4, 6)))
+    FAMILY.add(f"write_{name}", writing(view), tensors((4, 6)))
 for name, view in COMPLEX.items():
     FAMILY.add(f"complex_{name}", view, tensors((3, 4), dtype=torch.complex64))
     FAMILY.add(f"complex_write_{name}", writing(view), tensors((3, 4), dtype=torch.complex64))
