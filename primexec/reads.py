@@ -182,7 +182,9 @@ class Reads:
             if callable(value):
                 self.reach(type(value).__call__, label)
         else:
-            self.reach(getattr(value, "__wrapped__", None), label)  # a traced function, functools.lru_cache
+            wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # a traced function, functools.lru_cache
+            if wrapped is not None:
+                self.reach(wrapped, label)
 
     def _reach_module(self, module: torch.nn.Module, label: str) -> None:
         for kind in ("_modules", "_parameters", "_buffers"):
