@@ -370,6 +370,11 @@ def identity(value: Any) -> int:
     return -int(getattr(value, "_cdata")) if isinstance(value, torch.Generator) else id(value)  # noqa: B009
 
 
+def layout_of(t: Any) -> tuple[int, int, bool]:
+    """What Python code may ask about the memory behind a tensor."""
+    return t.storage_offset(), t.untyped_storage().nbytes(), t._is_view()
+
+
 def storage_key(t: Any) -> int:
     """A number that two tensors share exactly when they share memory."""
     return int(t.untyped_storage()._cdata)
@@ -400,9 +405,10 @@ def _count_references(held: dict[str, Any], key: str) -> int:
 
 @cache
 def _cpp_counts() -> bool:
-    base = torch.empty(1)
-    alone = sys.getrefcount(base)
-    view = base.view(1)
+    with torch.inference_mode(False):  # an inference tensor keeps no base
+        base = torch.empty(1)
+        alone = sys.getrefcount(base)
+        view = base.view(1)
     return view._is_view() and sys.getrefcount(base) > alone
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
@@ -78,11 +79,17 @@ class Traced:
         """Traced functions in a class body become methods; each instance has a cache of its own."""
         if instance is None:
             return self
-        held = instance.__dict__
-        key = f"_primexec_{self._signature.name}"
-        if key not in held:
-            held[key] = Traced(types.MethodType(self._fn, instance), self._cache.options, self._size)
-        return held[key]
+        if not hasattr(instance, "__dict__"):
+            raise TypeError(f"a traced method needs an instance with a __dict__; {type(instance).__name__} has none")
+        methods = instance.__dict__.get("_primexec_methods")
+        if methods is None:
+            methods = _NotCopied()
+            setter = type.__setattr__ if isinstance(instance, type) else object.__setattr__
+            setter(instance, "_primexec_methods", methods)
+        bound = methods.get(self)
+        if bound is None or bound._fn.__self__ is not instance:  # a shallow copy has its original's methods
+            bound = methods[self] = Traced(types.MethodType(self._fn, instance), self._cache.options, self._size)
+        return bound
 
     def cache_info(self) -> CacheInfo:
         """Counts over all executors: hits, misses, traces, compiles, evictions, entries.
@@ -129,7 +136,10 @@ class Traced:
     def __deepcopy__(self, memo: dict[int, Any]) -> Traced:
         return Traced(copy.deepcopy(self._fn, memo), self._cache.options, self._size)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        name: str = getattr(self, "__qualname__", "")
+        if getattr(sys.modules.get(self.__module__), name, None) is self:
+            return name  # a decorated function of a module is found by its name, as functions are
         return Traced, (self._fn, self._cache.options, self._size)
 
     def __repr__(self) -> str:
@@ -146,6 +156,9 @@ class TracedModule(torch.nn.Module):
     __slots__ = ("_primexec_traced",)
     primexec_class: type[torch.nn.Module]
     _primexec_traced: Traced
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """The class made for a module is none of the user's: their registries need not hear of it."""
 
     def __init__(self) -> None:
         raise TypeError("make a traced module with primexec.make_traced(module)")
@@ -168,6 +181,10 @@ class TracedModule(torch.nn.Module):
     def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
         """As `Traced.explain`."""
         return _traced(self).explain(*args, **kwargs)
+
+    def __copy__(self) -> torch.nn.Module:
+        traced = self._primexec_traced
+        return _trace_module(Traced(copy.copy(traced._fn), traced._cache.options, traced._size))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.nn.Module:
         return _trace_module(copy.deepcopy(self._primexec_traced))
@@ -275,7 +292,7 @@ def execute(
         raise TypeError(f"execute takes a torch.fx.GraphModule, got {type(gm).__qualname__}")
     options = Options.of(executor, executor_parameters)
     # Kept on the graph's own module: nothing global owns it, and it goes when the module goes.
-    prepared: dict[Any, Traced] = gm.__dict__.setdefault("_primexec_prepared", _Prepared())
+    prepared: dict[Any, Traced] = gm.__dict__.setdefault("_primexec_prepared", _NotCopied())
     key = options, type(gm).forward
     if key not in prepared:
         for stale in [k for k in prepared if k[1] is not type(gm).forward]:
@@ -284,14 +301,14 @@ def execute(
     return prepared[key](*args)
 
 
-class _Prepared(dict[Any, Traced]):
-    """What `execute` keeps on a graph module; copies and pickles of the module do without it."""
+class _NotCopied(dict[Any, Traced]):
+    """What is kept on a user's object; deep copies and pickles of the object do without it."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Prepared:
-        return _Prepared()
+    def __deepcopy__(self, memo: dict[int, Any]) -> _NotCopied:
+        return _NotCopied()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Prepared, ()
+        return _NotCopied, ()
 
 
 def _parameter_names(fn: Any) -> set[str]:

@@ -10,6 +10,7 @@ import sysconfig
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,16 +36,22 @@ _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 
 
 @functools.cache
-def seeding() -> frozenset[types.CodeType]:
-    """Functions that move torch's generator without an operator; they are stopped before they do."""
-    names = ("manual_seed", "seed", "set_rng_state")
-    return frozenset(inspect.unwrap(getattr(torch.random, name)).__code__ for name in names)
+def state_setters() -> dict[types.CodeType, str]:
+    """Functions that change state of torch's without an operator; they are stopped before they do."""
+    random: Any = (torch.manual_seed, torch.seed, torch.set_rng_state)
+    defaults: Any = (
+        torch.set_default_dtype, torch.set_default_device, torch.set_default_tensor_type,
+        torch.use_deterministic_algorithms, torch.set_float32_matmul_precision,
+    )  # fmt: skip
+    setters = dict.fromkeys(random, "the state of torch's random generator")
+    setters |= dict.fromkeys(defaults, "a default of torch")
+    return {inspect.unwrap(fn).__code__: what for fn, what in setters.items()}
 
 
 def is_library(file: str) -> bool:
     """Code that is trusted not to read state of its own that changes: torch, the standard library, ours."""
     return (
-        file.startswith((_torch.torch_directory(), _HERE, "<frozen", "<eval_with_key", "<string>"))
+        file.startswith((_torch.torch_directory(), _HERE, "<frozen"))
         or (file.startswith(_STDLIB) and "site-packages" not in file)
         or f"{os.sep}numpy{os.sep}" in file
     )

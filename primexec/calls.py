@@ -24,6 +24,12 @@ READS_DATA = "data is not allocated yet"  # what a kernel in C++ says when it re
 VALUE_HINT = "return the tensor instead, or do this outside of the traced function"
 
 
+# Answered by the fake tensor; a program that asked checks them at every call.
+_LAYOUT_QUESTIONS: frozenset[Any] = frozenset(
+    {Tensor.storage_offset, Tensor.untyped_storage, Tensor.storage, Tensor._is_view}
+)
+
+
 class Calls(_torch.TorchFunctionMode):
     """Sees calls of torch's Python API."""
 
@@ -39,8 +45,8 @@ class Calls(_torch.TorchFunctionMode):
             return fn(*args, **kwargs)
         if fn in _sensitive():
             tracer.uses_sdpa = True
-        elif fn is Tensor.storage_offset:
-            tracer.uses_offsets = True
+        elif fn in _LAYOUT_QUESTIONS:
+            tracer.uses_layout = True
         args, kwargs = tracer._stand_ins(args), tracer._stand_ins(kwargs)
         graph = tracer.graph
         before = graph._root.prev
@@ -139,7 +145,10 @@ def forbidden() -> dict[Any, str]:
         Tensor.__format__: value,
         Tensor.__dlpack__: value,
         Tensor.data_ptr: "the address of a tensor is read",
+        Tensor.__deepcopy__: "a tensor is copied with copy.deepcopy; use clone()",
+        properties._base.__get__: "the base of a view is read",
         Tensor.__reduce_ex__: "a tensor is pickled",
+        Tensor.is_shared: "whether a tensor is in shared memory is asked",
         Tensor.share_memory_: "a tensor is moved to shared memory",
         properties._version.__get__: "the version counter of a tensor is read",
         properties.data.__set__: "the .data of a tensor is replaced",

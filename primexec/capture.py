@@ -74,7 +74,7 @@ class Captured:
     tied: tuple[tuple[int, list[tuple[Any, Any, str]]], ...]
     stores: tuple[tuple[dict[str, Any], str], ...]
     reads: Reads
-    uses_offsets: bool
+    uses_layout: bool
     uses_sdpa: bool
     inference_segments: bool
 
@@ -134,7 +134,7 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
             reads.reach(leaf, label)
     shadows = Shadows()
     tracer = Tracer(reads)
-    before = _OutsideState()
+    before, same_globals, grad = _OutsideState(), _torch.global_state_check(), torch.is_grad_enabled()
     try:
         captured = _capture(fn, leaves, labels, tree, tracer, shadows, signature.name)
     except CaptureError as error:
@@ -143,6 +143,11 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     changed = before.changes(reads)
     if changed is not None:
         raise changed
+    if not same_globals():
+        torch.set_grad_enabled(grad)
+        _raise_located(
+            CaptureError("the function leaves grad mode or a default of torch changed", hint="restore it"), fn
+        )
     reads.settle()
     _log.debug("%s", captured.program)
     return captured
@@ -297,7 +302,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Capture
         tied=tuple(tracer.tied.values()),
         stores=tuple((held, key) for held, key, _, _ in stores),
         reads=tracer.reads,
-        uses_offsets=tracer.uses_offsets,
+        uses_layout=tracer.uses_layout,
         uses_sdpa=tracer.uses_sdpa,
         inference_segments=tracer.inference_segments,
     )

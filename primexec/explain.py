@@ -13,7 +13,7 @@ from primexec._torch import pytree
 from primexec.cache import Cache, compile_captured, runs_inline
 from primexec.capture import capture, capture_lock
 from primexec.executors import registry
-from primexec.guards import describe_call, differences
+from primexec.guards import MISS, describe_call, differences
 from primexec.partition import Plan
 
 _MAX_SHOWN = 12
@@ -69,10 +69,10 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
     reads = captured.reads
     counts = {
         "tensors": len(captured.arguments) + len(captured.states),
-        "Python namespaces": sum(bool(n.values or n.keys) for n in reads.namespaces.values()),
+        "Python namespaces": len(reads.namespaces),
         "closure cells and class attributes": len(reads.cells),
         "containers": len(reads.containers),
     }
     guarded = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    cached = bool(cache.entries) and not nearest
+    cached = any(e.call(args, kwargs, True) is not MISS for e in cache.entries)
     return Explanation(name, executable.plan, cached, tuple(nearest), f"{guarded or 'nothing'}, global state")

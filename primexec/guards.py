@@ -36,11 +36,11 @@ class Entry:
     """A compiled program in a cache.
 
     Attributes:
-        call: takes `args, kwargs`; MISS, or what the function returns.
+        call: takes `args, kwargs`; MISS, or what the function returns. With a true third argument it only checks.
         description: label → value of everything in the key that `explain` can name.
     """
 
-    call: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    call: Callable[..., Any]
     captured: Captured
     executable: Executable
     description: dict[str, str]
@@ -50,7 +50,8 @@ def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str,
     """Everything in a call's key, apart from Python state, as label → text."""
     leaves, tree = _torch.flatten((args, kwargs))
     described = {"structure of the arguments": str(tree)}
-    for leaf, label in zip(leaves, signature.labels(leaves, tree), strict=True):
+    labels = signature.labels(leaves, tree)
+    for leaf, label in zip(leaves, labels, strict=True):
         if isinstance(leaf, Tensor):
             spec = TensorSpec.of(leaf) if leaf.layout is torch.strided else None
             described[f"{label} (type)"] = f"{type(leaf).__name__} of {leaf.layout}"
@@ -60,6 +61,12 @@ def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str,
             described[f"{label} (requires_grad)"] = str(leaf.requires_grad)
         else:
             described[f"{label} (value)"] = statics.show(statics.freeze_argument(leaf))
+    described["arguments that are one object"] = ", ".join(
+        f"{a} and {b}"
+        for i, (a, x) in enumerate(zip(labels, leaves, strict=True))
+        for b, y in zip(labels[:i], leaves[:i], strict=True)
+        if x is y and isinstance(x, Tensor)
+    )
     described.update({k: str(v) for k, v in _torch.describe_global_state().items()})
     return described
 
@@ -107,7 +114,7 @@ class _Writer:
         self._python_state()
         inputs = self._inputs()
         self._run(inputs)
-        text = "def call(args, kwargs):\n" + "".join(f"  {line}\n" for line in self.lines)
+        text = "def call(args, kwargs, dry=False):\n" + "".join(f"  {line}\n" for line in self.lines)
         exec(compile(text, "<primexec guards>", "exec"), self.namespace)
         return self.namespace.pop("call")  # type: ignore[no-any-return]  # no cycle through its globals
 
@@ -205,7 +212,7 @@ class _Writer:
 
     def _python_state(self) -> None:
         reads = self.captured.reads
-        namespaces = [n for n in reads.namespaces.values() if n.values or n.keys]
+        namespaces = [n for n in reads.namespaces.values() if n.values or n.keys is not None]
         hooks = _hook_dicts(reads.modules())
         namespaces += [Namespace(h, "hooks", keys=tuple(h)) for h in hooks if h]
         if namespaces:
@@ -262,8 +269,9 @@ class _Writer:
         for variable, value in values.items():
             if isinstance(value, torch.Generator):
                 self._miss_if(f"{variable}.device != {self._constant(value.device)}")
-        if captured.uses_offsets:
-            self._miss_if(*(f"{v}.storage_offset() != {t.storage_offset()}" for v, t in tensors.items()))
+        if captured.uses_layout:
+            layout = self._constant(_torch.layout_of)
+            self._miss_if(*(f"{layout}({v}) != {_torch.layout_of(t)}" for v, t in tensors.items()))
         self.grad_off = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
         return inputs
 
@@ -278,6 +286,7 @@ class _Writer:
         )
 
     def _run(self, inputs: list[str]) -> None:
+        self.lines.append("if dry: return True")
         program = self.captured.program
         run = f"out = {self._constant(self.executable.run)}({', '.join(inputs)})"
         autocast = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]

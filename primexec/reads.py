@@ -11,6 +11,7 @@ After the trace the recorded values are compared once more: a difference is a si
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import os
 import sys
@@ -22,13 +23,14 @@ from typing import Any
 import torch
 
 from primexec import _torch, statics
-from primexec.bytecode import CodeNames, is_installed, is_library, names_of, seeding
-from primexec.errors import SourceLine
+from primexec.bytecode import CodeNames, is_installed, is_library, names_of, state_setters
+from primexec.errors import CaptureError, SourceLine
 
 _ABSENT = "absent"
 _DATA_HOLDERS = frozenset(
     {"types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"}
 )
+_RANDOM_MODULES = frozenset({"random", "numpy.random._generator", "numpy.random.mtrand"})
 _INPUTS = (torch.Tensor, torch.Generator)
 MAX_OBJECTS = 50_000
 
@@ -85,7 +87,9 @@ class Reads:
         self.suspects: dict[str, SourceLine] = {}
         self.reach(fn, "self" if isinstance(fn, torch.nn.Module) else getattr(fn, "__name__", "fn"))
 
-    refuse: Callable[[str, str], Exception]  # set by the tracer: records a failure at the user's line
+    def refuse(self, reason: str, hint: str) -> Exception:
+        """The error for what cannot be traced; the tracer's own one also knows the line."""
+        return CaptureError(reason, hint=hint)
 
     # Watching ------------------------------------------------------------------------------------------
 
@@ -98,8 +102,8 @@ class Reads:
 
     def enter(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
-        if code in seeding():
-            raise self.refuse("the function sets the state of torch's random generator", "set seeds outside of it")
+        if code in state_setters():
+            raise self.refuse(f"the function sets {state_setters()[code]}", "set it outside the traced function")
         if code not in self.codes:
             names = names_of(code)
             self.codes[code] = None
@@ -126,7 +130,10 @@ class Reads:
         self._names |= new
         for namespace, owner in list(self._objects):
             self._record_names(namespace, new)
-            self._record_class(type(owner), new, namespace.label)
+            self._record_class(type(owner), new)
+            self._record_slots(owner, new, namespace.label)
+        for cls in list(self._classes):
+            self._record_class(cls, new)
 
     def _reach_method(self, frame: types.FrameType) -> None:
         """Find the function a method frame runs through its class, for the cells of its decorators."""
@@ -175,7 +182,7 @@ class Reads:
                 self._seen[id(value)] = value
                 self._reach_object(value, value.__dict__, label)
         elif isinstance(value, type):
-            self._record_class(value, self._names, label)
+            self._record_class(value, self._names)
         elif _is_plain_object(value):
             self._seen[id(value)] = value
             self._reach_object(value, getattr(value, "__dict__", {}), label)
@@ -215,6 +222,8 @@ class Reads:
             namespace = self._namespace(fn.__kwdefaults__, f"default of {label}: ")
             for name in fn.__kwdefaults__:
                 self._record(namespace, name)
+        if fn.__dict__:
+            self._reach_object(fn, fn.__dict__, label)
         self.reach(getattr(fn, "__wrapped__", None), label)
 
     def _reach_object(self, owner: Any, held: dict[str, Any], label: str) -> None:
@@ -223,7 +232,8 @@ class Reads:
             namespace.keys = frozenset(held)  # a new attribute may hide one of the class, or answer hasattr
         self._objects.append((namespace, owner))
         self._record_names(namespace, self._names)
-        self._record_class(type(owner), self._names, f"{label}.")
+        self._record_class(type(owner), self._names)
+        self._record_slots(owner, self._names, f"{label}.")
 
     # Recording values ----------------------------------------------------------------------------------
 
@@ -245,7 +255,7 @@ class Reads:
             namespace.values[name] = _ABSENT
             return
         value = namespace.get(name)
-        self._watch_generator(value)
+        self._watch_state(value, f"{namespace.label}{name}")
         namespace.values[name] = statics.freeze(value)
         namespace.originals[name] = value
         label = f"{namespace.label}{name}"
@@ -254,12 +264,12 @@ class Reads:
 
     def _record_cell(self, get: Callable[[], Any], set_: Callable[[Any], None], label: str) -> None:
         value = get()
-        self._watch_generator(value)
+        self._watch_state(value, label)
         self.cells.append(Cell(get, set_, label, statics.freeze(value), value))
         self._watch_container(value, label)
         self.reach(value, label)
 
-    def _record_class(self, cls: type, names: set[str] | frozenset[str], label: str) -> None:
+    def _record_class(self, cls: type, names: set[str] | frozenset[str]) -> None:
         """Attributes of the classes in user code: plain values, and slots are read through their class."""
         for base in cls.__mro__:
             if base.__module__.partition(".")[0] in _TRUSTED_PACKAGES or is_installed(_file_of(base)):
@@ -275,12 +285,28 @@ class Reads:
                         f"{base.__name__}.{name}",
                     )
 
-    def _watch_generator(self, value: Any) -> None:
+    def _watch_state(self, value: Any, label: str) -> None:
+        """Generators are put back if the function moves them; what moves and cannot be put back is refused."""
+        if isinstance(value, collections.abc.Iterator) or type(value).__module__ in _RANDOM_MODULES:
+            raise self.refuse(
+                f"{label} is a {type(value).__name__}, whose state cannot be compared from call to call",
+                "pass the values as arguments",
+            )
         if isinstance(value, torch.Generator):
             with _torch.modes_off():
                 self.generators.append((value, value.get_state()))
 
+    def _record_slots(self, owner: Any, names: set[str] | frozenset[str], label: str) -> None:
+        for base in type(owner).__mro__:
+            if "__slots__" in base.__dict__ and base.__module__.partition(".")[0] not in _TRUSTED_PACKAGES:
+                for name in names & base.__dict__.keys():
+                    if isinstance(base.__dict__[name], types.MemberDescriptorType):
+                        get = functools.partial(getattr, owner, name, _ABSENT)
+                        self._record_cell(get, functools.partial(setattr, owner, name), f"{label}{name}")
+
     def _watch_container(self, value: Any, label: str) -> None:
+        if statics.is_array(value):
+            self.containers.append((value, statics.freeze(value), value.copy(), label))
         if not statics.is_container(value) or statics.freeze_static(value) is not None:
             return
         if isinstance(value, dict):  # its version tells when it changed
@@ -306,6 +332,10 @@ class Reads:
             if (now := statics.freeze(container)) != then:
                 yield label, then, now
 
+    def asks_for(self, name: str) -> bool:
+        """Whether code that ran names this attribute."""
+        return name in self._names
+
     def modules(self) -> list[torch.nn.Module]:
         """The modules that the function can reach."""
         return [m for m in self._seen.values() if isinstance(m, torch.nn.Module)]
@@ -322,7 +352,7 @@ class Reads:
         for cell in self.cells:
             if isinstance(cell.original, _INPUTS):
                 cell.original = None
-        del self.refuse
+        self.__dict__.pop("refuse", None)
 
     def restore(self, only: Callable[[Any], bool] = lambda value: True) -> None:
         """Put back what the traced code changed, where the new value satisfies `only`."""
@@ -343,7 +373,11 @@ class Reads:
             if statics.freeze(cell.get()) != cell.value and only(cell.get()):
                 cell.set(cell.original)
         for container, then, copied, _ in self.containers:
-            if statics.freeze(container) != then and any(map(only, statics.contents(container))):
+            if statics.freeze(container) == then:
+                continue
+            if statics.is_array(container):
+                container[...] = copied
+            elif any(map(only, statics.contents(container))):
                 base = statics.builtin_base(container)
                 base.clear(container)
                 (base.update if hasattr(base, "update") else base.extend)(container, copied)

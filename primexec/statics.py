@@ -6,6 +6,7 @@ containers by the statics and identities that they hold.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 import math
@@ -97,7 +98,15 @@ def freeze(value: object) -> Any:
         return _TENSOR  # tensors that a program uses are its inputs, read again at every call
     if is_container(value):
         return freeze_container(value, Identity)
+    if is_array(value):
+        return type(value), value.dtype.str, value.shape, value.tobytes()  # type: ignore[attr-defined]
     return Identity(value)
+
+
+def is_array(value: object) -> bool:
+    """Whether a value is a NumPy array of numbers."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray) and not value.dtype.hasobject
 
 
 def is_container(value: object) -> bool:
@@ -105,7 +114,7 @@ def is_container(value: object) -> bool:
     return isinstance(value, _BUILTIN_CONTAINERS)
 
 
-_BUILTIN_CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, bytearray)
+_BUILTIN_CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, bytearray, collections.deque)
 
 
 def builtin_base(container: Any) -> Any:

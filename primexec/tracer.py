@@ -65,14 +65,15 @@ class Tracer:
 
     def __init__(self, reads: Reads) -> None:
         self.reads = reads
-        reads.refuse = self.fail
+        reads.refuse = self.fail  # type: ignore[method-assign]
         self.fake_mode = _torch.fake_mode()
         self.scope = Scope()
         self.inputs: list[BoundInput] = []
         self.calls: list[ApiCall] = []
         self.submodules = torch.nn.Module()
         self.failure: CaptureError | None = None
-        self.uses_offsets = self.uses_sdpa = self.inference_segments = False
+        self.uses_layout = self.uses_sdpa = self.inference_segments = False
+        self._own_attributes: set[str] = set()  # that fake tensors have by themselves
         self._running = False
         self._inference = torch.is_inference_mode_enabled()
         self._lifts: dict[int, tuple[object, Any]] = {}  # id of a real tensor or generator → (it, stand-in)
@@ -145,6 +146,7 @@ class Tracer:
         if isinstance(real, Tensor):
             with _torch.modes_off(), torch.inference_mode(real.is_inference()):
                 stand_in = self.fake_mode.from_tensor(real)
+            self._own_attributes |= stand_in.__dict__.keys()
         else:
             stand_in = real
         self._lifts[_torch.identity(real)] = real, stand_in
@@ -236,13 +238,13 @@ class Tracer:
 
     def check_out(self, fn: Any, out: Any, before: fx.Node) -> None:
         """A few functions in C++ forget `out=` when they see a tensor that is not an ordinary one."""
-        written: set[fx.Node] = set()
+        written: set[int] = set()
         node = before.next
         while node is not self.graph._root:
-            written.update(effects.writes(node))
+            written.update(_torch.storage_key(n.meta["val"]) for n in effects.writes(node))
             node = node.next
         for t in pytree.tree_leaves(out):
-            if isinstance(t, Tensor) and self.node_of(t) not in written:
+            if isinstance(t, Tensor) and t.numel() and _torch.storage_key(t) not in written:
                 raise self.fail(
                     f"{name_of(fn)} leaves out= as it was while it is traced", "use the result instead of out="
                 )
@@ -371,8 +373,16 @@ class Tracer:
         return self.node_of(leaf if _torch.is_fake(leaf) else self.lift(leaf))
 
     def check_metadata(self, grad_hint: str) -> None:
-        """Inputs whose requires_grad was changed by the function raise."""
+        """Inputs whose requires_grad or Python attributes the function changes, or asks for, raise."""
         for real, stand_in in self._lifts.values():
+            if isinstance(real, Tensor):
+                asked = {name for name in real.__dict__ if self.reads.asks_for(name)}
+                attributes = sorted((stand_in.__dict__.keys() - self._own_attributes) | asked)
+                if attributes and not isinstance(real, torch.nn.Parameter):
+                    raise CaptureError(
+                        f"the function uses the Python attributes {', '.join(attributes)} of a tensor",
+                        hint="pass such values as arguments of their own",
+                    )
             if isinstance(real, Tensor) and real.requires_grad != stand_in.requires_grad:
                 raise CaptureError("the function makes one of its inputs require grad", hint=grad_hint)
 

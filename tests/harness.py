@@ -135,6 +135,8 @@ def facts_of(roots: Facts) -> Facts:
 
 
 def tensor_facts(tensor: Tensor, storages: dict[int, int]) -> Facts:
+    if nn.parameter.is_lazy(tensor):
+        return {"type": type(tensor)}
     if tensor.layout is not torch.strided:
         return {"layout": tensor.layout, "values": Values(tensor.to_dense())}
     storage = tensor.untyped_storage()
@@ -188,7 +190,7 @@ def versions(roots: Facts) -> dict[str, tuple[Tensor, int]]:
         at: (leaf, leaf._version)
         for path, root in roots.items()
         for at, leaf in leaves(root, path)
-        if isinstance(leaf, Tensor) and not leaf.is_inference()
+        if isinstance(leaf, Tensor) and not nn.parameter.is_lazy(leaf) and not leaf.is_inference()
     }
 
 

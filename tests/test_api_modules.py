@@ -245,8 +245,8 @@ def test_copied_module(copied: Callable[[Any], Any]) -> None:
 
 
 def test_shallow_copy_of_a_module_has_attributes_of_its_own() -> None:
-    original = Factor()
+    original = nn.ReLU()
     other = copy.copy(make_traced(original))
     other.note = 1
     assert not hasattr(original, "note")
-    assert torch.equal(other(X, 2.0), X * 2)
+    assert torch.equal(other(X), X)

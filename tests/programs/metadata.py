@@ -80,6 +80,24 @@ FAMILY.add("zero_dim", lambda x, y: (x + y, x.view(1), -x, x.sum()), tensors((),
 FAMILY.add("empty_reductions", lambda x: (x.sum(), x.prod(0), x.mean(), x.any(), x + 1), tensors((0, 3)))
 FAMILY.add("nan_and_zero", lambda x: (x * float("nan"), x * -0.0, x / 0, torch.full((2,), -0.0)), X)
 
+# Sizes that depend on values: another one at each call, in one trace.
+DYNAMIC: dict[str, Callable[[Tensor], Any]] = {
+    "mask": lambda x: x[x > 0],
+    "mask_of_rows": lambda x: x[x[:, 0] > 0] * 2,
+    "nonzero": lambda x: (x > 0).nonzero(),
+    "nonzero_tuple": lambda x: (x > 0).nonzero(as_tuple=True),
+    "index_by_nonzero": lambda x: x[(x > 0).nonzero(as_tuple=True)].sum(),
+    "masked_select": lambda x: x.masked_select(x > 0).sort(),
+    "unique": lambda x: x.round().unique(return_inverse=True, return_counts=True),
+    "repeat_interleave": lambda x: x.repeat_interleave(x[:, 0].abs().long(), dim=0),
+    "computed_with": lambda x: (lambda y: (y.mean(), y.unsqueeze(0), torch.cat([y, y]), torch.zeros_like(y)))(x[x > 0]),
+    "matmul": lambda x: x[x[:, 0] > 0] @ x.t(),
+    "written": lambda x: x[x > 0].add_(1).t(),
+    "set": lambda x: x.__setitem__(x > 0, x[x > 0] * 2),
+}
+for name, function in DYNAMIC.items():
+    FAMILY.add(f"dynamic_{name}", function, X, calls=5)
+
 # Modes outside of the function.
 MODES: dict[str, Callable[[], Any]] = {
     "no_grad": torch.no_grad,

@@ -1,0 +1,217 @@
+"""Python state that a function reads: globals, closures, attributes, defaults."""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from primexec import make_traced
+
+X = torch.arange(6.0).reshape(2, 3)
+
+
+def traces(traced: Any) -> int:
+    info = traced.cache_info()
+    assert info.misses == info.traces
+    return info.traces
+
+
+NUMBER = 1.0
+TABLE: dict[str, Any] = {"k": 1.0, "inner": {"k": 1.0}, "list": [1.0]}
+HELPERS = types.SimpleNamespace(scale=lambda x: x * NUMBER, k=1.0, deep=types.SimpleNamespace(k=1.0))
+
+
+class Holder:
+    shared = 1.0
+
+    def __init__(self) -> None:
+        self.k = 1.0
+        self.items = [1.0]
+
+    @property
+    def twice(self) -> float:
+        return self.k * 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.twice + self.items[0] + self.shared
+
+
+def default(x: Tensor, k: float = 1.0, *, shift: float = 1.0) -> Tensor:
+    return x * k + shift
+
+
+def closure() -> tuple[Any, Callable[[Any], None]]:
+    k: Any = 1.0
+
+    def change(value: Any) -> None:
+        nonlocal k
+        k = value
+
+    return lambda x: x * k, change
+
+
+def set_global(value: Any) -> None:
+    global NUMBER
+    NUMBER = value
+
+
+def in_global() -> tuple[Any, Callable[[Any], None]]:
+    return (lambda x: x * NUMBER), set_global
+
+
+def in_global_of_helper() -> tuple[Any, Callable[[Any], None]]:
+    return (lambda x: HELPERS.scale(x)), set_global
+
+
+def in_global_dict() -> tuple[Any, Callable[[Any], None]]:
+    return (lambda x: x * TABLE["k"]), lambda value: TABLE.update(k=value)
+
+
+def in_nested_dict() -> tuple[Any, Callable[[Any], None]]:
+    return (lambda x: x * TABLE["inner"]["k"]), lambda value: TABLE["inner"].update(k=value)
+
+
+def in_list_of_dict() -> tuple[Any, Callable[[Any], None]]:
+    return (lambda x: x * TABLE["list"][0]), lambda value: TABLE["list"].__setitem__(0, value)
+
+
+def in_namespace() -> tuple[Any, Callable[[Any], None]]:
+    return (lambda x: x * HELPERS.k), lambda value: setattr(HELPERS, "k", value)
+
+
+def in_deep_namespace() -> tuple[Any, Callable[[Any], None]]:
+    return (lambda x: x * HELPERS.deep.k), lambda value: setattr(HELPERS.deep, "k", value)
+
+
+def by_getattr() -> tuple[Any, Callable[[Any], None]]:
+    names = ["k"]
+    return (lambda x: x * getattr(HELPERS, names[0])), lambda value: setattr(HELPERS, "k", value)
+
+
+def in_attribute() -> tuple[Any, Callable[[Any], None]]:
+    holder = Holder()
+    return holder, lambda value: setattr(holder, "k", value)
+
+
+def in_list_attribute() -> tuple[Any, Callable[[Any], None]]:
+    holder = Holder()
+    return holder, lambda value: holder.items.__setitem__(0, value)
+
+
+def in_class_attribute() -> tuple[Any, Callable[[Any], None]]:
+    return Holder(), lambda value: setattr(Holder, "shared", value)
+
+
+def in_attribute_that_hides_the_class() -> tuple[Any, Callable[[Any], None]]:
+    holder = Holder()
+    return holder, lambda value: setattr(holder, "shared", value)
+
+
+def in_defaults() -> tuple[Any, Callable[[Any], None]]:
+    return default, lambda value: setattr(default, "__defaults__", (value,))
+
+
+def in_keyword_defaults() -> tuple[Any, Callable[[Any], None]]:
+    return default, lambda value: default.__kwdefaults__.update(shift=value)  # type: ignore[union-attr]
+
+
+def in_partial() -> tuple[Any, Callable[[Any], None]]:
+    partial = functools.partial(default, k=1.0)
+    return partial, lambda value: partial.keywords.update(k=value)
+
+
+def in_module_attribute() -> tuple[Any, Callable[[Any], None]]:
+    class Scale(nn.Module):
+        k = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.k
+
+    net = nn.Sequential(nn.ReLU(), Scale())
+    return net, lambda value: setattr(net[1], "k", value)
+
+
+PLACES = [
+    closure, in_global, in_global_of_helper, in_global_dict, in_nested_dict, in_list_of_dict, in_namespace,
+    in_deep_namespace, by_getattr, in_attribute, in_list_attribute, in_class_attribute,
+    in_attribute_that_hides_the_class, in_defaults, in_keyword_defaults, in_partial, in_module_attribute,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda p: p.__name__)
+def test_python_state(place: Callable[[], tuple[Any, Callable[[Any], None]]]) -> None:
+    fn, change = place()
+    traced = make_traced(fn)
+    try:
+        expected = 0
+        for value, new in [(1.0, True), (2.0, True), (1.0, False), (1, True), (2.0, False), (-0.0, True), (0.0, True)]:
+            change(value)
+            expected += new
+            for x in (X, X + 1):
+                out, eager = traced(x), fn(x)
+                assert torch.equal(out, eager)
+                assert torch.equal(out.signbit(), eager.signbit())
+            assert traces(traced) == expected, value
+    finally:
+        change(1.0)
+
+
+def test_tensors_in_python_state_are_read_again() -> None:
+    held = [torch.ones(3), {"w": torch.ones(3)}]
+    traced = make_traced(lambda x: x * held[0] + held[1]["w"])
+    for i in range(3):
+        held[0], held[1]["w"] = torch.full((3,), float(i)), torch.full((3,), float(-i))
+        assert torch.equal(traced(X), X * i - i)
+    assert traces(traced) == 1
+    held[0] = torch.ones(1)
+    assert torch.equal(traced(X), X - 2)
+    assert traces(traced) == 2
+
+
+def test_unread_state_does_not_retrace() -> None:
+    holder = Holder()
+    traced = make_traced(lambda x: x * holder.k)
+    for i in range(3):
+        holder.items[0] = float(i)
+        holder.unrelated_before = i
+        TABLE["other"] = i
+        traced(X)
+        assert traces(traced) <= 2  # a new attribute may hide one of the class; afterwards nothing does
+    assert torch.equal(traced(X), X)
+
+
+@pytest.mark.parametrize("file", ["<string>", "<stdin>", "<ipython-input-1>", "/tmp/script.py"])
+def test_name_that_is_bound_later(file: str) -> None:
+    """The file says where the code comes from: `python -c`, a prompt, a notebook, a script."""
+    scope: dict[str, Any] = {}
+    name = f"function_{len(file)}"
+    text = f"def {name}(x):\n  try:\n    return x * SCALE\n  except NameError:\n    return x"
+    exec(compile(text, file, "exec"), scope)
+    traced = make_traced(scope[name])
+    assert torch.equal(traced(X), X)
+    scope["SCALE"] = 3.0
+    assert torch.equal(traced(X), X * 3)
+    del scope["SCALE"]
+    assert torch.equal(traced(X), X)
+    assert traces(traced) == 2
+
+
+def test_equal_functions_of_two_files() -> None:
+    """Code objects are equal whatever their file: the globals of each function count all the same."""
+    text = "SCALE = 1.0\ndef scale(x):\n  return x * SCALE"
+    scopes: list[dict[str, Any]] = [{}, {}]
+    for scope, file in zip(scopes, ["/tmp/one.py", "/tmp/two.py"], strict=True):
+        exec(compile(text, file, "exec"), scope)
+    one, two = (scope["scale"] for scope in scopes)
+    assert one.__code__ == two.__code__
+    traced = make_traced(lambda x: one(x) + two(x))
+    assert torch.equal(traced(X), X * 2)
+    scopes[1]["SCALE"] = 2.0
+    assert torch.equal(traced(X), X * 3)
+    scopes[0]["SCALE"] = 2.0
+    assert torch.equal(traced(X), X * 4)
+    assert traces(traced) == 3
