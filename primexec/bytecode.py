@@ -93,6 +93,7 @@ class CodeNames:
 
     globals: tuple[str, ...]
     attributes: frozenset[str]
+    reflective: bool  # getattr or its like, in user code
     everything: bool  # attribute names are computed: take them all
     suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
 
@@ -143,7 +144,13 @@ def names_of(code: types.CodeType) -> CodeNames | None:
     everything = reflective and not torch_module and (computed or not constants)
     if reflective:
         attributes |= constants
-    return CodeNames(() if torch_module else tuple(globals_), frozenset(attributes), everything, suspects)
+    return CodeNames(
+        () if torch_module else tuple(globals_),
+        frozenset(attributes),
+        reflective and not is_installed(file),
+        everything,
+        suspects,
+    )
 
 
 def stores_attribute(codes: Iterator[types.CodeType], name: str) -> SourceLine | None:

@@ -229,7 +229,7 @@ class _Writer:
         for cell in reads.cells:
             get = self._constant(cell.get)
             if isinstance(cell.value, statics.Identity):
-                self._miss_if(f"{get}() is not {self._constant(cell.original)}")
+                self._miss_if(f"{get}() is not {self._constant(cell.value.value)}")
             else:
                 self._miss_if(f"{self._constant(statics.freeze)}({get}()) != {self._constant(cell.value)}")
         for container, frozen, copied, _ in reads.containers:
@@ -269,6 +269,8 @@ class _Writer:
         for variable, value in values.items():
             if isinstance(value, torch.Generator):
                 self._miss_if(f"{variable}.device != {self._constant(value.device)}")
+        if captured.reads.reflective:  # getattr(x, "tag", None) sees what Python code has hung on a tensor
+            self._miss_if(*(f"{v}.__dict__" for v, t in tensors.items() if not t.__dict__))
         if captured.uses_layout:
             layout = self._constant(_torch.layout_of)
             self._miss_if(*(f"{layout}({v}) != {_torch.layout_of(t)}" for v, t in tensors.items()))

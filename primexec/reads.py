@@ -79,6 +79,7 @@ class Reads:
         self.codes: dict[types.CodeType, None] = {}
         self._names: set[str] = {"training"}
         self._everything = False
+        self.reflective = False  # user code asked for attributes by computed or optional names
         self._seen: dict[int, object] = {}
         self._objects: list[tuple[Namespace, Any]] = []
         self._classes: dict[type, set[str]] = {}
@@ -122,6 +123,7 @@ class Reads:
             for name in names.globals:
                 # A name that is not there is a builtin, unless the code itself is about to set it.
                 self._record(namespace, name)
+        self.reflective |= names.reflective
         new = names.attributes - self._names
         if names.everything:
             self._everything = True
@@ -350,7 +352,7 @@ class Reads:
         for namespace in self.namespaces.values():
             namespace.originals.clear()
         for cell in self.cells:
-            if isinstance(cell.original, _INPUTS):
+            if isinstance(cell.original, torch.Tensor):
                 cell.original = None
         self.__dict__.pop("refuse", None)
 
