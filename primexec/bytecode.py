@@ -109,10 +109,13 @@ def user_source_of(error: BaseException) -> SourceLine | None:
     return found
 
 
-@functools.lru_cache(maxsize=4096)
 def names_of(code: types.CodeType) -> CodeNames | None:
     """The names that code may read, or None where it need not be watched."""
-    file = code.co_filename
+    return _names_of(code, code.co_filename)  # equal code of two files is equal as an object
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
     torch_module = _is_layer(file)
     if _is_library_cached(file) and not torch_module:
         return None

@@ -344,5 +344,5 @@ def _side_effect(label: str, name: str, reads: Reads) -> None:
     raise CaptureError(
         f"the function changes {label}, which a program would do only once",
         hint="return the new value, or keep it outside the traced function",
-        source=stores_attribute(iter(reads.codes), name),
+        source=stores_attribute(iter(reads.codes.values()), name),
     )

@@ -97,16 +97,14 @@ class _Body:
     """A branch or loop body, traced on stand-ins for its operands."""
 
     def __init__(self, tracer: Tracer, fn: Callable[..., Any], operands: list[Any]) -> None:
-        from primexec.tracer import Scope, _Operators
-
-        self.scope = Scope(tracer.scope)
+        self.scope = tracer.inner_scope()
         operands = [_stand_in(t) for t in operands]
         for i, t in enumerate(operands):
             if isinstance(t, Tensor):
                 self.scope.bind(t, _placeholder(self.scope.graph, f"operand_{i}"))
         outer, tracer.scope = tracer.scope, self.scope
         try:
-            with _Operators(tracer):
+            with tracer.recording():
                 tracer.reads.start()
                 try:
                     out = fn(*operands)

@@ -76,7 +76,7 @@ class Reads:
         self.namespaces: dict[int, Namespace] = {}
         self.cells: list[Cell] = []
         self.containers: list[tuple[Any, Any, Any, str]] = []  # container, frozen, shallow copy, label
-        self.codes: dict[types.CodeType, None] = {}
+        self.codes: dict[tuple[int, int], types.CodeType] = {}  # by their identity and that of their globals
         self._names: set[str] = {"training"}
         self._everything = False
         self.reflective = False  # user code asked for attributes by computed or optional names
@@ -105,9 +105,10 @@ class Reads:
         code = frame.f_code
         if code in state_setters():
             raise self.refuse(f"the function sets {state_setters()[code]}", "set it outside the traced function")
-        if code not in self.codes:
+        key = id(code), id(frame.f_globals)
+        if key not in self.codes:
             names = names_of(code)
-            self.codes[code] = None
+            self.codes[key] = code
             if names is not None:
                 self._read(names, frame)
         return self._previous(frame, event, arg) if self._previous is not None else None

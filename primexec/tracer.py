@@ -158,6 +158,14 @@ class Tracer:
         self.inputs.append(BoundInput(Input(node.name, kind, label), binding))
         return node
 
+    def inner_scope(self) -> Scope:
+        """A graph inside the present one, for a branch or loop body."""
+        return Scope(self.scope)
+
+    def recording(self) -> _Operators:
+        """The mode that records operators, to enter again from inside an operator."""
+        return _Operators(self)
+
     def _outermost(self) -> Scope:
         scope = self.scope
         while scope.parent is not None:
@@ -198,7 +206,7 @@ class Tracer:
             return op(*args, **kwargs)
         aten = _torch.prim_as_aten(op)
         if aten is not None:
-            with _Operators(self):
+            with self.recording():
                 return aten(*args, **kwargs)
         if op in _fresh_constants() and not _torch.is_fake(args[0]):
             return self._record_constant(op, args[0])

@@ -70,11 +70,11 @@ class _Generator:
 
     def _replayable(self, calls: tuple[ApiCall, ...]) -> dict[fx.Node, ApiCall]:
         """The calls to replay, by each of their nodes: those whose inner results nobody else uses."""
-        live = set(self.graph.nodes)
         found: dict[fx.Node, ApiCall] = {}
         for call in calls:
-            # A 0-d constant given as a number leaves an input that no node uses, and may be gone.
-            if not call.inputs <= live:
+            # An argument of which only the shape or a constant's number was used feeds no node of the call.
+            fed = {a for n in call.nodes for a in n.all_input_nodes}
+            if not call.inputs <= fed:
                 continue
             inside = set(call.nodes)
             hidden = inside.difference(call.results)

@@ -183,6 +183,12 @@ def closure_over_module() -> Any:
 
 
 @FAMILY.factory(X)
+def module_returned() -> Any:
+    inner = nn.Linear(4, 4).requires_grad_(False)
+    return lambda x: (inner(x), inner)
+
+
+@FAMILY.factory(X)
 def closure_over_function() -> Any:
     def inner(x: Tensor, k: int = 2) -> Tensor:
         return x * k

@@ -235,6 +235,8 @@ def requiring(*shapes: tuple[int, ...]) -> Inputs:
 
 FAMILY.add("grad_input_no_grad", lambda x: (x * 2, x.detach(), x), requiring((3,)), contexts=(torch.no_grad,))
 FAMILY.add("grad_input_inference", lambda x: (x * 2, x), requiring((3,)), contexts=(torch.inference_mode,))
+# Nothing is computed: the same object comes back, or training is refused.
+FAMILY.add("grad_input_returned", lambda x: x, requiring((3,)), either=True)
 # A view of what requires grad does so too, without a gradient function.
 FAMILY.add("grad_input_view", lambda x: x[1:], requiring((3,)), contexts=(torch.no_grad,))
 FAMILY.add(

@@ -305,7 +305,6 @@ def parameter_module() -> nn.Module:
 
 
 FAMILY.add("grad_input", lambda x: x * 2, lambda i: (draw(i, 3).requires_grad_(),), match="grad")
-FAMILY.add("grad_input_returned", lambda x: x, lambda i: (draw(i, 3).requires_grad_(),), match="grad")
 FAMILY.add_factory("grad_parameters", parameter_module, X, match="grad")
 FAMILY.add("grad_made_inside", lambda x: torch.zeros(3).requires_grad_(), X, match="grad")
 
@@ -334,7 +333,6 @@ FAMILY.add("result_generator", yields, X)
 FAMILY.add("result_generator_expression", lambda x: (row * 2 for row in x), X)
 FAMILY.add("result_coroutine", lambda x: functools.partial(waits, x), X)
 FAMILY.add("result_function", lambda x: lambda: x + 1, X)
-FAMILY.add("result_module", lambda x: nn.Identity(), X)
 FAMILY.add("result_object", lambda x: Options(), X)
 FAMILY.add("result_array", lambda x: np.ones(3), X)
 FAMILY.add("result_set", lambda x: {x.dtype}, X)
