@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from primexec.errors import PrimexecError
 
@@ -46,6 +44,31 @@ def private(path: str) -> Any:
     )
 
 
+def _late(path: str) -> Any:
+    """As `private`; where there is no such name, a class that says so when it is used, not on import."""
+    try:
+        return private(path)
+    except PrimexecError as error:
+        return _missing(error)
+
+
+def _missing(error: PrimexecError) -> Any:
+    def fail(*args: object, **kwargs: object) -> Any:
+        raise error
+
+    # A class whose subclasses can be defined, and which fails when it or one of them is used.
+    meta: Any = type("Missing", (type,), {"__getattr__": fail, "__call__": fail})
+    return meta.__new__(meta, "Missing", (), {})
+
+
+pytree = _late("torch.utils._pytree")
+TorchDispatchMode = _late("torch.utils._python_dispatch.TorchDispatchMode")
+OpOverload = _late("torch._ops.OpOverload")
+HigherOrderOperator = _late("torch._ops.HigherOrderOperator")
+function_mode_depth: Callable[[], int] = _late("torch._C._len_torch_function_stack")
+set_grad_enabled: Callable[[bool], None] = _late("torch._C._set_grad_enabled")
+
+
 # Pytrees ------------------------------------------------------------------------------------------------
 
 
@@ -55,7 +78,8 @@ def is_leaf(value: object) -> bool:
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
-    return pytree.tree_flatten(tree, is_leaf=is_leaf)
+    leaves, spec = pytree.tree_flatten(tree, is_leaf=is_leaf)
+    return leaves, spec
 
 
 # Guards -------------------------------------------------------------------------------------------------
@@ -109,18 +133,17 @@ def sdpa_switches() -> tuple[bool, ...]:
         torch.backends.cuda.math_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(),
         torch.backends.mha.get_fastpath_enabled(),
-        torch._C._get_mkldnn_enabled(),
+        private("torch._C._get_mkldnn_enabled")(),
     )
 
 
 # Modes --------------------------------------------------------------------------------------------------
 
-function_mode_depth: Callable[[], int] = torch._C._len_torch_function_stack
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 def function_modes() -> list[Any]:
-    return [torch._C._get_function_stack_at(i) for i in range(function_mode_depth())]
+    return [private("torch._C._get_function_stack_at")(i) for i in range(function_mode_depth())]
 
 
 def default_device() -> torch.device | None:
@@ -136,12 +159,12 @@ def _is_device_context(mode: object) -> bool:
 def foreign_mode_active() -> bool:
     """Whether somebody else is watching torch calls now: another trace, a fake mode, torch.func, forward AD."""
     return (
-        torch._C._len_torch_dispatch_stack() > 0
+        private("torch._C._len_torch_dispatch_stack")() > 0
         or private("torch._C._functorch.peek_interpreter_stack")() is not None
         or private("torch.autograd.forward_ad")._current_level >= 0
-        or torch._C._is_tracing()
+        or private("torch._C._is_tracing")()
         or any(not _is_device_context(mode) for mode in function_modes())
-        or not torch._C._is_torch_function_enabled()
+        or not private("torch._C._is_torch_function_enabled")()
         or bool(torch.compiler.is_compiling())
     )
 
@@ -153,7 +176,7 @@ def is_foreign_tensor(t: object) -> bool:
     return (
         is_fake(t)
         or is_functorch_wrapped(t)
-        or torch._is_functional_tensor(t)
+        or private("torch._is_functional_tensor")(t)
         or type(t).__name__ == "FunctionalTensor"
     )
 
@@ -336,9 +359,6 @@ def modes(*stack: Any) -> Iterator[None]:
 
 # Operators ----------------------------------------------------------------------------------------------
 
-OpOverload = torch._ops.OpOverload
-HigherOrderOperator = torch._ops.HigherOrderOperator
-
 
 def prim_as_aten(op: Any) -> Callable[..., Any] | None:
     """The ATen form of one of torch's own prims: called one by one, prims cost 68 to 126 µs each."""
@@ -383,11 +403,8 @@ def storage_key(t: Any) -> int:
 @contextmanager
 def modes_off() -> Iterator[None]:
     """Without any dispatch or function mode of anybody's."""
-    with private("torch.utils._python_dispatch._disable_current_modes")(), torch._C.DisableTorchFunction():
+    with private("torch.utils._python_dispatch._disable_current_modes")(), private("torch._C.DisableTorchFunction")():
         yield
-
-
-set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
 
 
 def python_references(held: dict[str, Any], key: str) -> int:

@@ -410,13 +410,13 @@ class Tracer:
                 )
 
 
-class _Operators(_torch.TorchDispatchMode):
+class _Operators(_torch.TorchDispatchMode):  # type: ignore[misc]
     """Records every operator into the tracer's graph."""
 
     supports_higher_order_operators = True
 
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.tracer = tracer
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

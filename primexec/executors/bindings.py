@@ -54,7 +54,7 @@ class _SeenError(Exception):
     pass
 
 
-class _Probe(_torch.TorchDispatchMode):
+class _Probe(_torch.TorchDispatchMode):  # type: ignore[misc]
     """Stops at the first operator and keeps it."""
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -64,7 +64,7 @@ class _Probe(_torch.TorchDispatchMode):
 
 def _runs(binding: Callable[..., Any], op: Any, args: Any, kwargs: Any) -> bool:
     """Whether the binding, called like this, runs this very operator on these very arguments."""
-    probe = _Probe()  # type: ignore[no-untyped-call]
+    probe = _Probe()
     try:
         with torch.no_grad(), probe:
             binding(*args, **kwargs)
