@@ -36,7 +36,7 @@ def private(path: str) -> Any:
             for name in parts[i:]:
                 found = getattr(found, name)
             return found
-        except (ModuleNotFoundError, AttributeError):
+        except (ImportError, AttributeError):
             continue
     raise PrimexecError(
         f"PyTorch {torch.__version__} has no {path}, which primexec needs. "
