@@ -43,7 +43,7 @@ class Traced:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if _is_dynamo_compiling():
-            return self._fn(*args, **kwargs)
+            return self._fn(*args, **{k: v for k, v in kwargs.items() if k not in self._overrides})
         if config.disabled():
             return self._fn(*args, **self._split(kwargs)[1])
         cache = self._cache

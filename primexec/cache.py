@@ -159,6 +159,11 @@ def _make_plan(captured: Captured, options: Options, executors: tuple[Executor, 
     return partition(
         captured.program,
         executors,
-        strict=bool(dict(options.parameters).get("strict", False)),
+        allowed=_asked_for(options) if dict(options.parameters).get("strict") else None,
         inference=torch.is_inference_mode_enabled(),
     )
+
+
+def _asked_for(options: Options) -> frozenset[str]:
+    """The executors that strict mode lets run: those named; "auto" names what it resolves to."""
+    return frozenset("aten" if name == "auto" else name for name in options.executors)

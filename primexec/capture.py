@@ -126,9 +126,12 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     """
     leaves, tree = _torch.flatten((args, kwargs))
     labels = signature.labels(leaves, tree)
-    for leaf, label in zip(leaves, labels, strict=True):
-        _check_argument(leaf, label)
-    reads = Reads(fn)
+    try:
+        for leaf, label in zip(leaves, labels, strict=True):
+            _check_argument(leaf, label)
+        reads = Reads(fn)
+    except CaptureError as error:
+        _raise_located(error, fn)
     for leaf, label in zip(leaves, labels, strict=True):
         if statics.freeze_static(leaf) is None and not isinstance(leaf, (Tensor, torch.Generator)):
             reads.reach(leaf, label)
@@ -139,6 +142,7 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         captured = _capture(fn, leaves, labels, tree, tracer, shadows, signature.name)
     except CaptureError as error:
         reads.restore()
+        torch.set_grad_enabled(grad)
         _raise_located(before.changes(reads) or error, fn)
     changed = before.changes(reads)
     if changed is not None:
@@ -260,7 +264,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Capture
     for leaf in leaves:
         node = tracer.output(leaf)
         if node is None:
-            if isinstance(leaf, _torch.SYMBOLS):
+            if any(isinstance(n, _torch.SYMBOLS) for n in (leaf if isinstance(leaf, torch.Size) else (leaf,))):
                 raise tracer.unknown_size()
             value = shadows.adopt(leaf)
             if statics.freeze_argument(value) is None:

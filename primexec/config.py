@@ -35,7 +35,12 @@ class Options:
         names = (executor,) if isinstance(executor, str) else tuple(executor)
         if not names or not all(isinstance(name, str) for name in names):
             raise TypeError(f"executor must be a name or a non-empty sequence of names, got {executor!r}")
-        return cls(names, tuple(sorted((parameters or {}).items())))
+        for name, value in (parameters or {}).items():
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(f"executor parameter {name!r} cannot be hashed: {value!r}") from None
+        return cls(names, tuple(sorted((parameters or {}).items(), key=lambda item: item[0])))
 
 
 def disabled() -> bool:

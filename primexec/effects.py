@@ -10,10 +10,13 @@ from torch import fx
 
 from primexec import _torch
 
-# Operators that write to arguments which their schema does not mark as written.
-_UNDECLARED_WRITES = frozenset(
-    {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm_update_stats"}
-)
+# Positions of arguments that operators write to without marking them in their schema.
+_UNDECLARED_WRITES = {
+    "native_batch_norm": (3, 4),
+    "cudnn_batch_norm": (3, 4),
+    "miopen_batch_norm": (3, 4),
+    "batch_norm_update_stats": (1, 2),
+}
 _MADE_HERE = frozenset({"aten", "prims"})
 
 
@@ -22,9 +25,8 @@ def writes(node: fx.Node) -> list[fx.Node]:
     op: Any = node.target
     if not isinstance(op, _torch.OpOverload):
         return []
-    if op._schema.name.partition("::")[2] in _UNDECLARED_WRITES:
-        return [a for a in node.args[3:5] if isinstance(a, fx.Node)]
-    found: list[fx.Node] = []
+    undeclared = _UNDECLARED_WRITES.get(op._schema.name.partition("::")[2], ())
+    found = [a for i in undeclared if i < len(node.args) and isinstance(a := node.args[i], fx.Node)]
     for i, formal in enumerate(op._schema.arguments):
         if formal.alias_info is not None and formal.alias_info.is_write:
             actual = node.kwargs.get(formal.name, node.args[i] if i < len(node.args) else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import fx
 
 from primexec import _torch, effects
 from primexec.errors import ExecutorError
-from primexec.executors.base import Executor, Region
+from primexec.executors.base import Executor, Region, Support
 from primexec.program import ApiCall, Program, op_name
 
 
@@ -58,16 +58,16 @@ class Plan:
         return "\n".join(lines)
 
 
-def partition(program: Program, executors: Sequence[Executor], *, strict: bool, inference: bool) -> Plan:
+def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[str] | None, inference: bool) -> Plan:
     """Ask the executors in order, and join consecutive nodes of one executor into regions.
 
     Raises:
-        ExecutorError: with strict, where a node is left to `aten` and `aten` was not asked for.
+        ExecutorError: where a node is left to an executor that is not among the allowed ones.
     """
     pinned = _pinned(program)
     claims = {node: _claim(node, executors, pinned) for node in program.nodes}
-    if strict:
-        _check_strict(claims, executors)
+    if allowed is not None:
+        _check_strict(claims, allowed)
     groups: list[tuple[str, list[fx.Node]]] = []
     for node in program.nodes:
         name = claims[node].executor
@@ -92,12 +92,21 @@ def _claim(node: fx.Node, executors: Sequence[Executor], pinned: dict[fx.Node, s
     for executor in executors[:-1]:
         reason = pinned.get(node) if executor.name != "aten" else ""
         if not reason:
-            support = executor.supports(node)
+            support = _ask(executor, node)
             if support:
                 return Claim(executor.name, tuple(refusals))
             reason = support.reason
         refusals.append((executor.name, reason))
     return Claim(executors[-1].name, tuple(refusals))
+
+
+def _ask(executor: Executor, node: fx.Node) -> Support:
+    try:
+        return executor.supports(node)
+    except Exception as error:
+        raise ExecutorError(
+            f"the executor {executor.name!r} failed to judge {op_name(node.target)}: {error}"
+        ) from error
 
 
 def _pinned(program: Program) -> dict[fx.Node, str]:
@@ -134,10 +143,9 @@ def _storage(node: fx.Node) -> int | None:
     return _torch.storage_key(value) if isinstance(value, torch.Tensor) else None
 
 
-def _check_strict(claims: dict[fx.Node, Claim], executors: Sequence[Executor]) -> None:
-    asked = {e.name for e in executors[:-1]} or {executors[-1].name}
+def _check_strict(claims: dict[fx.Node, Claim], allowed: Set[str]) -> None:
     for node, claim in claims.items():
-        if claim.executor not in asked:
+        if claim.executor not in allowed:
             said = "; ".join(f"{name}: {reason}" for name, reason in claim.refusals)
             raise ExecutorError(
                 f"strict: {op_name(node.target)} would fall back to {claim.executor} ({said})\n"

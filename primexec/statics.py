@@ -57,7 +57,7 @@ def freeze_static(value: Any) -> Any:
     """
     kind = type(value)
     if kind in _BY_VALUE:
-        return kind, value
+        return None if kind is torch.Size and any(type(n) is not int for n in value) else (kind, value)
     if isinstance(value, float) and kind is float:
         return kind, "nan" if math.isnan(value) else value, math.copysign(1.0, value)
     if isinstance(value, complex) and kind is complex:

@@ -408,6 +408,10 @@ class Tracer:
                     hint="return it instead",
                     source=node.meta.get("source"),
                 )
+        for node in self.scope.graph.nodes:  # as FX has it: an operator with several results carries them all
+            items = [u for u in node.users if u.target is operator.getitem]
+            if items and "val" not in node.meta:
+                node.meta["val"] = tuple(u.meta.get("val") for u in items)
 
 
 class _Operators(_torch.TorchDispatchMode):  # type: ignore[misc]

@@ -36,7 +36,7 @@ def verify_captured(program: Program) -> None:
             legal = (_torch.OpOverload, _torch.HigherOrderOperator)
             if not isinstance(node.target, legal) and node.target is not operator.getitem:
                 raise _broken(program, node, "is not an operator of PyTorch")
-            fx.node.map_aggregate(node.args, lambda a, node=node: _not_real(program, node, a))  # type: ignore[misc]
+            fx.node.map_aggregate((node.args, node.kwargs), lambda a, node=node: _not_real(program, node, a))  # type: ignore[misc]
         elif node.op not in ("placeholder", "output", "get_attr"):
             raise _broken(program, node, f"is a {node.op}")
         if node.op == "placeholder" and "val" not in node.meta and "spec" not in node.meta:

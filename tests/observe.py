@@ -141,7 +141,7 @@ def state_of(fn: Callable[..., Any]) -> dict[str, torch.Tensor]:
 def observe(fn: Callable[..., Any], call: Call, seed: int) -> Observed:
     output, error = None, None
     inputs = leaves_of(call)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also queues the seed for every accelerator: slow
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -184,9 +184,7 @@ def compare_leaf(expected: Any, actual: Any, values: bool) -> tuple[Kind, str]:
         return Kind.WRONG, f"{type(actual).__name__} for a tensor"
     facts = metadata(expected), metadata(actual)
     different = [
-        f"{name} {facts[1].get(name)} for {fact}"
-        for name, fact in facts[0].items()
-        if facts[1].get(name) != fact
+        f"{name} {facts[1].get(name)} for {fact}" for name, fact in facts[0].items() if facts[1].get(name) != fact
     ]
     if different:
         return Kind.WRONG, ", ".join(different)
@@ -214,10 +212,7 @@ def compare(expected: Observed, actual: Observed, values: bool) -> tuple[Kind, s
     kinds = []
     pairs = [
         *((f"output {i}", e, a) for i, (e, a) in enumerate(zip(expected.output, actual.output, strict=True))),
-        *(
-            (f"input {i} afterwards", e, a)
-            for i, (e, a) in enumerate(zip(expected.inputs, actual.inputs, strict=True))
-        ),
+        *((f"input {i} afterwards", e, a) for i, (e, a) in enumerate(zip(expected.inputs, actual.inputs, strict=True))),
         *((f"state {name} afterwards", e, actual.state.get(name)) for name, e in expected.state.items()),
     ]
     for where, one, other in pairs:
@@ -232,9 +227,7 @@ def compare(expected: Observed, actual: Observed, values: bool) -> tuple[Kind, s
     return next((kind for kind in (Kind.METADATA, Kind.CLOSE) if kind in kinds), Kind.SAME), ""
 
 
-def untouched(
-    call: Call, fn: Callable[..., Any], before: dict[str, torch.Tensor], actual: Observed, seed: int
-) -> str:
+def untouched(call: Call, fn: Callable[..., Any], before: dict[str, torch.Tensor], actual: Observed, seed: int) -> str:
     """What a call that raised CaptureError has changed nevertheless; it must not change anything."""
     for position, (one, other) in enumerate(zip(leaves_of(call), actual.inputs, strict=True)):
         kind, detail = compare_leaf(one, other, True)
@@ -242,7 +235,6 @@ def untouched(
             return f"CaptureError, but input {position} changed: {detail}"
     if any(not same_bits(before[name], tensor) for name, tensor in actual.state.items()):
         return "CaptureError, but the module's state changed"
-    torch.manual_seed(seed)
-    if not torch.equal(torch.get_rng_state(), actual.rng):
+    if not torch.equal(torch.Generator().manual_seed(seed).get_state(), actual.rng):
         return "CaptureError, but the generator moved"
     return ""

@@ -1,6 +1,7 @@
 """The program: its text, its graph that runs, and sizes that depend on data."""
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import primexec
 from primexec import CaptureError, make_traced
 
 X = torch.arange(-3.0, 3.0).reshape(2, 3)
@@ -20,11 +20,11 @@ class Net(nn.Module):
         self.linear = nn.Linear(3, 2)
         self.register_buffer("steps", torch.zeros(()))
 
-    def forward(self, x: Tensor) -> dict[str, Any]:
+    def forward(self, x: Tensor) -> Any:
         self.steps = self.steps + 1  # counted
         hidden = self.linear(x)  # projected
         values, indices = hidden.max(dim=1)
-        return {"top": values.relu(), "at": indices, "name": "net", "none": None}
+        return {"top": values.relu(), "at": indices, "name": "net"}, None
 
 
 def test_text_of_a_program() -> None:
@@ -32,24 +32,25 @@ def test_text_of_a_program() -> None:
     with torch.no_grad():
         program = make_traced(Net()).trace(X)
     start = Net.forward.__code__.co_firstlineno
-    assert [line.rstrip() for line in str(program).splitlines()] == [
+    assert re.sub(" +#", "  #", str(program)).splitlines() == [
         "def Net(",
-        "    x: f32[2, 3],                    # argument x",
-        "    self_steps: f32[],               # state self.steps",
-        "    self_linear_weight: f32[2, 3],   # state self.linear.weight",
-        "    self_linear_bias: f32[2],        # state self.linear.bias",
+        "    x: f32[2, 3],  # argument x",
+        "    self_steps: f32[],  # state self.steps",
+        "    self_linear_weight: f32[2, 3],  # state self.linear.weight",
+        "    self_linear_bias: f32[2],  # state self.linear.bias",
         "):",
-        f"    # test_program.py:{start + 1} in Net.forward: self.steps = self.steps + 1  # counted",
+        f"  # test_program.py:{start + 1} in Net.forward: self.steps = self.steps + 1  # counted",
         "    add: f32[] = aten.add.Tensor(self_steps, 1)",
-        f"    # test_program.py:{start + 2} in Net.forward: hidden = self.linear(x)  # projected",
+        f"  # test_program.py:{start + 2} in Net.forward: hidden = self.linear(x)  # projected",
         "    t: f32[3, 2] = aten.t(self_linear_weight)",
         "    addmm: f32[2, 2] = aten.addmm(self_linear_bias, x, t)",
-        f"    # test_program.py:{start + 3} in Net.forward: values, indices = hidden.max(dim=1)",
-        "    max_dim_0: f32[2], max_dim_1: i64[2] = aten.max.dim(addmm, 1)",
-        f'    # test_program.py:{start + 4} in Net.forward: return {{"top": values.relu(), "at": indices, "name": "net", "none": None}}',
-        "    relu: f32[2] = aten.relu(max_dim_0)",
-        "    return relu, max_dim_1, 'net', None",
-        "    # then Net.steps = add",
+        f"  # test_program.py:{start + 3} in Net.forward: values, indices = hidden.max(dim=1)",
+        "    max_1_0: f32[2], max_1_1: i64[2] = aten.max.dim(addmm, 1)",
+        f"  # test_program.py:{start + 4} in Net.forward: "
+        'return {"top": values.relu(), "at": indices, "name": "net"}, None',
+        "    relu: f32[2] = aten.relu(max_1_0)",
+        "    return relu, max_1_1, 'net', None",
+        "  # then Net.steps = add",
     ]
     assert program._repr_html_() == f"<pre>{str(program).replace(chr(39), '&#x27;').replace(chr(34), '&quot;')}</pre>"
 
@@ -61,11 +62,10 @@ def test_inputs_are_named_after_what_a_user_writes() -> None:
         out = batch["x"] * weight + rest[0] + rest[1] * scale + more["other"]
         return out + torch.tensor([1.0, 2.0, 3.0])
 
-    program = make_traced(function).trace({"x": X, "n": 1}, X, X, scale=X, other=X)
-    assert isinstance(program, primexec.Program)
-    assert [(i.kind, i.label) for i in program.inputs if i.kind == "argument"] == [
-        ("argument", label) for label in ("batch['x']", "rest[0]", "rest[1]", "scale", "other")
-    ] or {i.label for i in program.inputs} >= {"batch['x']", "rest[0]", "rest[1]", "scale", "other"}
+    a, b, c, d, e = (torch.ones(2, 3) for _ in range(5))
+    program = make_traced(function).trace({"x": a, "n": 1}, b, c, scale=d, other=e)
+    labels = [i.label for i in program.inputs if i.kind == "argument"]
+    assert labels == ["batch['x']", "rest[0]", "rest[1]", "scale", "other"]
     assert {i.kind for i in program.inputs} == {"argument", "state", "constant"}
     assert any(i.label.startswith("weight") for i in program.inputs if i.kind == "state")
 
@@ -182,19 +182,14 @@ NEEDED_IN_PYTHON: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("fn", NEEDED_IN_PYTHON.values(), ids=NEEDED_IN_PYTHON)
-def test_unknown_size_that_python_needs_is_refused_or_right(fn: Callable[[Tensor], Any]) -> None:
-    traced = make_traced(fn)
-    for x in (X, -X, X + 10):
-        try:
-            out = traced(x)
-        except CaptureError as error:
-            assert error.source is not None
-            assert error.source.file == __file__
-            continue
-        assert torch.utils._pytree.tree_map(str, out) == torch.utils._pytree.tree_map(str, fn(x))
+def test_unknown_size_that_python_needs_is_refused(fn: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(CaptureError) as refused:
+        make_traced(fn)(X)
+    assert refused.value.source is not None
+    assert refused.value.source.file == __file__
 
 
-def test_getitem_nodes_are_not_shown_apart() -> None:
-    program = make_traced(lambda x: x.max(0)).trace(X)
-    assert sum(n.target is operator.getitem for n in program.nodes) == 2
-    assert "getitem" not in str(program)
+def test_results_of_one_operator_stand_on_one_line() -> None:
+    program = make_traced(torch.max).trace(X, 0)
+    assert [n.target is operator.getitem for n in program.nodes] == [False, True, True]
+    assert "max_1_0: f32[3], max_1_1: i64[3] = aten.max.dim(" in str(program)

@@ -187,7 +187,9 @@ def test_frozen_is_equal_for_the_same_type_and_bits_only(a: Any, b: Any) -> None
     assert (frozen[0] == frozen[1]) == (exact(a) == exact(b))
 
 
-@pytest.mark.parametrize("value", [[1], {}, {1}, bytearray(b"1"), object(), (1, [2]), slice([1]), Config([])], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [[1], {}, {1}, bytearray(b"1"), object(), (1, [2]), slice([1]), Config([])], ids=lambda v: type(v).__name__
+)
 def test_what_can_change_is_not_static(value: Any) -> None:
     assert freeze_static(value) is None
 
