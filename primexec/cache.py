@@ -156,14 +156,10 @@ def compile_captured(
 
 
 def _make_plan(captured: Captured, options: Options, executors: tuple[Executor, ...]) -> Plan:
+    asked = registry.asked_for(options, torch.get_default_device())
     return partition(
         captured.program,
         executors,
-        allowed=_asked_for(options) if dict(options.parameters).get("strict") else None,
+        allowed=frozenset(asked) if dict(options.parameters).get("strict") else None,
         inference=torch.is_inference_mode_enabled(),
     )
-
-
-def _asked_for(options: Options) -> frozenset[str]:
-    """The executors that strict mode lets run: those named; "auto" names what it resolves to."""
-    return frozenset("aten" if name == "auto" else name for name in options.executors)

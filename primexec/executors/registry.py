@@ -107,7 +107,7 @@ def resolve(options: Options, device: torch.device) -> tuple[Executor, ...]:
     Raises:
         ValueError: for an unknown executor, or a parameter that none of them knows.
     """
-    names = [n for name in options.executors for n in (_best(device) if name == "auto" else (name,))]
+    names = asked_for(options, device)
     chosen = [load(name) for name in dict.fromkeys((*names, "aten"))]
     known = _COMMON_PARAMETERS.union(*(e.parameters for e in chosen))
     unknown = [name for name, _ in options.parameters if name not in known]
@@ -117,6 +117,11 @@ def resolve(options: Options, device: torch.device) -> tuple[Executor, ...]:
             f"Allowed parameters of {', '.join(names)} are: {', '.join(sorted(known))}."
         )
     return tuple(chosen)
+
+
+def asked_for(options: Options, device: torch.device) -> list[str]:
+    """The names that the options hold, "auto" replaced by what is best for this device."""
+    return [n for name in options.executors for n in (_best(device) if name == "auto" else (name,))]
 
 
 def _best(device: torch.device) -> tuple[str, ...]:
