@@ -409,7 +409,7 @@ class Tracer:
                     source=node.meta.get("source"),
                 )
         for node in self.scope.graph.nodes:  # as FX has it: an operator with several results carries them all
-            items = {u.args[1]: u.meta["val"] for u in node.users if u.target is operator.getitem}
+            items = {u.args[1]: u.meta.get("val") for u in node.users if u.target is operator.getitem}
             if items and "val" not in node.meta:
                 node.meta["val"] = tuple(items.get(i) for i in range(len(node.meta["spec"])))
 

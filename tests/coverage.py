@@ -121,7 +121,7 @@ def not_captured(results: list[Result]) -> list[str]:
     for sentence, group in grouped(raised, reason).items():
         counted = Counter(result.entry for result in group)
         names = ", ".join(f"{name} ({counted[name]} of {samples[name]})" for name in sorted(counted))
-        lines += [f"- {sentence} ({len(group)} samples):", f"  {names}"]
+        lines += [f"- {sentence} (samples: {len(group)}):", f"  {names}"]
     return [*lines, ""] if lines else ["None.", ""]
 
 
