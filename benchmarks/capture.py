@@ -33,18 +33,19 @@ def main() -> None:
     for name in options.preload:
         importlib.import_module(name)
 
-    def call(function: Callable[..., Any]) -> float:
+    def call(function: Callable[..., Any]) -> tuple[float, float]:
+        """Seconds by the clock, and of this thread's processor time."""
         _, kwargs = inputs()
-        started = time.perf_counter()
+        clock, processor = time.perf_counter(), time.thread_time()
         function(**kwargs)
-        return time.perf_counter() - started
+        return time.perf_counter() - clock, time.thread_time() - processor
 
     call(model)
     eager = min(call(model) for _ in range(3))
     before = set(sys.modules)
     first = call(primexec.make_traced(model))
     imported = [name for name in sys.modules if name not in before and not name.startswith("primexec")]
-    answer(seconds=first - eager, imported=imported)
+    answer(seconds=first[0] - eager[0], processor=first[1] - eager[1], imported=imported)
 
 
 if __name__ == "__main__":
