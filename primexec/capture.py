@@ -267,7 +267,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Capture
             if any(isinstance(n, _torch.SYMBOLS) for n in (leaf if isinstance(leaf, torch.Size) else (leaf,))):
                 raise tracer.unknown_size()
             value = shadows.adopt(leaf)
-            if statics.freeze_argument(value) is None:
+            if statics.freeze_argument(value) is None or tracer.reads.made_inside(value):
                 raise CaptureError(
                     f"the function returns an object of type {type(leaf).__qualname__}, which cannot be rebuilt",
                     hint="return tensors and plain values in tuples, lists and dicts, or register the class "

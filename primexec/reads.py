@@ -335,6 +335,10 @@ class Reads:
             if (now := statics.freeze(container)) != then:
                 yield label, then, now
 
+    def made_inside(self, value: object) -> bool:
+        """Whether a function or module hangs on nothing outside: eager makes a new one at every call."""
+        return isinstance(value, (torch.nn.Module, types.FunctionType)) and id(value) not in self._seen
+
     def asks_for(self, name: str) -> bool:
         """Whether code that ran names this attribute."""
         return name in self._names

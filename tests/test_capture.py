@@ -426,3 +426,10 @@ def test_refused_calls_keep_nothing() -> None:
     del x
     gc.collect()
     assert reference() is None
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.ReLU(), lambda: lambda x: x])
+def test_returned_object_that_the_function_makes_is_refused(make: Any) -> None:
+    """Eager returns a new one at every call; a program would return the first one for ever."""
+    with pytest.raises(CaptureError, match="cannot be rebuilt"):
+        make_traced(lambda x: (x + 1, make()))(torch.ones(2))
