@@ -51,9 +51,11 @@ def has_effect(node: fx.Node) -> bool:
 
 def aliases_input(node: fx.Node) -> bool:
     """Whether the result shares memory with an argument of the node."""
+    storage = storage_of(node)
+    return storage is not None and storage in {storage_of(n) for n in node.all_input_nodes}
+
+
+def storage_of(node: fx.Node) -> int | None:
+    """A number that two nodes share exactly when their tensors share memory; None for what is no tensor."""
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return False
-    arguments = (n.meta.get("val") for n in node.all_input_nodes)
-    keys = {_torch.storage_key(v) for v in arguments if isinstance(v, torch.Tensor)}
-    return _torch.storage_key(value) in keys
+    return _torch.storage_key(value) if isinstance(value, torch.Tensor) else None

@@ -75,7 +75,7 @@ def lift_from_outside(tracer: Tracer, t: Any) -> fx.Node:
         tracer.node_of(t)
     finally:
         tracer.scope = inner
-    node = _placeholder(inner.graph, f"outside_{len(inner.lifted)}")
+    node = add_placeholder(inner.graph, f"outside_{len(inner.lifted)}")
     inner.nodes[id(t)] = node
     inner.lifted.append(t)
     inner.alive.append(t)
@@ -83,14 +83,17 @@ def lift_from_outside(tracer: Tracer, t: Any) -> fx.Node:
     return node
 
 
-def _placeholder(graph: fx.Graph, name: str) -> fx.Node:
+def add_placeholder(graph: fx.Graph, name: str) -> fx.Node:
+    """A placeholder behind the last one of the graph."""
     last = graph._root
     for node in graph.nodes:
         if node.op != "placeholder":
             break
         last = node
     with graph.inserting_after(last):
-        return graph.placeholder(name)
+        node = graph.placeholder(name)
+    node.target = node.name  # names are made unique, targets are not
+    return node
 
 
 class _Body:
@@ -101,7 +104,7 @@ class _Body:
         operands = [_stand_in(t) for t in operands]
         for i, t in enumerate(operands):
             if isinstance(t, Tensor):
-                self.scope.bind(t, _placeholder(self.scope.graph, f"operand_{i}"))
+                self.scope.bind(t, add_placeholder(self.scope.graph, f"operand_{i}"))
         outer, tracer.scope = tracer.scope, self.scope
         try:
             with tracer.recording():
@@ -122,7 +125,7 @@ class _Body:
         placeholders = {id(t): self.scope.nodes[id(t)] for t in self.scope.lifted}
         body_order = [n for n in graph.nodes if n.op == "placeholder" and n.name.startswith("operand_")]
         for t in outside:
-            body_order.append(placeholders.get(id(t)) or _placeholder(graph, "unused"))
+            body_order.append(placeholders.get(id(t)) or add_placeholder(graph, "unused"))
         anchor = graph._root
         for node in body_order:
             anchor.append(node)

@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
-from primexec import _torch, effects
+from primexec import effects
 from primexec.errors import ExecutorError
 from primexec.executors.base import Executor, Region, Support
 from primexec.program import ApiCall, Program, op_name
@@ -112,18 +111,18 @@ def _ask(executor: Executor, node: fx.Node) -> Support:
 def _pinned(program: Program) -> dict[fx.Node, str]:
     """Nodes that only `aten` may run, with the reason: what they do shows outside of their own result."""
     nodes = program.nodes
-    written = {_storage(w) for n in nodes for w in effects.writes(n)}
+    written = {effects.storage_of(w) for n in nodes for w in effects.writes(n)}
     returned = list(program.graph_module.graph.output_node().all_input_nodes)
     inputs = [n for n in program.graph_module.graph.nodes if n.op == "placeholder"]
-    visible = {_storage(n) for n in (*returned, *inputs)}
+    visible = {effects.storage_of(n) for n in (*returned, *inputs)}
     pinned: dict[fx.Node, str] = {}
     for node in nodes:
         results = [u for u in node.users if u.target is operator.getitem] or [node]
         if effects.has_effect(node):
             pinned[node] = "it has effects"
-        elif any(effects.aliases_input(r) and _storage(r) in written for r in results):
+        elif any(effects.aliases_input(r) and effects.storage_of(r) in written for r in results):
             pinned[node] = "it aliases memory that is changed in place"
-        elif any(effects.aliases_input(r) and r in returned and _storage(r) in visible for r in results):
+        elif any(effects.aliases_input(r) and r in returned and effects.storage_of(r) in visible for r in results):
             pinned[node] = "it returns an alias"
     # An alias that is returned shares its memory along the whole chain of views it came through.
     for node in reversed(nodes):
@@ -131,16 +130,11 @@ def _pinned(program: Program) -> dict[fx.Node, str]:
             for source in node.all_input_nodes:
                 if (
                     source.op == "call_function"
-                    and _storage(source) == _storage(node)
+                    and effects.storage_of(source) == effects.storage_of(node)
                     and effects.aliases_input(source)
                 ):
                     pinned.setdefault(source, "it returns an alias")
     return pinned
-
-
-def _storage(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    return _torch.storage_key(value) if isinstance(value, torch.Tensor) else None
 
 
 def _check_strict(claims: dict[fx.Node, Claim], allowed: Set[str]) -> None:

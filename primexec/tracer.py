@@ -138,11 +138,7 @@ class Tracer:
         return self._add_input(real, "constant", real, "constant", "made while tracing")
 
     def _add_input(self, real: Any, kind: Any, binding: Any, name: str, label: str) -> fx.Node:
-        outer, self.scope = self.scope, self._outermost()
-        with self.scope.graph.inserting_after(self._last_placeholder()):
-            node = self.scope.graph.placeholder(_identifier(name))
-            node.target = node.name  # names are made unique, targets are not
-        self.scope = outer
+        node = higher_order.add_placeholder(self._outermost().graph, _identifier(name))
         if isinstance(real, Tensor):
             with _torch.modes_off(), torch.inference_mode(real.is_inference()):
                 stand_in = self.fake_mode.from_tensor(real)
@@ -171,15 +167,6 @@ class Tracer:
         while scope.parent is not None:
             scope = scope.parent
         return scope
-
-    def _last_placeholder(self) -> fx.Node:
-        graph = self.scope.graph
-        last = graph._root
-        for node in graph.nodes:
-            if node.op != "placeholder":
-                break
-            last = node
-        return last
 
     # Operators -----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from primexec import _torch, effects
+from primexec import effects
 from primexec.program import ApiCall, Program
 
 
@@ -23,10 +23,10 @@ class ShareConstants:
         copies = [n for n in graph.nodes if n.target is torch.ops.aten.lift_fresh_copy.default]
         if not copies:
             return program
-        kept = {_storage(n) for node in graph.nodes for n in effects.writes(node)}
-        kept |= {_storage(n) for n in graph.output_node().all_input_nodes}
-        kept |= {_storage(n) for node in graph.nodes if _is_opaque(node) for n in node.all_input_nodes}
-        shared = {n: n.args[0] for n in copies if _storage(n) not in kept}
+        kept = {effects.storage_of(n) for node in graph.nodes for n in effects.writes(node)}
+        kept |= {effects.storage_of(n) for n in graph.output_node().all_input_nodes}
+        kept |= {effects.storage_of(n) for node in graph.nodes if _is_opaque(node) for n in node.all_input_nodes}
+        shared = {n: n.args[0] for n in copies if effects.storage_of(n) not in kept}
         for node, constant in shared.items():
             node.replace_all_uses_with(constant)
             graph.erase_node(node)
@@ -37,11 +37,6 @@ def _renamed(call: ApiCall, shared: dict[fx.Node, fx.Node]) -> ApiCall:
     args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: shared.get(n, n))
     inputs = frozenset(shared.get(n, n) for n in call.inputs)
     return replace(call, args=args, kwargs=kwargs, inputs=inputs)
-
-
-def _storage(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    return _torch.storage_key(value) if isinstance(value, torch.Tensor) else None
 
 
 def _is_opaque(node: fx.Node) -> bool:
