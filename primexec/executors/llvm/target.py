@@ -1,0 +1,66 @@
+"""The machine that code is generated for: the host's, or a named one that any host can compile for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
+
+ELEMENT_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i1": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the code generator may use.
+
+    Attributes:
+        triple: LLVM's target triple.
+        cpu: LLVM's name of the CPU, for scheduling and tuning.
+        features: LLVM feature names, each with its sign: `+avx2`, `-avx512f`.
+        vector_bytes: width of the vectors that kernels use.
+    """
+
+    triple: str
+    cpu: str
+    features: frozenset[str]
+    vector_bytes: int
+
+    def lanes(self, dtype: str) -> int:
+        """Elements of one vector: `lanes("f32")` is 8 on AVX2.
+
+        >>> X86_64_AVX2.lanes("f32"), X86_64_AVX2.lanes("f64")
+        (8, 4)
+        """
+        return max(1, self.vector_bytes // ELEMENT_BYTES[dtype])
+
+    @property
+    def has_fma(self) -> bool:
+        """Whether a fused multiply-add is one instruction."""
+        return self.triple.startswith("aarch64") or "+fma" in self.features
+
+    @property
+    def feature_string(self) -> str:
+        """The features as LLVM's target machine takes them."""
+        return ",".join(sorted(self.features))
+
+
+_LINUX = "unknown-linux-gnu"
+_AVX2 = frozenset({"+sse4.2", "+avx", "+avx2", "+fma", "+f16c", "+bmi", "+bmi2", "+lzcnt", "+popcnt"})
+_AVX512 = _AVX2 | {"+avx512f", "+avx512bw", "+avx512cd", "+avx512dq", "+avx512vl"}
+
+X86_64 = Target(f"x86_64-{_LINUX}", "x86-64", frozenset(), 16)
+X86_64_AVX2 = Target(f"x86_64-{_LINUX}", "x86-64", _AVX2, 32)
+X86_64_AVX512 = Target(f"x86_64-{_LINUX}", "x86-64", _AVX512, 64)
+AARCH64 = Target(f"aarch64-{_LINUX}", "generic", frozenset({"+neon"}), 16)
+
+NAMED = {"x86-64": X86_64, "x86-64-avx2": X86_64_AVX2, "x86-64-avx512": X86_64_AVX512, "aarch64": AARCH64}
+
+
+@cache
+def host() -> Target:
+    """The machine that this process runs on."""
+    features = llvm.get_host_cpu_features()
+    width = next((bytes_ for name, bytes_ in (("avx512f", 64), ("avx2", 32)) if features.get(name)), 16)
+    signed = frozenset(("+" if on else "-") + name for name, on in features.items())
+    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), signed, width)
