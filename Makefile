@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: help venv demo test test-all lint format bench docs docs/coverage.md docs/benchmarks.md clean
+.PHONY: help venv demo test test-all lint format bench docs docs/coverage.md docs/benchmarks.md docs/prims.md clean
 
 help:
 	@echo "make demo      trace, print and run a real transformer, and compare it with eager"
@@ -54,7 +54,10 @@ format: $(READY)
 
 bench: docs/benchmarks.md
 
-docs: docs/coverage.md docs/benchmarks.md
+docs: docs/coverage.md docs/benchmarks.md docs/prims.md
+
+docs/prims.md: $(READY)
+	$(BIN)/python -m primexec.prims --write $@
 
 docs/coverage.md: $(READY)
 	$(BIN)/python -m tests.coverage --write $@

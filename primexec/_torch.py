@@ -365,6 +365,17 @@ def prim_as_aten(op: Any) -> Callable[..., Any] | None:
     return getattr(op, "impl_aten", None) if op.namespace == "prims" else None
 
 
+def operator(name: str) -> Any:
+    """The operator overload of a qualified name such as `aten.max.dim`."""
+    namespace, packet, overload = name.split(".")
+    if namespace == "prims":
+        private("torch._prims")  # registers them
+    try:
+        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    except AttributeError:
+        raise PrimexecError(f"PyTorch {torch.__version__} has no operator {name}") from None
+
+
 def raw_call(op: Any) -> Callable[..., Any]:
     """The C++ entry of an operator overload, without the Python frame of OpOverload.__call__."""
     return getattr(op, "_op", op)  # type: ignore[no-any-return]
