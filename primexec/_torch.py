@@ -12,13 +12,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from primexec.errors import PrimexecError
@@ -443,3 +443,20 @@ def _cpp_counts() -> bool:
 @cache
 def _references_of_a_call() -> int:
     return _count_references({"val": torch.empty(0)}, "val") - 1
+
+
+# AOTAutograd --------------------------------------------------------------------------------------------
+
+
+def aot_autograd(compile_graph: Callable[[fx.GraphModule, list[Any]], Callable[[list[Any]], Sequence[Any]]]) -> Any:
+    """A compiler for Dynamo's graphs: AOTAutograd makes forward and backward, compile_graph compiles each.
+
+    The operators are those that eager runs, random ones included, so the same seed gives the same numbers.
+    """
+    return private("torch._dynamo.backends.common.aot_autograd")(
+        fw_compiler=compile_graph,
+        bw_compiler=compile_graph,
+        inference_compiler=compile_graph,
+        partition_fn=private("torch._functorch.partitioners.default_partition"),
+        keep_inference_input_mutations=True,
+    )

@@ -72,14 +72,15 @@ def user_source(frame: types.FrameType | None, outermost: types.CodeType) -> Sou
         code = frame.f_code
         if not _is_library_cached(code.co_filename):
             return SourceLine(code.co_filename, frame.f_lineno, code.co_qualname)
-        if layer is None and _is_layer(code.co_filename):
+        if layer is None and is_layer(code.co_filename):
             layer = SourceLine(code.co_filename, frame.f_lineno, code.co_qualname)
         frame = frame.f_back
     return layer if frame is not None else None
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_layer(file: str) -> bool:
+def is_layer(file: str) -> bool:
+    """The layers of torch.nn: their lines say something where the user has none."""
     modules = os.path.join(_torch.torch_directory(), "nn", "modules") + os.sep
     return file.startswith(modules) and not file.endswith(f"{os.sep}module.py")
 
@@ -116,7 +117,7 @@ def names_of(code: types.CodeType) -> CodeNames | None:
 
 @functools.lru_cache(maxsize=4096)
 def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
-    torch_module = _is_layer(file)
+    torch_module = is_layer(file)
     if _is_library_cached(file) and not torch_module:
         return None
     globals_: dict[str, None] = {}

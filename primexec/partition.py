@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from primexec import effects
+from primexec import _torch, effects
 from primexec.errors import ExecutorError
 from primexec.executors.base import Executor, Region, Support
 from primexec.program import ApiCall, Program, op_name
@@ -118,7 +118,9 @@ def _pinned(program: Program) -> dict[fx.Node, str]:
     pinned: dict[fx.Node, str] = {}
     for node in nodes:
         results = [u for u in node.users if u.target is operator.getitem] or [node]
-        if effects.has_effect(node):
+        if isinstance(node.meta.get("val"), _torch.SYMBOLS):
+            pinned[node] = "it computes a size"
+        elif effects.has_effect(node):
             pinned[node] = "it has effects"
         elif any(effects.aliases_input(r) and effects.storage_of(r) in written for r in results):
             pinned[node] = "it aliases memory that is changed in place"

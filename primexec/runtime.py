@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ class Executable:
     """A compiled plan.
 
     Attributes:
-        run: takes the program's inputs in order and returns its outputs.
+        run: takes the program's inputs in order and returns its outputs; where boxed, takes them in one list,
+            which it empties.
         compiles: how many regions were compiled.
     """
 
@@ -28,16 +29,19 @@ class Executable:
     compiles: int
 
 
-def compile_plan(plan: Plan, executors: Mapping[str, Executor], options: Mapping[str, Any]) -> Executable:
+def compile_plan(
+    plan: Plan, executors: Mapping[str, Executor], options: Mapping[str, Any], *, boxed: bool = False
+) -> Executable:
     """Compile every region with its executor, and join them.
 
     Raises:
         ExecutorError: where an executor fails to compile a region that it claimed.
     """
-    functions = [_compile(region, executors[region.executor], options) for region in plan.regions]
-    if len(functions) == 1:
+    regions = [replace(r, boxed=boxed and r.executor == "aten") for r in plan.regions]
+    functions = [_compile(region, executors[region.executor], options) for region in regions]
+    if len(functions) == 1 and regions[0].boxed == boxed:
         return Executable(plan, functions[0], 1)
-    return Executable(plan, _join(plan, functions), len(functions))
+    return Executable(plan, _join(plan, functions, boxed), len(functions))
 
 
 def _compile(region: Region, executor: Executor, options: Mapping[str, Any]) -> RegionFunction:
@@ -68,19 +72,27 @@ def _checked(region: Region, executor: str, function: RegionFunction) -> RegionF
     return run
 
 
-def _join(plan: Plan, functions: Sequence[RegionFunction]) -> Callable[..., Sequence[Tensor]]:
+def _join(plan: Plan, functions: Sequence[RegionFunction], boxed: bool) -> Callable[..., Sequence[Tensor]]:
     """A straight function that calls the regions in order and deletes what nobody uses any more."""
     graph = plan.program.graph_module.graph
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    placeholders = ", ".join(n.name for n in graph.nodes if n.op == "placeholder")
     returned = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
     last_use: dict[fx.Node, int] = {}
     for i, inputs in enumerate(plan.inputs):
         last_use.update(dict.fromkeys((*plan.outputs[i], *inputs), i))
-    lines = [f"def run({', '.join(n.name for n in placeholders)}):"]
+    lines = ["def run(args):", f"  [{placeholders}] = args; args.clear()"] if boxed else [f"def run({placeholders}):"]
     for i, (inputs, outputs) in enumerate(zip(plan.inputs, plan.outputs, strict=True)):
         target = f"[{', '.join(n.name for n in outputs)}] = " if outputs else ""
-        lines.append(f"  {target}region{i}({', '.join(n.name for n in inputs)})")
+        arguments = ", ".join(n.name for n in inputs)
         dead = [n.name for n, last in last_use.items() if last == i and n not in returned]
+        given = [n.name for n in inputs if n.name in dead] if boxed and plan.regions[i].executor == "aten" else []
+        if given:
+            lines += [f"  args = [{arguments}]", f"  del {', '.join(given)}"]
+            arguments = "args"
+        elif boxed and plan.regions[i].executor == "aten":
+            arguments = f"[{arguments}]"
+        lines.append(f"  {target}region{i}({arguments})")
+        dead = [name for name in dead if name not in given]
         if dead:
             lines.append(f"  del {', '.join(dead)}")
     lines.append(f"  return [{', '.join(n.name for n in returned)}]")

@@ -34,7 +34,8 @@ def verify_captured(program: Program) -> None:
                 raise _broken(program, node, f"uses {used.name} before it is made")
         if node.op == "call_function":
             legal = (_torch.OpOverload, _torch.HigherOrderOperator)
-            if not isinstance(node.target, legal) and node.target is not operator.getitem:
+            sizes = isinstance(node.meta.get("val"), _torch.SYMBOLS)  # arithmetic with sizes is plain Python
+            if not isinstance(node.target, legal) and node.target is not operator.getitem and not sizes:
                 raise _broken(program, node, "is not an operator of PyTorch")
             fx.node.map_aggregate((node.args, node.kwargs), lambda a, node=node: _not_real(program, node, a))  # type: ignore[misc]
         elif node.op not in ("placeholder", "output", "get_attr"):

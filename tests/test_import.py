@@ -16,7 +16,7 @@ HEAVY = ("jax", "triton", "onnx", "onnxruntime", "transformers", "torch._inducto
 
 # From the top to the bottom: a file imports only files that stand further down.
 LAYERS = (
-    "primexec", "api", "explain", "cache", "guards", "runtime",
+    "primexec", "dynamo", "api", "explain", "cache", "guards", "runtime",
     "partition",
     "executors", "executors.registry",
     "executors.llvm.engine", "executors.llvm.emit", "executors.llvm.target", "executors.llvm",
@@ -24,7 +24,7 @@ LAYERS = (
     "passes", "passes.*", "verify",
     "lowering", "lowering.*",
     "prims.__main__", "prims", "prims.[!b]*", "prims.base",
-    "capture", "tracer",
+    "graphs", "capture", "tracer",
     "calls", "higher_order", "effects", "shadow", "reads", "bytecode", "statics", "program", "config", "_torch",
     "errors",
 )  # fmt: skip

@@ -61,6 +61,7 @@ class _Generator:
         self.graph = region.graph_module.graph
         self.module = region.graph_module
         self.ambient_inference = region.ambient_inference
+        self.boxed = region.boxed
         self.calls = self._replayable(region.calls)
         self.namespace: dict[str, Any] = {"inference_mode": torch.inference_mode}
         self._names: dict[int, str] = {}
@@ -92,7 +93,9 @@ class _Generator:
                 last_use[name] = i
         placeholders = [n.name for n in self.graph.nodes if n.op == "placeholder"]
         returned = {self._name(n) for n in self.graph.output_node().all_input_nodes}
-        self._line(f"def run({', '.join(placeholders)}):", None)
+        self._line(f"def run({'args' if self.boxed else ', '.join(placeholders)}):", None)
+        if self.boxed:
+            self._line(f"  [{', '.join(placeholders)}] = args; args.clear()", None)
         self._line("  try:", None)
         inside = self.ambient_inference
         for i, (text, used, made, node) in enumerate(steps):

@@ -46,6 +46,8 @@ class Region:
             `meta["val"]` (a fake tensor: shape, dtype, strides, device) and `meta["source"]` (the user's line).
         calls: the calls of torch's API that nodes of this graph came from.
         ambient_inference: whether the program is called inside inference mode.
+        boxed: for `aten` only: the callable takes its inputs in one list and empties it, so that they can be
+            freed while it runs. Arguments of a call are held by the caller.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Region:
     graph_module: fx.GraphModule
     calls: tuple[ApiCall, ...] = ()
     ambient_inference: bool = False
+    boxed: bool = False
 
 
 RegionFunction = Callable[..., Sequence[Tensor]]

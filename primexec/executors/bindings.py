@@ -43,6 +43,8 @@ def _find(op: Any, node: fx.Node) -> Callable[..., Any]:
     if op.namespace == "aten":
         name = op._schema.name.partition("::")[2]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+        if any(isinstance(a, _torch.SYMBOLS) for a in _torch.pytree.tree_leaves((args, kwargs))):
+            return _torch.raw_call(op)  # trying a binding with a symbol would fix its value
         for namespace in _torch.binding_namespaces():
             binding = getattr(namespace, name, None)
             if isinstance(binding, _BINDINGS) and _runs(binding, op, args, kwargs):

@@ -1,0 +1,126 @@
+"""torch.compile(model, backend="primexec"): Dynamo guards and captures, AOTAutograd differentiates, we compile."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch, config, passes
+from primexec.config import Options, logger
+from primexec.executors import registry
+from primexec.executors.base import Executor
+from primexec.graphs import Imported, boxed, import_graph, specialise
+from primexec.partition import partition
+from primexec.program import Program
+from primexec.runtime import compile_plan
+from primexec.verify import verify_captured
+
+_OPTIONS = ("executor", "executor_parameters")
+_trace_log, _plan_log = logger("trace"), logger("plan")
+
+
+def primexec(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile one of Dynamo's graphs; named in the entry-point group `torch_dynamo_backends`.
+
+    Args:
+        gm: Dynamo's graph of torch calls.
+        example_inputs: fake tensors and symbolic sizes, one a placeholder.
+        mode: of torch.compile; there is none but the default.
+        options: `executor` and `executor_parameters`, as `make_traced` takes them.
+
+    Returns:
+        A function from the graph's inputs to its outputs, differentiable.
+
+    Raises:
+        ValueError: for a mode, an unknown option, an unknown executor or an unknown executor parameter.
+
+    >>> import torch
+    >>> from primexec.dynamo import primexec
+    >>> compiled = torch.compile(lambda x: x * 2, backend=primexec, options={"executor": "aten"})
+    >>> compiled(torch.ones(2))
+    tensor([2., 2.])
+    """
+    if mode not in (None, "default"):
+        raise ValueError(f"the backend 'primexec' has no mode {mode!r}; choose with options={{'executor': ...}}")
+    given = dict(options or {})
+    unknown = [name for name in given if name not in _OPTIONS]
+    if unknown:
+        raise ValueError(
+            f"Received unexpected options: {', '.join(map(str, unknown))}. "
+            f"Allowed options of the backend 'primexec' are: {', '.join(_OPTIONS)}."
+        )
+    chosen = Options.of(given.get("executor", "auto"), given.get("executor_parameters"))
+    registry.resolve(chosen, torch.device("cpu"))
+    compiled = _torch.aot_autograd(functools.partial(_compile_graph, options=chosen))(gm, example_inputs)
+
+    def run(*args: Any) -> Any:
+        return gm(*args) if config.disabled() else compiled(*args)
+
+    return run
+
+
+def _compile_graph(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Options
+) -> Callable[[list[Any]], Sequence[Any]]:
+    """Compile one side that AOTAutograd made, forward or backward."""
+    with _torch.modes_off():
+        imported = import_graph(gm, "graph")
+        executors = registry.resolve(options, _device_of(imported.program))
+        if imported.sizes and any(e.name != "aten" for e in executors):
+            return _BySizes(imported, options, executors)
+        return _compile(imported, imported.program, options, executors)
+
+
+class _BySizes:
+    """Compiles a graph with symbolic sizes anew for each tuple of sizes it is called with."""
+
+    _boxed_call = True
+
+    def __init__(self, imported: Imported, options: Options, executors: tuple[Executor, ...]) -> None:
+        self._imported, self._options, self._executors = imported, options, executors
+        self._compiled: dict[tuple[Any, ...], Callable[[list[Any]], Sequence[Any]]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, args: list[Any]) -> Sequence[Any]:
+        sizes = tuple((type(args[i]), args[i]) for i in self._imported.sizes)
+        run = self._compiled.get(sizes)
+        if run is None:
+            with self._lock:
+                run = self._compiled.get(sizes) or self._specialise(args)
+                self._compiled[sizes] = run
+        return run(args)
+
+    def _specialise(self, args: list[Any]) -> Callable[[list[Any]], Sequence[Any]]:
+        program = specialise(self._imported.program, [*args, *self._imported.constants])
+        return _compile(self._imported, program, self._options, self._executors)
+
+
+def _compile(
+    imported: Imported, program: Program, options: Options, executors: tuple[Executor, ...]
+) -> Callable[[list[Any]], Sequence[Any]]:
+    _trace_log.debug("%s", program)
+    program = passes.run(program)
+    verify_captured(program)
+    parameters = dict(options.parameters)
+    asked = frozenset(registry.asked_for(options, _device_of(program)))
+    plan = partition(program, executors, allowed=asked if parameters.pop("strict", False) else None, inference=False)
+    _plan_log.debug("%s", plan)
+    executable = compile_plan(plan, {e.name: e for e in executors}, parameters, boxed=True)
+    dropped = imported.sizes if program.inputs != imported.program.inputs else ()
+    return boxed(executable.run, program, imported.constants, dropped)
+
+
+def _device_of(program: Program) -> torch.device:
+    values = (n.meta.get("val") for n in program.graph_module.graph.nodes)
+    return next((v.device for v in values if isinstance(v, Tensor)), torch.get_default_device())
