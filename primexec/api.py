@@ -233,8 +233,9 @@ def make_traced(
     """Trace a function or module once for each kind of call, and run the trace from then on.
 
     Args:
-        fn: any callable: function, lambda, bound method, `functools.partial`, callable object or `nn.Module`.
-            Of a module comes back a module that shares the original's state. Without fn, a decorator.
+        fn: any callable: function, lambda, bound method, `functools.partial`, callable object or `nn.Module`;
+            or a `torch.export.ExportedProgram`. Of a module comes back a module that shares the original's state,
+            of an exported program a module that shares the program's. Without fn, a decorator.
         executor: a name, or names in order of priority; "auto" is the best one for the inputs' device.
         executor_parameters: options of the executors; `{"strict": True}` forbids falling back to `aten`.
         cache_size: how many programs are kept; the least recently used one goes first.
@@ -259,6 +260,8 @@ def make_traced(
         return functools.partial(
             make_traced, executor=executor, executor_parameters=executor_parameters, cache_size=cache_size
         )
+    if isinstance(fn, torch.export.ExportedProgram):
+        fn = fn.module()
     if not callable(fn):
         raise TypeError(f"make_traced takes a callable, got {type(fn).__qualname__}")
     if isinstance(fn, TracedModule):
@@ -270,7 +273,7 @@ def make_traced(
 
 
 def execute(
-    gm: fx.GraphModule,
+    gm: fx.GraphModule | torch.export.ExportedProgram,
     *args: Any,
     executor: Executors = "aten",
     executor_parameters: Mapping[str, object] | None = None,
@@ -278,9 +281,10 @@ def execute(
     """Run an FX graph on an executor; its targets may be ATen operators, prims, or any torch function.
 
     The graph is prepared once for each kind of inputs; editing it and calling `recompile()` prepares it anew.
+    An exported program runs on its own state: buffers that it changes are changed in its `state_dict`.
 
     Raises:
-        TypeError: where gm is not a `torch.fx.GraphModule`.
+        TypeError: where gm is neither a `torch.fx.GraphModule` nor a `torch.export.ExportedProgram`.
         ValueError: for an unknown executor or executor parameter.
 
     >>> import torch, primexec
@@ -288,16 +292,19 @@ def execute(
     >>> primexec.execute(gm, torch.tensor([-1.0, 1.0]))
     tensor([1., 2.])
     """
-    if not isinstance(gm, fx.GraphModule):
-        raise TypeError(f"execute takes a torch.fx.GraphModule, got {type(gm).__qualname__}")
+    if not isinstance(gm, (fx.GraphModule, torch.export.ExportedProgram)):
+        raise TypeError(
+            f"execute takes a torch.fx.GraphModule or a torch.export.ExportedProgram, got {type(gm).__qualname__}"
+        )
     options = Options.of(executor, executor_parameters)
     # Kept on the graph's own module: nothing global owns it, and it goes when the module goes.
     prepared: dict[Any, Traced] = gm.__dict__.setdefault("_primexec_prepared", _NotCopied())
-    key = options, type(gm).forward
+    code = type(gm).forward if isinstance(gm, fx.GraphModule) else None
+    key = options, code
     if key not in prepared:
-        for stale in [k for k in prepared if k[1] is not type(gm).forward]:
+        for stale in [k for k in prepared if k[1] is not code]:
             del prepared[stale]
-        prepared[key] = Traced(gm, options, 64)
+        prepared[key] = Traced(gm if isinstance(gm, fx.GraphModule) else gm.module(), options, 64)
     return prepared[key](*args)
 
 
