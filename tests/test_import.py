@@ -16,15 +16,13 @@ HEAVY = ("jax", "triton", "onnx", "onnxruntime", "transformers", "torch._inducto
 
 # From the top to the bottom: a file imports only files that stand further down.
 LAYERS = (
-    "primexec", "dynamo", "api", "explain", "cache", "guards", "runtime",
-    "partition",
-    "executors", "executors.registry",
-    "executors.llvm.engine", "executors.llvm.emit", "executors.llvm.target", "executors.llvm",
-    "executors.aten", "executors.bindings", "executors.base",
-    "passes", "passes.*", "verify",
-    "lowering", "lowering.*",
-    "prims.__main__", "prims", "prims.[!b]*", "prims.base",
-    "graphs", "capture", "tracer",
+    "primexec", "dynamo", "api", "explain", "cache", "guards", "runtime", "partition", "executors",
+    "executors.registry", "executors.llvm.launch", "executors.llvm.pool", "executors.llvm.threads",
+    "executors.llvm.engine", "executors.llvm.vmath", "executors.llvm.vmath.special",
+    "executors.llvm.vmath.trigonometry", "executors.llvm.vmath.binary", "executors.llvm.vmath.elementary",
+    "executors.llvm.vmath.core", "executors.llvm.vmath.constants", "executors.llvm.emit", "executors.llvm.target",
+    "executors.llvm", "executors.aten", "executors.bindings", "executors.base", "passes", "passes.*", "verify",
+    "lowering", "lowering.*", "prims.__main__", "prims", "prims.[!b]*", "prims.base", "graphs", "capture", "tracer",
     "calls", "higher_order", "effects", "shadow", "reads", "bytecode", "statics", "program", "config", "_torch",
     "errors",
 )  # fmt: skip

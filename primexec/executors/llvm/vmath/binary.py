@@ -1,0 +1,102 @@
+"""Functions of two arguments, and what needs no more than an instruction or two."""
+
+from __future__ import annotations
+
+import math
+
+from primexec.executors.llvm.emit import Value
+from primexec.executors.llvm.vmath.elementary import exp2, log2
+
+
+def pow_f32(x: Value, y: Value) -> Value:
+    """float32 operands widened to float64: 2**(y log2|x|), with C's answers for the special cases."""
+    t = x.abs()
+    product = y * log2(t)
+    product = y.compare("oeq", 0.0).select(0.0, product)
+    product = t.compare("oeq", 1.0).select(0.0, product)
+    value = exp2(product)
+    floor = y.intrinsic("floor")
+    whole = floor.compare("oeq", y)
+    half = y * 0.5
+    odd_mask = whole.select(half.intrinsic("floor").compare("one", half), whole)
+    negative = (x.bits() >> 63).compare("ne", 0)
+    signed = odd_mask.select(-value, value)
+    value = negative.select(signed, value)
+    finite_negative = x.compare("olt", 0.0).select(t.compare("one", math.inf), negative_false(x))
+    value = finite_negative.select(whole.select(value, value.const(math.nan)), value)
+    value = x.is_nan().select(x, y.is_nan().select(y, value))
+    value = y.compare("oeq", 0.0).select(1.0, value)
+    return x.compare("oeq", 1.0).select(1.0, value)
+
+
+def negative_false(x: Value) -> Value:
+    """A mask without any lane set."""
+    return x.compare("false", x)
+
+
+def pow_f64(x: Value, y: Value) -> Value:
+    return x.intrinsic("pow", y)
+
+
+def fmod(x: Value, y: Value) -> Value:
+    return Value(x.e, x.element, x.lanes, x.e.emit(f"frem {x.type} {x.name}, {y.name}"))
+
+
+def remainder(x: Value, y: Value) -> Value:
+    """Python's: with the divisor's sign."""
+    r = fmod(x, y)
+    differs = r.compare("olt", 0.0) ^ y.compare("olt", 0.0)
+    return (r.compare("une", 0.0) & differs).select(r + y, r)
+
+
+def hypot_f32(x: Value, y: Value) -> Value:
+    """float32 operands widened to float64, whose squares cannot overflow."""
+    root = (x * x + y * y).intrinsic("sqrt")
+    infinite = x.abs().compare("oeq", math.inf) | y.abs().compare("oeq", math.inf)
+    return infinite.select(math.inf, root)
+
+
+def hypot_f64(x: Value, y: Value) -> Value:
+    return x.lanewise("hypot", y)
+
+
+def nextafter(x: Value, y: Value) -> Value:
+    bits = x.bits()
+    away = (x.compare("olt", y)) ^ (x.compare("olt", 0.0))  # from zero: towards y's side
+    stepped = (bits + away.select(bits.const(1), -1)).as_float()
+    tiny = bits.const(1).as_float().copysign(y)
+    value = x.compare("oeq", 0.0).select(tiny, stepped)
+    value = x.compare("oeq", y).select(y, value)
+    return x.is_nan().select(x, y.is_nan().select(y, value))
+
+
+def maximum(x: Value, y: Value) -> Value:
+    """NaN where either is."""
+    larger = x.compare("ogt", y).select(x, y)
+    return x.is_nan().select(x, larger)
+
+
+def minimum(x: Value, y: Value) -> Value:
+    smaller = x.compare("olt", y).select(x, y)
+    return x.is_nan().select(x, smaller)
+
+
+def fmax(x: Value, y: Value) -> Value:
+    """The other where one is NaN."""
+    larger = x.compare("oge", y).select(x, y)
+    return y.is_nan().select(x, larger)
+
+
+def fmin(x: Value, y: Value) -> Value:
+    smaller = x.compare("ole", y).select(x, y)
+    return y.is_nan().select(x, smaller)
+
+
+def sign(x: Value) -> Value:
+    """-1, 0 or 1; 0 for NaN and both zeros, as eager has it."""
+    one = x.const(1.0)
+    return x.compare("ogt", 0.0).select(one, x.compare("olt", 0.0).select(-1.0, one.const(0.0)))
+
+
+def reciprocal(x: Value) -> Value:
+    return 1.0 / x

@@ -1,0 +1,189 @@
+"""The pieces that the functions are made of: Horner's rule, exponential, logarithm and the scaling between.
+
+Argument reductions after Cody and Waite (Software Manual for the Elementary Functions, 1980), with fused multiply-adds
+after Markstein (IA-64 and Elementary Functions, 2000).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from primexec.executors.llvm.emit import Value
+from primexec.executors.llvm.vmath.constants import EXP, LOG, LOG_REMAINDER
+
+LN2 = math.log(2.0)
+INFINITY = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What the algorithms need to know of a floating-point format."""
+
+    mantissa: int  # stored bits
+    bias: int
+    magic: float  # 1.5 times the power of two whose last place is one: adding it rounds to an integer
+    magic_bits: int
+    smallest: float  # the smallest normal number
+    ln2_high: float  # few enough bits that its product with any exponent is exact
+    ln2_low: float
+
+
+FORMATS = {
+    "f32": Format(23, 127, 12582912.0, 0x4B400000, 2.0**-126, 0.693145751953125, 1.428606765330187e-06),
+    "f64": Format(
+        52,
+        1023,
+        6755399441055744.0,
+        0x4338000000000000,
+        2.0**-1022,
+        6.93147180369123816490e-01,
+        1.90821492927058770002e-10,
+    ),
+}
+
+
+def format_of(x: Value) -> Format:
+    return FORMATS[x.element]
+
+
+def horner(x: Value, coefficients: Sequence[float]) -> Value:
+    """The polynomial in x, highest power first."""
+    result = x.const(coefficients[0])
+    for c in coefficients[1:]:
+        result = result.muladd(x, c)
+    return result
+
+
+def nearest(x: Value, factor: float) -> tuple[Value, Value]:
+    """The integer nearest to x * factor, as a float and (in the low bits, modulo 2**bits) as an integer.
+
+    |x * factor| must stay below 2**21 (float32) or 2**50 (float64).
+    """
+    fmt = format_of(x)
+    shifted = x.muladd(factor, fmt.magic)
+    return shifted - fmt.magic, shifted.bits()
+
+
+def power_of_two(exponent: Value, element: str) -> Value:
+    """2**exponent of integers whose result is a normal number."""
+    fmt = FORMATS[element]
+    return ((exponent + fmt.bias) << fmt.mantissa).as_float()
+
+
+def scale(x: Value, exponent: Value) -> Value:
+    """x * 2**exponent, right also where the result is denormal or infinite; NaN stays NaN."""
+    half = exponent >> 1
+    return x * power_of_two(half, x.element) * power_of_two(exponent - half, x.element)
+
+
+def integer(shifted: Value, element: str) -> Value:
+    """The integer that `nearest` left in the low bits."""
+    return shifted - FORMATS[element].magic_bits
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """exp of an argument as (1 + r + r² p) * 2**n."""
+
+    r: Value
+    p: Value
+    n: Value
+
+    @property
+    def mantissa(self) -> Value:
+        return (self.r * self.r).muladd(self.p, self.r) + 1.0
+
+
+def reduce_exp(x: Value) -> Reduced:
+    """For arguments of moderate size: 2**15 at most, or NaN."""
+    fmt = format_of(x)
+    n, shifted = nearest(x, 1.0 / LN2)
+    r = n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
+    return Reduced(r, horner(r, EXP[x.element]), integer(shifted, x.element))
+
+
+EXP_RANGE = {"f32": (-104.5, 89.0), "f64": (-746.0, 710.0)}
+
+
+def exp(x: Value, halvings: int = 0) -> Value:
+    """exp(x) / 2**halvings, without an overflow on the way."""
+    low, high = EXP_RANGE[x.element]
+    reduced = reduce_exp(x.at_most(high + halvings).at_least(low))
+    return scale(reduced.mantissa, reduced.n - halvings if halvings else reduced.n)
+
+
+def split(x: Value) -> tuple[Value, Value]:
+    """(exponent as a float, mantissa around 1) of positive x; denormals too."""
+    fmt = format_of(x)
+    small = x.compare("olt", fmt.smallest)
+    shift = float(fmt.mantissa)
+    bits = small.select(x * 2.0**fmt.mantissa, x).bits()
+    exponent = _exponent(bits, x.element)
+    mantissa = (bits - (exponent << fmt.mantissa)).as_float()
+    return exponent.cast("sitofp", x.element) + small.select(x.const(-shift), 0.0), mantissa
+
+
+# Mantissas lie in [0.75, 1.5) for the float32 polynomial, in [sqrt(1/2), sqrt(2)) for the float64 one.
+_LOWEST_MANTISSA = {"f32": 0x3F400000, "f64": 0x3FE6A09E667F3BCD}
+
+
+def _exponent(bits: Value, element: str) -> Value:
+    return (bits - _LOWEST_MANTISSA[element]) >> FORMATS[element].mantissa
+
+
+def log1p_reduced(f: Value) -> Value:
+    """log(1 + f) for a mantissa less one.
+
+    float64 after fdlibm's e_log.c: s = f / (2 + f), log(1 + f) = f - (f²/2 - s (f²/2 + R(s²))).
+    """
+    if f.element == "f32":
+        return (f * f).muladd(horner(f, LOG["f32"]), f)
+    s = f / (f + 2.0)
+    z = s * s
+    half_square = f * f * 0.5
+    return f - (half_square - s * (half_square + z * horner(z, LOG_REMAINDER["f64"])))
+
+
+def add_exponent(exponent: Value, logarithm: Value) -> Value:
+    """logarithm + exponent * ln 2."""
+    if logarithm.element == "f32":
+        return exponent.fma(LN2, logarithm)
+    fmt = format_of(logarithm)
+    return exponent.fma(fmt.ln2_high, exponent.fma(fmt.ln2_low, logarithm))
+
+
+def log_specials(x: Value, result: Value) -> Value:
+    """The result where x is positive and finite; -inf at zero, NaN below, x itself at infinity and NaN."""
+    result = x.compare("ult", INFINITY).select(result, x)
+    result = x.is_nan().select(x, result)
+    result = x.compare("oeq", 0.0).select(-INFINITY, result)
+    return x.compare("olt", 0.0).select(math.nan, result)
+
+
+def log(x: Value) -> Value:
+    exponent, mantissa = split(x)
+    return log_specials(x, add_exponent(exponent, log1p_reduced(mantissa - 1.0)))
+
+
+def log1p(x: Value) -> Value:
+    """1 + x = 2**k (1 + f), with f formed from x itself so that nothing of a small x is lost."""
+    fmt = format_of(x)
+    u = x + 1.0
+    k = _exponent(u.bits(), x.element)
+    k_bits = k << fmt.mantissa
+    inverse = (x.const(4.0).bits() - k_bits).as_float() * 0.25  # 2**-k, in two steps, for k may exceed the bias
+    f = (x.bits() - k_bits).as_float() + (inverse - 1.0)  # where k is not 0, x is of moderate size
+    result = add_exponent(k.cast("sitofp", x.element), log1p_reduced(f))
+    result = log_specials(u, result)
+    return x.compare("oeq", 0.0).select(x, result)
+
+
+def expm1(x: Value) -> Value:
+    low = -17.5 if x.element == "f32" else -38.0
+    reduced = reduce_exp(x.at_most(EXP_RANGE[x.element][1]).at_least(low))
+    p = (reduced.r * reduced.r).muladd(reduced.p, reduced.r)
+    half = power_of_two(reduced.n - 1, x.element)  # 2**n itself may overflow where the result does not
+    result = p.muladd(half, half - 0.5) * 2.0
+    return result.copysign(x)

@@ -1,0 +1,144 @@
+"""Exponentials, logarithms, hyperbolic functions, error functions."""
+
+from __future__ import annotations
+
+import math
+
+from primexec.executors.llvm.emit import Value
+from primexec.executors.llvm.vmath.constants import ERF, ERFCX, LOG_ERFC
+from primexec.executors.llvm.vmath.core import (
+    EXP_RANGE,
+    LN2,
+    exp,
+    expm1,
+    format_of,
+    horner,
+    integer,
+    log,
+    log1p,
+    log1p_reduced,
+    log_specials,
+    reduce_exp,
+    scale,
+    split,
+)
+
+HUGE = 2.0**28
+
+
+def exp2(x: Value) -> Value:
+    low, high = (limit / LN2 for limit in EXP_RANGE[x.element])
+    x = x.at_most(math.ceil(high)).at_least(math.floor(low))
+    magic = format_of(x).magic
+    shifted = x + magic
+    reduced = reduce_exp((x - (shifted - magic)) * LN2)  # below half of ln 2: its own n is 0
+    return scale(reduced.mantissa, integer(shifted.bits(), x.element) + reduced.n)
+
+
+def log2(x: Value) -> Value:
+    exponent, mantissa = split(x)
+    return log_specials(x, log1p_reduced(mantissa - 1.0).muladd(1.0 / LN2, exponent))
+
+
+def log10(x: Value) -> Value:
+    exponent, mantissa = split(x)
+    low = exponent.muladd(math.log10(2.0) - LOG10_2_HIGH, log1p_reduced(mantissa - 1.0) * (1.0 / math.log(10.0)))
+    return log_specials(x, exponent.muladd(LOG10_2_HIGH, low))
+
+
+LOG10_2_HIGH = 0x4D104 / 2.0**20  # 19 bits of log10(2): its product with an exponent is exact
+
+
+def tanh(x: Value) -> Value:
+    """expm1(2|x|) / (expm1(2|x|) + 2): no cancellation anywhere, so one formula serves all arguments."""
+    doubled = (x.abs() * 2.0).at_most(18.5 if x.element == "f32" else 40.0)
+    e = expm1(doubled)
+    return divide(e, e, 2.0).copysign(x)
+
+
+def divide(numerator: Value, small: Value, large: float) -> Value:
+    """numerator / (small + large) for small below large; float32 corrects what rounding the sum lost."""
+    denominator = small + large
+    if numerator.element == "f64":
+        return numerator / denominator
+    lost = small - (denominator - large)
+    inverse = 1.0 / denominator
+    q = numerator * inverse
+    rest = q.fma(-lost, q.fma(-denominator, numerator))
+    return rest.fma(inverse, q)
+
+
+def sigmoid(x: Value) -> Value:
+    """1 / (1 + exp(-x)), by exp(-|x|), which cannot overflow."""
+    e = exp(-x.abs())
+    return divide(x.compare("olt", 0.0).select(e, e.const(1.0)), e, 1.0)
+
+
+def sinh(x: Value) -> Value:
+    t = x.abs()
+    m = expm1(t.at_most(2.0))
+    half = exp(t, halvings=1)
+    return t.compare("olt", 1.0).select((m + m / (m + 1.0)) * 0.5, half - 0.25 / half).copysign(x)
+
+
+def cosh(x: Value) -> Value:
+    half = exp(x.abs(), halvings=1)
+    return half + 0.25 / half
+
+
+def asinh(x: Value) -> Value:
+    t = x.abs()
+    square = t * t
+    near = log1p(t + square / ((square + 1.0).intrinsic("sqrt") + 1.0))
+    return t.compare("ogt", HUGE).select(log(t) + LN2, near).copysign(x)
+
+
+def acosh(x: Value) -> Value:
+    t = x - 1.0
+    near = log1p(t + (t * (t + 2.0)).intrinsic("sqrt"))
+    near = x.compare("olt", 1.0).select(math.nan, near)
+    return x.compare("ogt", HUGE).select(log(x) + LN2, near)
+
+
+def atanh(x: Value) -> Value:
+    t = x.abs()
+    return (log1p(t * 2.0 / (1.0 - t)) * 0.5).copysign(x)
+
+
+def erf(x: Value) -> Value:
+    """x + x P(x²) near zero; 1 - erfc beyond, which is small there, so that its errors count little."""
+    t = x.abs()
+    z = t * t
+    near = t.muladd(horner(z, ERF[x.element]), t)
+    f32 = x.element == "f32"
+    far = 1.0 - (exp(horner(t.at_most(4.0) - 2.5, LOG_ERFC["f32"])) if f32 else erfc_positive(t))
+    return t.compare("ogt", 1.0).select(far, near).copysign(x)
+
+
+def erfc_positive(t: Value) -> Value:
+    """erfc of t >= 0, float64.
+
+    exp(-t²) P(q) / (1 + 2t) with q = (t - 4) / (t + 4), after Shepherd and Laframboise (Mathematics of Computation 36,
+    1981); what rounding t² lost is put back into the exponential's factor.
+    """
+    t = t.at_most(27.5)
+    square = t * t
+    lost = t.fma(t, -square)
+    scaled = horner((t - 4.0) / (t + 4.0), ERFCX["f64"]) / (t * 2.0 + 1.0)
+    reduced = reduce_exp(-square)
+    corrected = scaled.fma(-lost, scaled)
+    return scale(reduced.mantissa * corrected, reduced.n)
+
+
+def erfc(x: Value) -> Value:
+    """float64."""
+    positive = erfc_positive(x.abs())
+    return x.compare("olt", 0.0).select(2.0 - positive, positive)
+
+
+def rsqrt(x: Value) -> Value:
+    return 1.0 / x.intrinsic("sqrt")
+
+
+def sqrt(x: Value) -> Value:
+    return x.intrinsic("sqrt")

@@ -1,0 +1,144 @@
+"""Trigonometric functions and their inverses."""
+
+from __future__ import annotations
+
+import math
+
+from primexec.executors.llvm.emit import Value, round_f32, unlikely
+from primexec.executors.llvm.vmath.constants import ASIN, ATAN, COS, SIN
+from primexec.executors.llvm.vmath.core import horner, nearest
+
+# pi/2 in three parts, and the largest arguments that these reduce with full accuracy. Beyond, the C library serves.
+_P1 = round_f32(math.pi / 2)
+_P2 = round_f32(math.pi / 2 - _P1)
+PARTS = {
+    "f32": (_P1, _P2, math.pi / 2 - _P1 - _P2 + 6.123233995736766e-17),
+    "f64": (1.5707963267948966, 6.123233995736766e-17, -1.4973849048591833e-33),
+}
+LARGEST = {"f32": 30000.0, "f64": 1e6}
+PI_LOW = 1.2246467991473532e-16
+
+
+def _reduced(x: Value) -> tuple[Value, Value]:
+    """x less a multiple of pi/2, and that multiple (in the low bits)."""
+    n, shifted = nearest(x, 2.0 / math.pi)
+    r = x
+    for part in PARTS[x.element]:
+        r = n.fma(-part, r)
+    return r, shifted
+
+
+def _sine(r: Value, z: Value) -> Value:
+    return (r * z).muladd(horner(z, SIN[r.element]), r)
+
+
+def _cosine(z: Value) -> Value:
+    return z.muladd(z.muladd(horner(z, COS[z.element]), -0.5), 1.0)
+
+
+def _circular(x: Value, quadrant: int, library: str) -> Value:
+    """sin(x + quadrant * pi/2) by one polynomial a lane: the sine's or the cosine's, by the quadrant."""
+    r, shifted = _reduced(x)
+    multiple = shifted + quadrant
+    z = r * r
+    odd = (multiple & 1).compare("ne", 0)
+    negative = (multiple << {"f32": 30, "f64": 62}[x.element]) & {"f32": -(2**31), "f64": -(2**63)}[x.element]
+    first, *rest = (
+        odd.select(r.const(c), s) for c, s in zip((*COS[x.element], -0.5), (0.0, *SIN[x.element]), strict=True)
+    )
+    polynomial = first
+    for coefficient in rest:
+        polynomial = polynomial.muladd(z, coefficient)
+    base = odd.select(r.const(1.0), r)
+    value = (z * base).muladd(polynomial, base)
+    value = (value.bits() ^ negative).as_float()
+    return unlikely(x.abs().compare("ugt", LARGEST[x.element]), value, lambda: x.intrinsic(library))
+
+
+def sin(x: Value) -> Value:
+    value = _circular(x, 0, "sin")
+    return x.compare("oeq", 0.0).select(x, value)
+
+
+def cos(x: Value) -> Value:
+    return _circular(x, 1, "cos")
+
+
+def tan(x: Value) -> Value:
+    """float64."""
+    r, shifted = _reduced(x)
+    z = r * r
+    s, c = _sine(r, z), _cosine(z)
+    odd = (shifted & 1).compare("ne", 0)
+    value = odd.select(-c, s) / odd.select(s, c)
+    value = unlikely(x.abs().compare("ugt", LARGEST[x.element]), value, lambda: x.lanewise("tan"))
+    return x.compare("oeq", 0.0).select(x, value)
+
+
+def _atan_reduced(numerator: Value, denominator: Value) -> Value:
+    """atan of a quotient between -tan(pi/8) and tan(pi/8), after Cephes' atan.c."""
+    q = numerator / denominator
+    z = q * q
+    return (q * z).muladd(horner(z, ATAN["f64"]), q)
+
+
+def _atan_of_ratio(small: Value, large: Value) -> Value:
+    """atan(small / large), float64, for 0 <= small <= large."""
+    middle = small.compare("ogt", large * math.tan(math.pi / 8))
+    value = _atan_reduced(middle.select(small - large, small), middle.select(small + large, large))
+    return middle.select(value + (math.pi / 4), value)
+
+
+def atan(x: Value) -> Value:
+    """float64."""
+    t = x.abs()
+    beyond = t.compare("ogt", 1.0)
+    value = _atan_of_ratio(beyond.select(t.const(1.0), t), beyond.select(t, t.const(1.0)))
+    value = beyond.select(math.pi / 2 - (value - PI_LOW / 2), value)
+    value = t.compare("oeq", math.inf).select(math.pi / 2, value)
+    return value.copysign(x)
+
+
+def atan2(y: Value, x: Value) -> Value:
+    """float64, with C's answers for zeros and infinities."""
+    a, b = y.abs(), x.abs()
+    steep = a.compare("ogt", b)
+    small, large = steep.select(b, a), steep.select(a, b)
+    infinite = large.compare("oeq", math.inf)
+    both = small.compare("oeq", math.inf)
+    small = infinite.select(both.select(small.const(1.0), 0.0), small)
+    large = infinite.select(large.const(1.0), large)
+    # The sum of the two must not overflow, nor their quotient be formed from denormals.
+    factor = large.compare("ogt", 2.0**1000).select(
+        large.const(2.0**-60), large.compare("olt", 2.0**-900).select(large.const(2.0**100), 1.0)
+    )
+    small, large = small * factor, large * factor
+    value = _atan_of_ratio(small, large.compare("oeq", 0.0).select(large.const(1.0), large))
+    value = steep.select(math.pi / 2 - (value - PI_LOW / 2), value)
+    left = (x.bits() >> 63).compare("ne", 0)
+    value = left.select(math.pi - (value - PI_LOW), value)
+    return (y.is_nan().select(y, x.is_nan().select(x, value))).copysign(y)
+
+
+def _asin_parts(x: Value) -> tuple[Value, Value, Value]:
+    """|x|, whether it is above 1/2, and asin of |x| there below, of sqrt((1 - |x|) / 2) above."""
+    t = x.abs()
+    beyond = t.compare("ogt", 0.5)
+    z = beyond.select((1.0 - t) * 0.5, t * t)
+    root = beyond.select(z.intrinsic("sqrt"), t)
+    return t, beyond, (root * z).muladd(horner(z, ASIN["f64"]), root)
+
+
+def asin(x: Value) -> Value:
+    """float64: asin x = pi/2 - 2 asin sqrt((1 - x) / 2) for x above 1/2."""
+    _, beyond, part = _asin_parts(x)
+    return beyond.select(math.pi / 2 - (part * 2.0 - PI_LOW / 2), part).copysign(x)
+
+
+def acos(x: Value) -> Value:
+    """float64."""
+    _, beyond, part = _asin_parts(x)
+    negative = x.compare("olt", 0.0)
+    far = negative.select(math.pi - (part * 2.0 - PI_LOW), part * 2.0)
+    near = math.pi / 2 - (part.copysign(x) - PI_LOW / 2)
+    return beyond.select(far, near)

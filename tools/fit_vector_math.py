@@ -1,0 +1,94 @@
+"""Fits the polynomials of the vector math and writes them: python -m tools.fit_vector_math.
+
+Each is mpmath's Chebyshev fit, in 60 digits, to a quotient chosen so that its uniform error is a small relative error
+of the function itself; coefficients are rounded to nearest. Needs mpmath, which comes with torch.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mpmath import mp, mpf
+
+TARGET = Path(__file__).parent.parent / "primexec/executors/llvm/vmath/constants.py"
+HALF_LN2 = 0.3475  # of an argument reduced to half of ln 2 either way, with the slack of rounding it
+QUARTER_PI = 0.7856
+
+
+def quotient(f: Callable[[Any], Any], at_zero: Any) -> Callable[[Any], Any]:
+    """f, whose formula is 0/0 at (or hopeless near) zero, continued there by its limit."""
+    return lambda x: at_zero if abs(x) < mpf(10) ** -18 else f(x)
+
+
+def odd(f: Callable[[Any], Any], third: Any) -> Callable[[Any], Any]:
+    """(f(x)/x - 1) / x² as a function of z = x²."""
+    return quotient(lambda z: (f(mp.sqrt(z)) / mp.sqrt(z) - 1) / z, third)
+
+
+def erfcx_mapped(q: Any) -> Any:
+    """(1 + 2x) exp(x²) erfc(x) with q = (x - 4) / (x + 4), so that x from 0 to infinity is q from -1 to 1."""
+    if q > 1 - mpf(10) ** -12:
+        return 2 / mp.sqrt(mp.pi)
+    x = 4 * (1 + q) / (1 - q)
+    if x > 200:
+        inverse = 1 / (2 * x * x)
+        series = 1 - inverse + 3 * inverse**2 - 15 * inverse**3 + 105 * inverse**4 - 945 * inverse**5
+        return (1 + 2 * x) / (x * mp.sqrt(mp.pi)) * series
+    return (1 + 2 * x) * mp.exp(x * x) * mp.erfc(x)
+
+
+def log_remainder(z: Any) -> Any:
+    """(log((1 + s) / (1 - s)) - 2s) / (s z) with z = s²."""
+    s = mp.sqrt(z)
+    return (2 * mp.atanh(s) / s - 2) / z
+
+
+# name: (function, low, high, terms for float32, terms for float64); no terms where the dtype has no use for it
+FITS: dict[str, tuple[Callable[[Any], Any], Any, Any, int, int]] = {
+    "EXP": (quotient(lambda r: (mp.exp(r) - 1 - r) / r**2, mpf(1) / 2), -HALF_LN2, HALF_LN2, 5, 10),
+    "LOG": (quotient(lambda f: (mp.log1p(f) - f) / f**2, -mpf(1) / 2), -0.2501, 0.5001, 9, 0),
+    "LOG_REMAINDER": (quotient(log_remainder, mpf(2) / 3), 0, 0.0295, 0, 8),
+    "SIN": (odd(mp.sin, -mpf(1) / 6), 0, QUARTER_PI**2, 3, 7),
+    "COS": (
+        quotient(lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2, mpf(1) / 24), 0, QUARTER_PI**2, 3, 7,
+    ),
+    "ATAN": (odd(mp.atan, -mpf(1) / 3), 0, 0.1718, 0, 13),
+    "ASIN": (odd(mp.asin, mpf(1) / 6), 0, 0.2501, 0, 13),
+    "ERF": (
+        quotient(lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 1.0001, 7, 13,
+    ),
+    "LOG_ERFC": (lambda u: mp.log(mp.erfc(u + mpf(2.5))), -1.51, 1.55, 10, 0),
+    "ERFCX": (erfcx_mapped, -1, 1, 0, 25),
+}  # fmt: skip
+
+
+def rounded(value: Any, dtype: str) -> float:
+    number = float(value)
+    return float(struct.unpack("<f", struct.pack("<f", number))[0]) if dtype == "f32" else number
+
+
+def main() -> None:
+    mp.dps = 60
+    lines = [
+        '"""Polynomials, highest power first. Written by tools/fit_vector_math.py, which tells what they fit."""',
+        "",
+    ]
+    for name, (function, low, high, *terms) in FITS.items():
+        lines.append(f"{name}: dict[str, tuple[float, ...]] = {{")
+        for dtype, count in zip(("f32", "f64"), terms, strict=True):
+            if count == 0:
+                continue
+            fit, error = mp.chebyfit(function, [mpf(low), mpf(high)], count, error=True)
+            print(f"{name:14} {dtype} {count:3} terms, error 2^{float(mp.log(error, 2)):.1f}", flush=True)
+            lines.append(f'    "{dtype}": (')
+            lines += [f"        {rounded(c, dtype)!r}," for c in fit]
+            lines.append("    ),")
+        lines += ["}", ""]
+    TARGET.write_text("\n".join(lines[:-1]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
