@@ -376,6 +376,14 @@ def operator(name: str) -> Any:
         raise PrimexecError(f"PyTorch {torch.__version__} has no operator {name}") from None
 
 
+@cache
+def decomposition(op: Any) -> Callable[..., Any] | None:
+    """PyTorch's own decomposition of an operator overload, if there is one."""
+    private("torch._refs")  # registers most of them
+    table: dict[Any, Callable[..., Any]] = private("torch._decomp.decomposition_table")
+    return table.get(op)
+
+
 def raw_call(op: Any) -> Callable[..., Any]:
     """The C++ entry of an operator overload, without the Python frame of OpOverload.__call__."""
     return getattr(op, "_op", op)  # type: ignore[no-any-return]
@@ -415,6 +423,13 @@ def storage_key(t: Any) -> int:
 def modes_off() -> Iterator[None]:
     """Without any dispatch or function mode of anybody's."""
     with private("torch.utils._python_dispatch._disable_current_modes")(), private("torch._C.DisableTorchFunction")():
+        yield
+
+
+@contextmanager
+def quiet_modes() -> Iterator[None]:
+    """Without modes of anybody's, without autocast and outside of inference mode."""
+    with modes_off(), private("torch._C._DisableAutocast")(), torch.inference_mode(False):
         yield
 
 

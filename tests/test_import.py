@@ -21,8 +21,9 @@ LAYERS = (
     "executors.llvm.engine", "executors.llvm.vmath", "executors.llvm.vmath.special",
     "executors.llvm.vmath.trigonometry", "executors.llvm.vmath.binary", "executors.llvm.vmath.elementary",
     "executors.llvm.vmath.core", "executors.llvm.vmath.constants", "executors.llvm.emit", "executors.llvm.target",
-    "executors.llvm", "executors.aten", "executors.bindings", "executors.base", "passes", "passes.*", "verify",
-    "lowering", "lowering.*", "prims.__main__", "prims", "prims.[!b]*", "prims.base", "graphs", "capture", "tracer",
+    "executors.llvm", "executors.aten", "executors.bindings", "executors.base", "lowering", "lowering.program", "lowering.expand", "lowering.rules*",
+    "passes", "passes.*", "verify",
+    "prims.__main__", "prims", "prims.[!b]*", "prims.base", "graphs", "capture", "tracer",
     "calls", "higher_order", "effects", "shadow", "reads", "bytecode", "statics", "program", "config", "_torch",
     "errors",
 )  # fmt: skip

@@ -1,0 +1,224 @@
+"""Decompositions of our own: where PyTorch has none, or one that reads memory by strides, writes, or loses precision.
+
+Each takes the operator's arguments and calls ordinary PyTorch, which is taken apart in its turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RULES: dict[str, Callable[..., Any]] = {}
+
+
+def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a function under qualified names of operators."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def _aten(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
+def _prim(name: str) -> Any:
+    return getattr(torch.ops.prims, name).default
+
+
+# Views --------------------------------------------------------------------------------------------------
+
+
+@rule("aten.reshape.default", "aten._unsafe_view.default", "prims.reshape.default", "aten._reshape_copy.default")
+def _reshape(a: Tensor, shape: list[int]) -> Any:
+    try:
+        return _aten("view")(a, shape)
+    except RuntimeError:
+        return _aten("view")(a.clone(memory_format=torch.contiguous_format), shape)
+
+
+@rule("prims.collapse_view.default", "prims.collapse.default")
+def _collapse(a: Tensor, start: int, end: int) -> Any:
+    return _reshape(a, [*a.shape[:start], math.prod(a.shape[start : end + 1]), *a.shape[end + 1 :]])
+
+
+@rule("prims.split_dim.default")
+def _split_dim(a: Tensor, dim: int, outer: int) -> Any:
+    return _reshape(a, [*a.shape[:dim], outer, a.shape[dim] // max(outer, 1), *a.shape[dim + 1 :]])
+
+
+@rule("aten.alias.default", "aten.detach.default", "aten.lift_fresh.default", "aten.lift.default")
+def _alias(a: Tensor) -> Any:
+    return _prim("view_of")(a)
+
+
+@rule("aten.lift_fresh_copy.default")
+def _lift(a: Tensor) -> Any:
+    return a.clone()
+
+
+@rule("aten.select.int")
+def _select(a: Tensor, dim: int, index: int) -> Any:
+    dim, size = dim % a.dim(), a.shape[dim]
+    index = index % size
+    return _prim("squeeze")(_aten("slice.Tensor")(a, dim, index, index + 1), [dim])
+
+
+@rule("aten.unsqueeze.default")
+def _unsqueeze(a: Tensor, dim: int) -> Any:
+    dim %= a.dim() + 1
+    shape = [*a.shape[:dim], 1, *a.shape[dim:]]
+    return _prim("broadcast_in_dim")(a, shape, [i for i in range(len(shape)) if i != dim])
+
+
+@rule("aten.diagonal.default")
+def _diagonal(a: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    dim1, dim2 = dim1 % a.dim(), dim2 % a.dim()
+    a = a.movedim((dim1, dim2), (-2, -1))
+    rows, columns = a.shape[-2:]
+    start = offset if offset >= 0 else -offset * columns
+    count = max(0, min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns))
+    flat = a.reshape(*a.shape[:-2], rows * columns)
+    return _aten("slice.Tensor")(flat, -1, start, start + max(0, (count - 1) * (columns + 1) + 1) if count else start,
+                                 columns + 1)  # fmt: skip
+
+
+@rule("aten.unfold.default")
+def _unfold(a: Tensor, dimension: int, size: int, step: int) -> Any:
+    if a.dim() == 0:
+        return a.reshape(1)[:size]
+    dim = dimension % a.dim()
+    starts = torch.arange(0, a.shape[dim] - size + 1, step, device=a.device)
+    places = starts.unsqueeze(1) + torch.arange(size, device=a.device)
+    return _aten("index.Tensor")(a, [None] * dim + [places]).movedim(dim + 1, -1)
+
+
+@rule("aten._conj.default")
+def _conj(a: Tensor) -> Any:
+    return _prim("conj")(a)
+
+
+@rule("aten._conj_physical.default")
+def _conj_physical(a: Tensor) -> Any:
+    return _prim("conj_physical")(a) if a.is_complex() else a.clone()
+
+
+@rule("prims.as_strided.default")
+def _as_strided(a: Tensor, size: list[int], stride: list[int], offset: int) -> Any:
+    return _aten("as_strided")(a, size, stride, offset)
+
+
+@rule("aten.complex.default")
+def _complex(real: Tensor, imag: Tensor) -> Any:
+    real, imag = torch.broadcast_tensors(real, imag)
+    return torch.view_as_complex(torch.stack([real, imag], -1))
+
+
+# Creation -----------------------------------------------------------------------------------------------
+
+
+@rule("aten.full_like.default")
+def _full_like(a: Tensor, value: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> Any:
+    return _full(a.shape, value, dtype or a.dtype, device or a.device)
+
+
+def _full(shape: Any, value: Any, dtype: torch.dtype, device: Any) -> Any:
+    return _prim("full")(list(shape), value, dtype=dtype, device=torch.device(device), requires_grad=False)
+
+
+@rule("aten.full.default")
+def _full_aten(
+    size: Any, value: Any, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+) -> Any:
+    kinds = {bool: torch.bool, int: torch.int64, float: torch.get_default_dtype()}
+    complexes = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+    dtype = dtype or kinds.get(type(value)) or complexes[torch.get_default_dtype()]
+    return _full(size, value, dtype, device or "cpu")
+
+
+@rule("aten.zeros.default")
+def _zeros(size: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> Any:
+    return _full(size, 0, dtype or torch.get_default_dtype(), device or "cpu")
+
+
+@rule("aten.ones.default")
+def _ones(size: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> Any:
+    return _full(size, 1, dtype or torch.get_default_dtype(), device or "cpu")
+
+
+@rule("aten.scalar_tensor.default", "prims.scalar_tensor.default")
+def _scalar_tensor(
+    value: Any, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+) -> Any:
+    return _full_aten(
+        [], value, dtype or (torch.get_default_dtype() if isinstance(value, int) else None), device=device
+    )
+
+
+@rule("aten.fill.Scalar", "prims.fill.default")
+def _fill(a: Tensor, value: Any) -> Any:
+    return _full(a.shape, value, a.dtype, a.device)
+
+
+@rule("aten.zero.default")
+def _zero(a: Tensor) -> Any:
+    return _full(a.shape, 0, a.dtype, a.device)
+
+
+@rule("aten.fill.Tensor")
+def _fill_tensor(a: Tensor, value: Tensor) -> Any:
+    return value.to(a.dtype).expand(a.shape).clone()
+
+
+@rule("aten.empty.memory_format", "aten.empty_permuted.default")
+def _empty(size: Any, *rest: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> Any:
+    stride = [math.prod(max(n, 1) for n in size[i + 1 :]) for i in range(len(size))]
+    dtype, device = dtype or torch.get_default_dtype(), torch.device(device or "cpu")
+    return _prim("empty_strided")(list(size), stride, dtype=dtype, device=device, requires_grad=False)
+
+
+@rule("aten.constant_pad_nd.default")
+def _pad(a: Tensor, pad: list[int], value: Any = 0) -> Any:
+    for i in range(len(pad) // 2):
+        dim = a.dim() - 1 - i
+        before, after = pad[2 * i : 2 * i + 2]
+        a = a.narrow(dim, max(0, -before), a.shape[dim] + min(before, 0) + min(after, 0))
+        sizes = [[*a.shape[:dim], max(n, 0), *a.shape[dim + 1 :]] for n in (before, after)]
+        sides = [_full(size, value, a.dtype, a.device) if size[dim] else None for size in sizes]
+        parts = [t for t in (sides[0], a, sides[1]) if t is not None]
+        a = torch.cat(parts, dim) if len(parts) > 1 else a
+    return a.clone()
+
+
+# Writing: a decomposition that writes to its own result ------------------------------------------------
+
+
+@rule("aten.copy.default")
+def _copy(a: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
+    return source.to(device=a.device, dtype=a.dtype).expand(a.shape).clone()
+
+
+# Precision ----------------------------------------------------------------------------------------------
+
+
+@rule("prims.var.default")
+def _var(a: Tensor, dims: Any, correction: Any = 1, *, output_dtype: Any = None) -> Any:
+    """Two passes: the squares are of differences, so nothing cancels."""
+    dims = list(range(a.dim())) if dims is None else list(dims)
+    count = math.prod(a.shape[d] for d in dims)
+    mean = _prim("div")(_prim("sum")(a, dims), float(count)) if count else _prim("sum")(a, dims)
+    for d in sorted(dims):
+        mean = mean.unsqueeze(d)
+    centered = a - mean
+    squares = centered * centered.conj() if a.is_complex() else centered * centered
+    total = _prim("sum")(torch.real(squares) if a.is_complex() else squares, dims)
+    divisor = max(0.0, float(count) - float(1 if correction is None else correction))
+    return _prim("div")(total, divisor)

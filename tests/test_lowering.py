@@ -1,0 +1,142 @@
+"""Lowering: every expansion against eager, precision against float64, and what the memo keeps apart."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from primexec import CaptureError, make_traced, prims
+from primexec.lowering import expand, why_not
+from tests import prims_oracle
+from tests.sweep import OPS, op_samples
+
+# Run on other samples than the tensors they were captured with, or on memory outside of the tensor.
+SKIPPED = {"as_strided.partial_views": "reads memory outside of its argument"}
+SLICE = [name for i, name in enumerate(OPS) if i % 5 == 0 and not name.startswith("jiterator")]
+
+
+def check_entry(name: str, dtype: torch.dtype, limit: int | None) -> None:
+    if name in SKIPPED or dtype not in OPS[name].supported_dtypes("cpu"):
+        return
+    for _, _, call, _ in op_samples(OPS[name], {dtype: limit}):
+        inputs: list[Tensor] = []
+        for t in prims_oracle.leaves(call):
+            if not any(t is seen for seen in inputs):
+                inputs.append(t)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                program = make_traced(OPS[name].op).trace(*call.args, **call.kwargs)
+            except (CaptureError, RuntimeError, ValueError, TypeError, IndexError):
+                continue  # raises in eager too, or is not captured: tests/test_sweep.py is about those
+            if len(inputs) == len(program.inputs) and all(i.kind == "argument" for i in program.inputs):
+                prims_oracle.check(program, inputs)
+
+
+@pytest.mark.parametrize("name", SLICE)
+def test_expansions_agree_with_eager(name: str) -> None:
+    check_entry(name, torch.float64, 1)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [name for name in OPS if not name.startswith("jiterator")])
+def test_all_expansions_agree_with_eager(name: str) -> None:
+    for dtype in (torch.float64, torch.float32, torch.int64, torch.bool, torch.complex128):
+        check_entry(name, dtype, 4)
+
+
+def nodes_of(fn: Any, *args: Any) -> list[Any]:
+    with torch.no_grad():
+        return make_traced(fn).trace(*args).nodes
+
+
+def test_prims_and_writes_have_no_expansion() -> None:
+    (mm,) = nodes_of(torch.mm, torch.ones(2, 2), torch.ones(2, 2))
+    assert expand(mm) is None
+    assert why_not(mm) == "it is a prim"
+    (write,) = nodes_of(lambda x: x.add_(1), torch.ones(2))
+    assert expand(write) is None
+    assert why_not(write) == "it changes an argument in place"
+
+
+def test_equal_nodes_share_an_expansion() -> None:
+    a, b, c, d = nodes_of(lambda x: x.softmax(0).softmax(0).softmax(1).softmax(-2), torch.ones(3, 3))
+    assert expand(a) is expand(b)
+    assert expand(a) is not expand(c)
+    assert [str(n.target) for n in expand(a).prims] == [str(n.target) for n in expand(d).prims]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("values", [(0.0, -0.0), (1, 1.0), (True, 1), (math.inf, -math.inf)])
+def test_numbers_are_told_apart(values: tuple[Any, Any]) -> None:
+    first, second = (nodes_of(lambda x, v=v: torch.full_like(x, v), torch.ones(2))[0] for v in values)
+    assert expand(first) is not expand(second)
+
+
+def test_same_argument_twice() -> None:
+    once, twice = (nodes_of(fn, torch.ones(2), torch.ones(2))[0] for fn in (lambda x, y: x * x, lambda x, y: x * y))
+    assert len(list(expand(once).graph.find_nodes(op="placeholder"))) == 1  # type: ignore[union-attr]
+    assert len(list(expand(twice).graph.find_nodes(op="placeholder"))) == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x * 3 + x,
+        torch.nn.functional.gelu,
+        torch.nn.functional.silu,
+        lambda x: x.softmax(-1),
+        lambda x: torch.nn.functional.layer_norm(x, (32,)),
+        lambda x: x.mean(0),
+        lambda x: x.sum(-1),
+        lambda x: x.tanh().sigmoid(),
+    ],
+    ids=["chain", "gelu", "silu", "softmax", "layer_norm", "mean", "sum", "tanh_sigmoid"],
+)
+def test_short_floats_round_where_eager_does(fn: Any, dtype: torch.dtype) -> None:
+    x = torch.linspace(-3, 3, 32 * 32).reshape(32, 32).to(dtype)
+    with torch.no_grad():
+        program = make_traced(fn).trace(x)
+    # Not one unit in the last place more than eager's own rounding.
+    eps = torch.finfo(dtype).eps
+    assert prims_oracle.check(program, [x], rtol=eps, atol=1e-6) >= 1
+
+
+PRECISE = {
+    "var": lambda x: x.var(-1),
+    "softmax": lambda x: x.softmax(-1),
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "layer_norm": lambda x: torch.nn.functional.layer_norm(x, (x.shape[-1],)),
+    "gelu": torch.nn.functional.gelu,
+    "mish": torch.nn.functional.mish,
+    "logsigmoid": torch.nn.functional.logsigmoid,
+    "softplus": torch.nn.functional.softplus,
+    "logsumexp": lambda x: x.logsumexp(-1),
+}
+
+
+@pytest.mark.parametrize("name", PRECISE)
+def test_no_less_precise_than_eager(name: str) -> None:
+    x = torch.linspace(-20, 20, 64 * 64).reshape(64, 64) + (1000 if name in ("var", "layer_norm") else 0)
+    with torch.no_grad():
+        program = make_traced(PRECISE[name]).trace(x)
+        exact = PRECISE[name](x.double())
+        scale = exact.abs().clamp(min=1e-6)
+        for node, _, eager, mine in prims_oracle.steps(program, [x]):
+            if eager[0].shape == exact.shape and node.target is not torch.ops.aten.view.default:
+                errors = [((r.double() - exact).abs() / scale).max().item() for r in (mine[0], eager[0])]
+                assert errors[0] <= 4 * errors[1] + 1e-6  # eight units in the last place: the roundings of a few steps
+
+
+def test_closed_under_expansion() -> None:
+    program = make_traced(lambda x: torch.nn.functional.gelu(x).softmax(-1).var()).trace(torch.ones(4, 4))
+    for node in program.nodes:
+        expansion = expand(node)
+        assert expansion is not None
+        assert all(prims.is_prim(n.target) for n in expansion.prims)
+        expansion.graph.lint()
