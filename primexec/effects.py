@@ -56,6 +56,11 @@ def aliases_input(node: fx.Node) -> bool:
 
 
 def storage_of(node: fx.Node) -> int | None:
-    """A number that two nodes share exactly when their tensors share memory; None for what is no tensor."""
+    """A number that two nodes share exactly when their tensors share memory; None for what is no tensor.
+
+    Nodes of one expansion that stands at several places share their fake tensors, so they carry a number.
+    """
+    if "storage" in node.meta:
+        return node.meta["storage"]  # type: ignore[no-any-return]
     value = node.meta.get("val")
     return _torch.storage_key(value) if isinstance(value, torch.Tensor) else None

@@ -11,16 +11,24 @@ from torch import fx
 
 from primexec import _torch, effects
 from primexec.errors import ExecutorError
-from primexec.executors.base import Executor, Region, Support
+from primexec.executors.base import YES, Executor, Region, Support, no
+from primexec.lowering.expand import Expansion, expand, inline
+from primexec.prims import is_prim
 from primexec.program import ApiCall, Program, op_name
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The executor that runs a node, and what the executors before it in the user's order said."""
+    """The executor that runs a node, and what the executors before it in the user's order said.
+
+    Attributes:
+        refusals: (executor, reason), in the user's order.
+        expansion: the prims that the executor runs in place of the node; None where it runs the node itself.
+    """
 
     executor: str
-    refusals: tuple[tuple[str, str], ...]  # (executor, reason)
+    refusals: tuple[tuple[str, str], ...]
+    expansion: Expansion | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +72,8 @@ def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[s
         ExecutorError: where a node is left to an executor that is not among the allowed ones.
     """
     pinned = _pinned(program)
-    claims = {node: _claim(node, executors, pinned) for node in program.nodes}
+    judged: dict[tuple[str, Expansion], Support] = {}
+    claims = {node: _claim(node, executors, pinned, judged) for node in program.nodes}
     if allowed is not None:
         _check_strict(claims, allowed)
     groups: list[tuple[str, list[fx.Node]]] = []
@@ -75,16 +84,28 @@ def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[s
         groups[-1][1].append(node)
     if len(groups) <= 1:
         name = groups[0][0] if groups else executors[-1].name
-        region = Region("region0", name, program.graph_module, program.calls, inference)
         placeholders = tuple(n for n in program.graph_module.graph.nodes if n.op == "placeholder")
         returned = tuple(program.graph_module.graph.output_node().args[0])  # type: ignore[arg-type]
+        if any(claim.expansion is not None for claim in claims.values()):
+            region = _region(program, 0, name, groups[0][1], claims, inference, placeholders, returned)
+        else:
+            region = Region("region0", name, program.graph_module, program.calls, inference)
         return Plan(program, claims, (region,), (placeholders,), (returned,))
-    parts = [_region(program, i, name, nodes, inference) for i, (name, nodes) in enumerate(groups)]
-    regions, inputs, outputs = zip(*parts, strict=True)
-    return Plan(program, claims, regions, inputs, outputs)
+    regions, inputs, outputs = [], [], []
+    for i, (name, nodes) in enumerate(groups):
+        taken, returned = _boundary(nodes)
+        regions.append(_region(program, i, name, nodes, claims, inference, taken, returned))
+        inputs.append(taken)
+        outputs.append(returned)
+    return Plan(program, claims, tuple(regions), tuple(inputs), tuple(outputs))
 
 
-def _claim(node: fx.Node, executors: Sequence[Executor], pinned: dict[fx.Node, str]) -> Claim:
+def _claim(
+    node: fx.Node,
+    executors: Sequence[Executor],
+    pinned: dict[fx.Node, str],
+    judged: dict[tuple[str, Expansion], Support],
+) -> Claim:
     if node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]
     refusals: list[tuple[str, str]] = []
@@ -95,8 +116,25 @@ def _claim(node: fx.Node, executors: Sequence[Executor], pinned: dict[fx.Node, s
             if support:
                 return Claim(executor.name, tuple(refusals))
             reason = support.reason
+            expansion = expand(node) if executor.name != "aten" and not is_prim(node.target) else None
+            if expansion is not None:
+                if (executor.name, expansion) not in judged:  # equal layers share their expansions
+                    judged[executor.name, expansion] = _ask_prims(executor, expansion)
+                support = judged[executor.name, expansion]
+                if support:
+                    return Claim(executor.name, tuple(refusals), expansion)
+                reason = f"{reason}; in its expansion, {support.reason}"
         refusals.append((executor.name, reason))
     return Claim(executors[-1].name, tuple(refusals))
+
+
+def _ask_prims(executor: Executor, expansion: Expansion) -> Support:
+    """Yes if the executor takes every prim of an expansion; else which one it declined, and why."""
+    for prim in expansion.prims:
+        support = _ask(executor, prim)
+        if not support:
+            return no(f"{op_name(prim.target)}: {support.reason}")
+    return YES
 
 
 def _ask(executor: Executor, node: fx.Node) -> Support:
@@ -149,25 +187,48 @@ def _check_strict(claims: dict[fx.Node, Claim], allowed: Set[str]) -> None:
             )
 
 
-def _region(
-    program: Program, index: int, executor: str, nodes: list[fx.Node], inference: bool
-) -> tuple[Region, tuple[fx.Node, ...], tuple[fx.Node, ...]]:
-    """The nodes as a graph of their own, with the program's nodes that it takes and returns."""
+def _boundary(nodes: list[fx.Node]) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """What the nodes take from outside of them, and what others take from them."""
     inside = set(nodes)
-    constants = {n for node in nodes for n in node.all_input_nodes if n.op == "get_attr"}
-    inputs = tuple(dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in inside | constants))
-    outputs = tuple(n for n in nodes if any(u not in inside for u in n.users))
+    used = (a for n in nodes for a in n.all_input_nodes if a not in inside and a.op != "get_attr")
+    return tuple(dict.fromkeys(used)), tuple(n for n in nodes if any(u not in inside for u in n.users))
+
+
+def _region(
+    program: Program,
+    index: int,
+    executor: str,
+    nodes: list[fx.Node],
+    claims: dict[fx.Node, Claim],
+    inference: bool,
+    inputs: tuple[fx.Node, ...],
+    outputs: tuple[fx.Node, ...],
+) -> Region:
+    """The nodes as a graph of their own, with expansions in place of those that were claimed so."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
+    parts: dict[fx.Node, tuple[fx.Node | None, ...]] = {}  # results of operators with several ones
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
+    constants = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n.op == "get_attr")
     for node in (*constants, *nodes):
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+        expansion = claims[node].expansion if node in claims else None
+        if node.target is operator.getitem and node.args[0] in parts:
+            copies[node] = parts[node.args[0]][node.args[1]]  # type: ignore[assignment,index]
+        elif expansion is not None:
+            results = inline(expansion, node, graph, [copies[n] for n in node.all_input_nodes])
+            if isinstance(node.meta.get("val"), (tuple, list)):
+                parts[node] = results
+            else:
+                copies[node] = results[0]  # type: ignore[assignment]
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[n] for n in outputs))
     module = fx.GraphModule(program.graph_module, graph)
-    calls = tuple(_copy_call(c, copies) for c in program.calls if inside.issuperset(c.nodes))
-    return Region(f"region{index}", executor, module, calls, inference), inputs, outputs
+    whole = {n for n in nodes if claims[n].expansion is None}
+    calls = tuple(_copy_call(c, copies) for c in program.calls if whole.issuperset(c.nodes))
+    return Region(f"region{index}", executor, module, calls, inference)
 
 
 def _copy_call(call: ApiCall, copies: dict[fx.Node, fx.Node]) -> ApiCall:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -95,6 +95,19 @@ class Program:
         """The nodes that compute something, in order."""
         return [n for n in self.graph_module.graph.nodes if n.op == "call_function"]
 
+    def lower(self) -> Program:
+        """The program in prims (docs/prims.md); operators that do not decompose to prims stay as they are.
+
+        >>> import torch, primexec
+        >>> print(primexec.make_traced(torch.nn.functional.silu).trace(torch.ones(2)).lower())
+        def silu(
+            input: f32[2],    # argument input
+        ):
+            ...
+            return mul
+        """
+        return _stages["lower"](self)
+
     def __str__(self) -> str:
         return "\n".join(_lines(self))
 
@@ -107,6 +120,19 @@ class Static:
     """A Python value among the outputs of a program."""
 
     value: object
+
+
+_stages: dict[str, Callable[[Program], Program]] = {}
+
+
+def stage(name: str) -> Callable[[Callable[[Program], Program]], Callable[[Program], Program]]:
+    """Makes a function the implementation of a method of Program: what it needs stands above this file."""
+
+    def register(function: Callable[[Program], Program]) -> Callable[[Program], Program]:
+        _stages[name] = function
+        return function
+
+    return register
 
 
 def spec_of(node: fx.Node) -> str:

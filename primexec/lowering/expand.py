@@ -6,6 +6,7 @@ run on fake tensors under a mode that records members of the table and takes eve
 
 from __future__ import annotations
 
+import itertools
 import operator
 import threading
 from collections import OrderedDict
@@ -86,6 +87,33 @@ def _find(node: fx.Node) -> Expansion | str:
         else:
             _memo.move_to_end(key)
         return found
+
+
+_storages = itertools.count(-1, -1)  # addresses, which other nodes are told apart by, are positive
+
+
+def inline(expansion: Expansion, node: fx.Node, graph: fx.Graph, inputs: list[fx.Node]) -> tuple[fx.Node | None, ...]:
+    """Copies an expansion into a graph in place of a node whose inputs are given there; returns its results.
+
+    The copies carry the node's source line.
+    """
+    copies: dict[fx.Node, fx.Node] = {}
+    storages: dict[int, int | None] = {}
+    remaining = iter(inputs)
+    carried = {k: node.meta[k] for k in ("source", "stack_trace", "inference") if k in node.meta}
+    for prim in expansion.graph.nodes:
+        if prim.op == "placeholder":
+            copies[prim] = next(remaining)
+            storages.setdefault(_torch.storage_key(prim.meta["val"]), effects.storage_of(copies[prim]))
+        elif prim.op == "call_function":
+            args, kwargs = fx.node.map_arg((prim.args, prim.kwargs), copies.__getitem__)
+            copy = graph.create_node("call_function", prim.target, args, kwargs, name=prim.name)
+            copy.meta = {**prim.meta, **carried}
+            if isinstance(value := prim.meta["val"], Tensor):
+                key = _torch.storage_key(value)
+                copy.meta["storage"] = storages[key] if key in storages else storages.setdefault(key, next(_storages))
+            copies[prim] = copy
+    return tuple(None if r is None else copies[r] for r in expansion.results)
 
 
 # The key ------------------------------------------------------------------------------------------------
