@@ -24,7 +24,11 @@ LAYERS = (
     "executors.llvm", "executors.aten", "executors.bindings", "executors.base",
     "lowering", "lowering.program", "lowering.expand", "lowering.rules*",
     "passes", "passes.*", "verify",
-    "prims.__main__", "prims", "prims.[!b]*", "prims.base", "graphs", "capture", "tracer",
+    "prims.__main__", "prims", "prims.[!b]*", "prims.base",
+    "reference", "reference.pointwise", "reference.shape", "reference.reduction", "reference.indexing",
+    "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",
+    "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
+    "graphs", "capture", "tracer",
     "calls", "higher_order", "effects", "shadow", "reads", "bytecode", "statics", "program", "config", "_torch",
     "errors",
 )  # fmt: skip

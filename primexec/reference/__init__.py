@@ -23,9 +23,10 @@ from primexec.reference import (
     scan,
     shape,
 )
+from primexec.reference.dtypes import cast, name_of, storage
 from primexec.reference.registry import DECLINED, FUNCTIONS
 
-__all__ = ["FAMILIES", "declined", "lookup", "references"]
+__all__ = ["FAMILIES", "cast", "declined", "lookup", "name_of", "references", "storage"]
 
 FAMILIES = (pointwise, shape, reduction, indexing, contraction, pooling, scan, fft, linalg, creation, effects)
 

@@ -66,7 +66,7 @@ def _spread_out(
     for place, slices in _taps(kernel, count, stride, dilation):
         part = np.matmul(np.swapaxes(filters[at(*place)], 1, 2), rows)
         result[slices] += part.reshape(n, -1, *count)
-    return result[at(*(slice(p, p + m) for p, m in zip(padding, size, strict=True)))]
+    return np.asarray(result[at(*(slice(p, p + m) for p, m in zip(padding, size, strict=True)))])
 
 
 def _filter_gradient(

@@ -67,7 +67,8 @@ def cast(array: Array, dtype: object) -> Array:
 
 
 def _round_float16(array: Array) -> Array:
-    return array.astype(np.float16).astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        return array.astype(np.float16).astype(np.float32)
 
 
 def _round_bfloat16(array: Array) -> Array:

@@ -63,7 +63,7 @@ _UNARY: dict[str, Callable[[Array], Any]] = {
     "atan": np.arctan, "atanh": np.arctanh, "cos": np.cos, "cosh": np.cosh, "exp": np.exp, "exp2": np.exp2,
     "expm1": np.expm1, "log": np.log, "log10": np.log10, "log1p": np.log1p, "log2": np.log2, "sin": np.sin,
     "sinh": np.sinh, "sqrt": np.sqrt, "tan": np.tan, "tanh": np.tanh,
-    "bitwise_not": np.invert, "conj_physical": np.conjugate, "conj": np.conjugate,
+    "bitwise_not": np.invert, "conj_physical": np.conjugate,
     "isfinite": np.isfinite, "reciprocal": lambda x: 1 / x, "rsqrt": lambda x: 1 / np.sqrt(x),
     "signbit": lambda x: np.signbit(x) if is_floating(x) else x < 0,
     "sign": lambda x: ((x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)) if x.dtype != bool else x.copy(),

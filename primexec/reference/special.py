@@ -125,8 +125,9 @@ def _modified_bessel(order: int, x: Array, *, scaled: bool) -> Array:
         expansion = expansion + term
     root = expansion / np.sqrt(2 * math.pi * large)
     half = np.exp(large / 2)
-    value = np.where(magnitude <= 40, series, root if scaled else np.where(np.isinf(large), large, root * half * half))
-    value = np.where(np.isnan(x), x, value)
+    value = np.where(magnitude <= 40, series, root if scaled else root * half * half)
+    # PyTorch has NaN at infinity, as inf / inf, except where the function is scaled.
+    value = np.where(np.isnan(x) | (np.isinf(x) & (not scaled)), np.nan, value)
     return value if order == 0 else np.copysign(value, x)
 
 
@@ -177,8 +178,15 @@ def _bessel(order: int, x: Array) -> Array:
     # cos and sin of x - π/4 - nπ/2, without rounding that difference.
     cosine, sine = ((cos + sin), (sin - cos)) if order == 0 else ((sin - cos), -(cos + sin))
     expansion = (p * cosine - q * sine) / np.sqrt(math.pi * large)
-    value = np.where(magnitude <= 30, integral, np.where(np.isinf(magnitude), 0.0, expansion))
-    value = np.where(np.isnan(x), x, value)
+    value = np.where(magnitude <= 30, integral, expansion)
+    tiny = np.minimum(magnitude, 2.0)  # the power series, for relative accuracy near 0 (DLMF 10.2.2)
+    term = np.ones_like(x) if order == 0 else tiny / 2
+    series = term
+    for k in range(1, 20):
+        term = term * (-tiny * tiny / 4) / (k * (k + order))
+        series = series + term
+    value = np.where(magnitude < 2, series, value)
+    value = np.where(np.isfinite(x), value, np.nan)  # PyTorch has NaN at infinity
     return value if order == 0 else np.where(x < 0, -value, value)
 
 
@@ -205,8 +213,11 @@ def zeta(s: Array, q: Array) -> Array:
     exponent = np.where(defined, s, 2.0)
     a = np.where(defined, q, 1.0)
     total = np.zeros(a.shape)
-    for _ in range(int(max(0.0, -a.min(initial=0.0))) + 12):
-        below = a < 12
+    # The series converges where a is not small beside s; 200 terms of the sum are enough for any s.
+    for _ in range(int(max(0.0, -a.min(initial=0.0))) + 200):
+        below = a < 12 + exponent
+        if not below.any():
+            break
         total = total + np.where(below, np.power(a, -exponent), 0.0)
         a = np.where(below, a + 1, a)
     power = np.power(a, -exponent)
@@ -217,6 +228,26 @@ def zeta(s: Array, q: Array) -> Array:
         factor = factor * (exponent + 2 * k - 1) * (exponent + 2 * k) / (a * a)
     pole = (s == 1) | ((s > 1) & (q <= 0) & (q == np.floor(q)))
     return np.where(defined, total, np.where(pole, np.inf, np.nan))
+
+
+def _lgamma_of_one_plus(a: Array) -> Array:
+    """lgamma(1 + a), by its Taylor series (DLMF 5.7.3) where 1 + a would round."""
+    near = np.minimum(a, 0.2)
+    total = np.zeros_like(a)
+    for k in range(28, 1, -1):
+        total = total * -near + zeta(np.array(float(k)), np.array(1.0)) / k
+    return np.where(a < 0.2, near * (total * near - 0.5772156649015329), lgamma(1 + a))
+
+
+def _upper_near_zero(a: Array, x: Array) -> Array:
+    """Q for a below 1 and x below 2, where 1 - P would cancel (DLMF 8.7.3)."""
+    a, x = np.minimum(a, 1.0), np.minimum(x, 2.0)
+    term, total = np.ones_like(a), np.zeros_like(a)
+    for n in range(1, 40):
+        term = term * -x / n
+        total = total + term / (a + n)
+    exponent = a * np.log(x) - _lgamma_of_one_plus(a)
+    return -np.expm1(exponent) - a * np.exp(exponent) * total
 
 
 def _incomplete_gamma(a: Array, x: Array) -> tuple[Array, Array]:
@@ -248,9 +279,9 @@ def _incomplete_gamma(a: Array, x: Array) -> tuple[Array, Array]:
             break
     below = at < shape + 1
     p = np.where(below, factor * series, 1 - factor * fraction)
-    q = np.where(below, 1 - factor * series, factor * fraction)
+    q = np.where(below, np.where(shape < 1, _upper_near_zero(shape, at), 1 - factor * series), factor * fraction)
     # At the ends of the domain the two are 0 and 1.
-    nothing = (x == 0) & (a > 0) | np.isinf(a) & (x >= 0) & np.isfinite(x)
+    nothing = (a > 0) & ((x == 0) | (np.isinf(a) & (x > 0) & np.isfinite(x)))
     everything = (a == 0) & (x > 0) | np.isinf(x) & (a >= 0) & np.isfinite(a)
     p = np.where(regular, p, np.where(nothing, 0.0, np.where(everything & (x > 0), 1.0, np.nan)))
     q = np.where(regular, q, np.where(nothing, 1.0, np.where(everything & (x > 0), 0.0, np.nan)))
