@@ -62,7 +62,7 @@ def primexec(
         )
     chosen = Options.of(given.get("executor", "auto"), given.get("executor_parameters"))
     registry.resolve(chosen, torch.device("cpu"))
-    compiled = _torch.aot_autograd(functools.partial(_compile_graph, options=chosen))(gm, example_inputs)
+    compiled = _torch.aot_autograd(functools.partial(compile_graph, options=chosen))(gm, example_inputs)
 
     def run(*args: Any) -> Any:
         return gm(*args) if config.disabled() else compiled(*args)
@@ -70,7 +70,7 @@ def primexec(
     return run
 
 
-def _compile_graph(
+def compile_graph(
     gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Options
 ) -> Callable[[list[Any]], Sequence[Any]]:
     """Compile one side that AOTAutograd made, forward or backward."""
