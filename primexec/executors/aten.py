@@ -43,6 +43,7 @@ class AtenExecutor:
     name = "aten"
     protocol_version = PROTOCOL_VERSION
     parameters: frozenset[str] = frozenset()
+    fuses = False
 
     def supports(self, node: fx.Node) -> Support:
         return YES

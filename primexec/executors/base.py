@@ -67,6 +67,9 @@ class Executor(Protocol):
 
     Only nodes without effects are offered to executors other than `aten`: what changes a tensor in place,
     draws random numbers or makes an alias that outlives the program stays there.
+
+    An executor may say `fuses = False`: it runs the operators of a region one by one, so that a region of one
+    operator tells how it runs that operator anywhere. `primexec.compare` then judges each alone, and does not bisect.
     """
 
     name: str
