@@ -21,6 +21,7 @@ from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, describe_call, differences, make_entry
 from primexec.partition import Plan, partition
+from primexec.passes.functionalize import Functionalize
 from primexec.runtime import Executable, compile_plan
 from primexec.verify import verify_captured
 
@@ -147,7 +148,10 @@ def compile_captured(
     captured: Captured, options: Options, executors: tuple[Executor, ...]
 ) -> tuple[Captured, Executable]:
     """Passes, plan, executable."""
-    captured = replace(captured, program=passes.run(captured.program))
+    program = passes.run(captured.program)
+    if any(executor.name != "aten" for executor in executors):
+        program = Functionalize()(program)
+    captured = replace(captured, program=program)
     verify_captured(captured.program)
     plan = _make_plan(captured, options, executors)
     _plan_log.debug("%s", plan)

@@ -14,7 +14,7 @@ from primexec.errors import ExecutorError
 from primexec.executors.base import YES, Executor, Region, Support, no
 from primexec.lowering.expand import Expansion, expand, inline
 from primexec.prims import is_prim
-from primexec.program import ApiCall, Program, op_name
+from primexec.program import Program, op_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,18 +227,5 @@ def _region(
     graph.output(tuple(copies[n] for n in outputs))
     module = fx.GraphModule(program.graph_module, graph)
     whole = {n for n in nodes if claims[n].expansion is None}
-    calls = tuple(_copy_call(c, copies) for c in program.calls if whole.issuperset(c.nodes))
+    calls = tuple(c.copied(copies) for c in program.calls if whole.issuperset(c.nodes))
     return Region(f"region{index}", executor, module, calls, inference)
-
-
-def _copy_call(call: ApiCall, copies: dict[fx.Node, fx.Node]) -> ApiCall:
-    copied = fx.node.map_arg((call.args, call.kwargs), copies.__getitem__)
-    return ApiCall(
-        function=call.function,
-        args=copied[0],
-        kwargs=copied[1],
-        nodes=tuple(copies[n] for n in call.nodes),
-        results=tuple(copies.get(n, n) for n in call.results),
-        sequence=call.sequence,
-        inputs=frozenset(copies[n] for n in call.inputs),
-    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import operator
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -72,6 +72,18 @@ class ApiCall:
     results: tuple[fx.Node, ...]
     sequence: bool  # the call returns a tuple or list of its results, not one tensor
     inputs: frozenset[fx.Node]
+
+    def copied(self, copies: Mapping[fx.Node, fx.Node]) -> ApiCall:
+        """The same call among the copies of its nodes."""
+        args, kwargs = fx.node.map_arg((self.args, self.kwargs), copies.__getitem__)
+        return replace(
+            self,
+            args=args,
+            kwargs=kwargs,
+            nodes=tuple(copies[n] for n in self.nodes),
+            results=tuple(copies.get(n, n) for n in self.results),
+            inputs=frozenset(copies[n] for n in self.inputs),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -94,7 +94,8 @@ def test_plan_tells_who_declined_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
         "region0 on other: 1 operators (1 aten.add.Tensor)",
         "region1 on toy: 1 operators (1 aten.mul.Tensor)",
         "region2 on aten: 2 operators (2 aten.exp)",
-        "  other declined 2 x aten.exp: only adds and multiplies; in its expansion, prims.exp: only adds and multiplies",
+        "  other declined 2 x aten.exp: only adds and multiplies; in its expansion, prims.exp: "
+        "only adds and multiplies",
         "  toy declined 2 x aten.exp: only adds and multiplies; in its expansion, prims.exp: only adds and multiplies",
         "  other declined 1 x aten.mul.Tensor: only adds and multiplies; in its expansion, prims.mul: "
         "only adds and multiplies",

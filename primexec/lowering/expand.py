@@ -100,7 +100,7 @@ def inline(expansion: Expansion, node: fx.Node, graph: fx.Graph, inputs: list[fx
     copies: dict[fx.Node, fx.Node] = {}
     storages: dict[int, int | None] = {}
     remaining = iter(inputs)
-    carried = {k: node.meta[k] for k in ("source", "stack_trace", "inference") if k in node.meta}
+    carried: dict[str, Any] = {k: node.meta[k] for k in ("source", "stack_trace", "inference") if k in node.meta}
     for prim in expansion.graph.nodes:
         if prim.op == "placeholder":
             copies[prim] = next(remaining)
@@ -315,7 +315,8 @@ class _Recorder(_torch.TorchDispatchMode):  # type: ignore[misc]
             raise _NoExpansionError("its decomposition reads the memory of an argument by strides")
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self.node_of, (list(args), kwargs))
         out = op(*args, **kwargs)
-        node = self.graph.create_node("call_function", op, tuple(node_args), node_kwargs, name=op._schema.name[-24:])
+        name = op._schema.name.partition("::")[2]
+        node = self.graph.create_node("call_function", op, tuple(node_args), node_kwargs, name=name)
         if isinstance(out, Tensor):
             if id(out) not in self.nodes:
                 self.bind(out, node)

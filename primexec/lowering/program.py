@@ -9,6 +9,7 @@ from torch import fx
 
 from primexec import effects
 from primexec.lowering.expand import Expansion, expand, inline
+from primexec.passes.functionalize import Functionalize
 from primexec.program import Program, stage
 
 
@@ -19,6 +20,7 @@ def lower(program: Program) -> Program:
     What has none stays as it is, and so do operators whose result is memory that others see, where the expansion
     would make new memory.
     """
+    program = Functionalize()(program)
     source = program.graph_module.graph
     seen = _seen_memory(program)
     graph = fx.Graph()
@@ -29,7 +31,7 @@ def lower(program: Program) -> Program:
         if node.target is operator.getitem and node.args[0] in parts:
             copies[node] = parts[node.args[0]][node.args[1]]
         elif expansion is None:
-            copies[node] = graph.node_copy(node, copies.__getitem__)  # type: ignore[arg-type]
+            copies[node] = graph.node_copy(node, copies.__getitem__)
         else:
             results = inline(expansion, node, graph, [copies[n] for n in node.all_input_nodes])  # type: ignore[misc]
             if isinstance(node.meta.get("val"), (tuple, list)):

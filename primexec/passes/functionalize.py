@@ -1,0 +1,211 @@
+"""Takes writing in place out of a program, where nobody outside can see the memory.
+
+Executors other than `aten` take operators without effects only. Memory that the program makes itself, and that no
+other result shares, is followed from write to write: an operator in place becomes its functional form, a write
+through a view is carried to the view's base by the view's inverse, and views read later are taken anew.
+Writes to inputs stay as they are, in their order.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch, effects
+from primexec.program import Program, TensorSpec
+
+_RENAMED = {
+    "aten.normal_.default": "aten.normal_functional.default",
+    "aten.bernoulli_.float": "aten.bernoulli.p",
+}
+_RESHAPED = frozenset(["view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "alias", "detach", "lift_fresh"])
+_Emit = Callable[..., fx.Node]
+
+
+@dataclass(frozen=True, slots=True)
+class Functionalize:
+    """Functional forms for operators that write to memory made inside of the program and seen by one result only."""
+
+    def __call__(self, program: Program) -> Program:
+        bases = _bases(program)
+        return _Rewrite(program, bases).run() if bases else program
+
+
+# Which memory ------------------------------------------------------------------------------------------
+
+
+def _bases(program: Program) -> dict[int, fx.Node]:
+    """Storage → the node that made it, for memory that can be followed."""
+    graph = program.graph_module.graph
+    written = {s for n in program.nodes for w in effects.writes(n) if (s := effects.storage_of(w)) is not None}
+    if not written:
+        return {}
+    for n in graph.find_nodes(op="placeholder"):
+        written.discard(effects.storage_of(n))
+    returned: Any = graph.output_node().args[0]
+    outputs = [effects.storage_of(n) for n in returned]
+    written = {s for s in written if outputs.count(s) <= 1}
+    bases: dict[int, fx.Node] = {}
+    for node in program.nodes:
+        storage = effects.storage_of(node)
+        if storage in written:
+            if storage not in bases:
+                bases[storage] = node
+            elif not _is_plain_view(node):
+                written.discard(storage)
+        for w in effects.writes(node):
+            s = effects.storage_of(w)
+            if s in written and not _can_carry(node, w, bases[s]):
+                written.discard(s)
+    return {s: base for s, base in bases.items() if s in written and not effects.aliases_input(base)}
+
+
+def _is_plain_view(node: fx.Node) -> bool:
+    viewed = [n for n in node.all_input_nodes if effects.storage_of(n) == effects.storage_of(node)]
+    return node.target is not operator.getitem and len(viewed) == 1 and node.args[0] is viewed[0]
+
+
+def _can_carry(node: fx.Node, written: fx.Node, base: fx.Node) -> bool:
+    if len(effects.writes(node)) != 1 or functional(node.target) is None or node.users:
+        return False
+    while written is not base:
+        if _name(written) not in _INVERSES or (_name(written) == "as_strided" and written.args[0] is not base):
+            return False
+        written = written.args[0]  # type: ignore[assignment]
+    return True
+
+
+def functional(op: Any) -> Any | None:
+    """The operator that returns what `op` writes; None where there is none."""
+    if not isinstance(op, _torch.OpOverload) or torch.Tag.inplace_view in op.tags:
+        return None
+    name, overload = op._schema.name.partition("::")[2], op._overloadname
+    if str(op) in _RENAMED:
+        return _torch.operator(_RENAMED[str(op)])
+    if op.namespace != "aten" or not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    found = getattr(packet, overload, None) if packet is not None else None
+    return None if found is None or found._schema.is_mutable else found
+
+
+# Views backwards ----------------------------------------------------------------------------------------
+
+
+def _reshape(emit: _Emit, base: fx.Node, part: fx.Node, view: fx.Node) -> fx.Node:
+    return emit(torch.ops.aten.reshape.default, part, list(base.meta["val"].shape))
+
+
+def _transpose(emit: _Emit, base: fx.Node, part: fx.Node, view: fx.Node) -> fx.Node:
+    return emit(view.target, part, *view.args[1:])
+
+
+def _permute(emit: _Emit, base: fx.Node, part: fx.Node, view: fx.Node) -> fx.Node:
+    dims = [d % len(view.args[1]) for d in view.args[1]]  # type: ignore[arg-type,operator,union-attr]
+    return emit(view.target, part, sorted(range(len(dims)), key=dims.__getitem__))
+
+
+def _scatter(name: str) -> Callable[[_Emit, fx.Node, fx.Node, fx.Node], fx.Node]:
+    def carry(emit: _Emit, base: fx.Node, part: fx.Node, view: fx.Node) -> fx.Node:
+        return emit(_torch.operator(name), base, part, *view.args[1:], **view.kwargs)
+
+    return carry
+
+
+_INVERSES: dict[str, Callable[[_Emit, fx.Node, fx.Node, fx.Node], fx.Node]] = {
+    **dict.fromkeys(_RESHAPED, _reshape),
+    "t": _transpose,
+    "transpose": _transpose,
+    "permute": _permute,
+    "slice": _scatter("aten.slice_scatter.default"),
+    "select": _scatter("aten.select_scatter.default"),
+    "diagonal": _scatter("aten.diagonal_scatter.default"),
+    "as_strided": _scatter("aten.as_strided_scatter.default"),
+}
+
+
+def _name(node: fx.Node) -> str:
+    op: Any = node.target
+    return op._schema.name.partition("::")[2] if isinstance(op, _torch.OpOverload) else ""
+
+
+# The rewriting ------------------------------------------------------------------------------------------
+
+
+class _Rewrite:
+    """Copies a program node by node, with the present value of each followed storage."""
+
+    def __init__(self, program: Program, bases: dict[int, fx.Node]) -> None:
+        self.program = program
+        self.bases = bases
+        self.graph = fx.Graph()
+        self.copies: dict[fx.Node, fx.Node] = {}
+        self.versions: dict[int, int] = dict.fromkeys(bases, 0)
+        self.taken: dict[fx.Node, int] = {}  # view of a followed storage → the version it was taken from
+
+    def run(self) -> Program:
+        changed: set[fx.Node] = set()
+        for node in self.program.graph_module.graph.nodes:
+            followed = [w for w in effects.writes(node) if effects.storage_of(w) in self.bases]
+            if followed:
+                self._write(node, followed[0])
+                changed.add(node)
+            else:
+                storage: Any = effects.storage_of(node)
+                if storage in self.bases:
+                    changed.add(node)
+                    self.taken[node] = self.versions[storage]
+                if self.versions.get(storage):
+                    self.copies[node] = self._take(node)
+                else:
+                    self.copies[node] = self.graph.node_copy(node, self._value)
+        module = fx.GraphModule(self.program.graph_module, self.graph)
+        kept = (c for c in self.program.calls if changed.isdisjoint((*c.nodes, *c.inputs)))
+        return replace(self.program, graph_module=module, calls=tuple(c.copied(self.copies) for c in kept))
+
+    def _value(self, node: fx.Node) -> fx.Node:
+        """The copy of a node, a view taken anew if its memory has been written since."""
+        storage: Any = effects.storage_of(node)
+        if storage in self.bases and node is not self.bases[storage] and self.taken[node] != self.versions[storage]:
+            self.copies[node] = self._take(node)
+            self.taken[node] = self.versions[storage]
+        return self.copies[node]
+
+    def _take(self, node: fx.Node) -> fx.Node:
+        """The view again, of memory that may be laid out in another way by now."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+        op = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
+        return self._emit(node, op, *args, **kwargs)
+
+    def _write(self, node: fx.Node, written: fx.Node) -> None:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+        value = self._emit(node, functional(node.target), *args, **kwargs)
+        dtype = written.meta["val"].dtype
+        if value.meta["val"].dtype != dtype:
+            value = self._emit(node, torch.ops.aten._to_copy.default, value, dtype=dtype)
+        part = written
+        storage = effects.storage_of(written)
+        assert storage is not None
+        base = self.bases[storage]
+        while part is not base:
+            view, part = part, part.args[0]  # type: ignore[assignment]
+            inverse = _INVERSES[_name(view)]
+            value = inverse(lambda op, *a, **k: self._emit(node, op, *a, **k), self._value(part), value, view)
+        self.copies[base] = value
+        self.versions[storage] += 1
+
+    def _emit(self, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A new node on the line of another one."""
+        node = self.graph.call_function(op, args, kwargs)
+        values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        like: Any = next(v for v in _torch.pytree.tree_leaves(values) if isinstance(v, Tensor))
+        with _torch.quiet_modes(), like.fake_mode, torch.no_grad():
+            out = op(*values[0], **values[1])
+        node.meta = {k: origin.meta[k] for k in ("source", "stack_trace", "inference") if k in origin.meta}
+        node.meta.update(val=out, spec=TensorSpec.of(out))
+        return node

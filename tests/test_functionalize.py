@@ -1,0 +1,110 @@
+"""Writing taken out of programs: random programs of views and writes against eager, and what must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from primexec import effects, make_traced
+from primexec.passes.functionalize import Functionalize
+from tests.prims_oracle import run_graph
+
+X = torch.arange(16.0, dtype=torch.float64).reshape(4, 4)
+
+VIEWS: list[Callable[[Tensor], Tensor]] = [
+    lambda t: t[1:],
+    lambda t: t[0],
+    lambda t: t[..., ::2],
+    lambda t: t.t() if t.dim() <= 2 else t,
+    lambda t: t.unsqueeze(0),
+    lambda t: t.squeeze(),
+    lambda t: t.reshape(-1),
+    lambda t: t.diagonal() if t.dim() == 2 else t,
+    lambda t: t.movedim(0, -1) if t.dim() else t,
+    lambda t: t.detach(),
+]
+WRITES: list[Callable[[Tensor], Any]] = [
+    lambda t: t.add_(1),
+    lambda t: t.mul_(t),
+    lambda t: t.fill_(7),
+    lambda t: t.zero_(),
+    lambda t: t.copy_(t.flip(0) if t.dim() else t),
+    lambda t: t.logical_not_(),
+    lambda t: t.clamp_(min=3),
+    lambda t: t.masked_fill_(t > 4, -1),
+    lambda t: t.sub_(t.sum()),
+]
+STEP = st.tuples(st.sampled_from(["view", "write", "read"]), st.integers(0, 9), st.integers(0, 9))
+
+
+@given(st.lists(STEP, min_size=1, max_size=12))
+def test_random_programs(steps: list[tuple[str, int, int]]) -> None:
+    def program(x: Tensor) -> Any:
+        tensors, sums = [x * 2], []
+        for kind, which, what in steps:
+            t = tensors[which % len(tensors)]
+            if kind == "view" and t.numel():
+                if t.dim():
+                    tensors.append(VIEWS[what](t))
+            elif kind == "write":
+                WRITES[what % len(WRITES)](t)
+            else:
+                sums.append(t * 3)
+        return (*sums, tensors[-1] + 1)
+
+    traced = make_traced(program).trace(X)
+    functional, lowered = Functionalize()(traced), traced.lower()
+    expected = program(X)
+    for changed in (functional, lowered):
+        results = run_graph(changed.graph_module.graph, [X])
+        for mine, eager in zip(results, expected, strict=True):
+            assert torch.equal(mine, eager)
+            assert mine.dtype == eager.dtype
+    if not any("squeeze" in str(n.target) or "movedim" in str(n.target) for n in traced.nodes):
+        assert not any(effects.writes(n) for n in functional.nodes)
+
+
+def targets(fn: Callable[..., Any], *args: Tensor) -> list[str]:
+    return [str(n.target) for n in Functionalize()(make_traced(fn).trace(*args)).nodes]
+
+
+def two_views(x: Tensor) -> Any:
+    z = x * 2
+    z.add_(1)
+    return z, z[0]
+
+
+STAY: dict[str, Callable[[Tensor], Any]] = {
+    "input": lambda x: x.add_(1),
+    "view of an input": lambda x: x[0].add_(1),
+    "seen by two results": two_views,
+    "metadata": lambda x: (x * 2).squeeze_(),
+}
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_what_is_seen_outside_stays(name: str) -> None:
+    program = make_traced(STAY[name]).trace(X.clone())
+    assert Functionalize()(program) is program
+
+
+def test_returned_memory_may_be_written_before() -> None:
+    assert targets(lambda x: (x * 2).add_(1), X) == ["aten.mul.Tensor", "aten.add.Tensor"]
+
+
+def test_random_draws_keep_their_numbers() -> None:
+    def draw(x: Tensor) -> Tensor:
+        return torch.empty_like(x).normal_(1, 2) + torch.empty_like(x).uniform_()
+
+    program = Functionalize()(make_traced(draw).trace(X))
+    assert not any(effects.writes(n) for n in program.nodes)
+    torch.manual_seed(3)
+    (mine,) = run_graph(program.graph_module.graph, [X])
+    torch.manual_seed(3)
+    assert torch.equal(mine, draw(X))
