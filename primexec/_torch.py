@@ -6,6 +6,7 @@ breaks the feature which needs it, with a clear error, and never `import primexe
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import logging
@@ -65,6 +66,9 @@ pytree = _late("torch.utils._pytree")
 TorchDispatchMode = _late("torch.utils._python_dispatch.TorchDispatchMode")
 OpOverload = _late("torch._ops.OpOverload")
 HigherOrderOperator = _late("torch._ops.HigherOrderOperator")
+empty_strided_cpu: Callable[..., Tensor] = _late("torch._C._dynamo.guards._empty_strided_cpu")
+set_version_counter: Callable[..., None] = _late("torch._C._autograd._unsafe_set_version_counter")
+storage_use_count: Callable[[int], int] = _late("torch._C._storage_Use_Count")
 function_mode_depth: Callable[[], int] = _late("torch._C._len_torch_function_stack")
 set_grad_enabled: Callable[[bool], None] = _late("torch._C._set_grad_enabled")
 
@@ -402,6 +406,13 @@ def binding_namespaces() -> tuple[Any, ...]:
 @cache
 def torch_directory() -> str:
     return os.path.dirname(torch.__file__) + os.sep
+
+
+def load_libtorch() -> ctypes.CDLL | None:
+    """The library of torch's CPU operators, through which its OpenMP runtime is found; None where it is elsewhere."""
+    names = ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll")
+    found = [path for name in names if os.path.exists(path := os.path.join(torch_directory(), "lib", name))]
+    return ctypes.CDLL(found[0]) if found else None
 
 
 def identity(value: Any) -> int:

@@ -7,6 +7,7 @@ in the result as level 3, and twice as fast to compile.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,14 @@ CONTEXT_LINES = 3
 
 # LLVM's entry points in llvmlite are not safe to enter from two threads at once.
 _lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 _numbers = itertools.count()
 
 

@@ -1,0 +1,194 @@
+"""Memory kept between calls: large outputs from storages that nobody refers to any more, and arenas.
+
+A fresh allocation of some megabytes costs more in page faults than a kernel costs to fill it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from primexec._torch import empty_strided_cpu, set_version_counter, storage_use_count
+
+SMALLEST = 1 << 20  # bytes; below, the allocator reuses memory by itself
+ALIGNMENT = 64
+PATIENCE = (
+    0.01  # seconds; a finalizer that runs inside the pool and calls it again goes without, and never waits on itself
+)
+
+
+class _Entry:
+    """A storage that was given out, with what must still hold when it is given out again."""
+
+    __slots__ = ("address", "nbytes", "storage")
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self.storage = storage
+        self.nbytes = storage.nbytes()
+        self.address = storage.data_ptr()
+
+    def unused(self) -> bool:
+        """Whether nobody but the pool refers to the storage, in C++ or as a Python object."""
+        return storage_use_count(self.storage._cdata) == 1 and sys.getrefcount(self.storage) <= _references_alone()
+
+    def intact(self) -> bool:
+        """Whether it is the memory that it was: not resized, not moved, not shared between processes.
+
+        Asking for the address also gives a copy-on-write storage memory of its own.
+        """
+        s = self.storage
+        return s.nbytes() == self.nbytes and not s.is_shared() and s.data_ptr() == self.address
+
+
+@cache
+def _references_alone() -> int:
+    """What `unused` counts where only an entry refers to the storage's Python object."""
+    entry = _Entry(torch.empty(1).untyped_storage())
+    return _count(entry)
+
+
+def _count(entry: _Entry) -> int:
+    return sys.getrefcount(entry.storage)
+
+
+class OutputPool:
+    """Storages of SMALLEST bytes and more, reused when nobody else refers to them.
+
+    Args:
+        limit: bytes of all storages it remembers, given out or not; the least recently used are forgotten first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._by_size: OrderedDict[int, list[_Entry]] = OrderedDict()  # least recently used sizes first
+        self._bytes = 0
+
+    def empty(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, nbytes: int) -> Tensor:
+        """An uninitialised tensor of its own, as torch.empty_strided makes it; `nbytes` is its storage's size."""
+        storage = None
+        if self._lock.acquire(timeout=PATIENCE):
+            try:
+                storage = self._take(nbytes)
+            finally:
+                self._lock.release()
+        if storage is not None:
+            reused = torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)
+            if not reused.is_inference():
+                set_version_counter((reused,), (0,))  # set_ counts as a change; a new tensor has seen none
+            return reused
+        made: Tensor = empty_strided_cpu(shape, strides, dtype)
+        self._remember(made.untyped_storage())
+        return made
+
+    def _take(self, nbytes: int) -> torch.UntypedStorage | None:
+        entries = self._by_size.get(nbytes)
+        if entries is None:
+            return None
+        self._by_size.move_to_end(nbytes)
+        for i, entry in enumerate(entries):
+            if not entry.unused():
+                continue
+            if entry.intact():
+                entries.append(entries.pop(i))
+                return entry.storage
+            self._bytes -= entry.nbytes
+            del entries[i]
+            return None
+        return None
+
+    def _remember(self, storage: torch.UntypedStorage) -> None:
+        entry = _Entry(storage)
+        if entry.nbytes > self.limit or not self._lock.acquire(timeout=PATIENCE):
+            return
+        try:
+            self._by_size.setdefault(entry.nbytes, []).append(entry)
+            self._bytes += entry.nbytes
+            while self._bytes > self.limit:
+                size, entries = next(iter(self._by_size.items()))
+                entries.pop(0)
+                self._bytes -= size
+                if not entries:
+                    del self._by_size[size]
+        finally:
+            self._lock.release()
+
+    def clear(self) -> None:
+        """Forget every storage; those in use live on with their tensors."""
+        with self._lock:
+            self._by_size.clear()
+            self._bytes = 0
+
+    def after_fork(self) -> None:
+        """In a child process: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+        self._by_size.clear()
+        self._bytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all storages that it remembers."""
+        return self._bytes
+
+
+class Arenas:
+    """Blocks for intermediates, one checked out for each run; sizes are powers of two."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Tensor]] = {}
+
+    def take(self, nbytes: int) -> Tensor:
+        """A block of at least so many bytes, aligned to 64."""
+        size = 1 << max(12, (nbytes - 1).bit_length())
+        try:
+            return self._free[size].pop()  # one step under the GIL: no two runs get the same block
+        except (KeyError, IndexError):
+            with torch.inference_mode(False):
+                block = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+            skip = -block.data_ptr() % ALIGNMENT
+            return block[skip : skip + size]
+
+    def give_back(self, block: Tensor) -> None:
+        """Return a block once no kernel writes to it any more."""
+        self._free.setdefault(block.numel(), []).append(block)
+
+    def clear(self) -> None:
+        """Free the blocks that are not checked out."""
+        self._free = {}
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 1 << 32
+
+
+outputs = OutputPool(limit=_physical_memory() // 8)
+arenas = Arenas()
+os.register_at_fork(after_in_child=outputs.after_fork)
+
+
+def storage_bytes(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> int:
+    """Bytes from the first to the last element of a strided tensor.
+
+    >>> storage_bytes((2, 3), (3, 1), torch.float32), storage_bytes((0, 3), (3, 1), torch.float32)
+    (24, 0)
+    """
+    if math.prod(shape) == 0:
+        return 0
+    return (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * dtype.itemsize
+
+
+def empty_cache() -> None:
+    """Free the memory that compiled programs keep between calls. What is in use stays as it is."""
+    outputs.clear()
+    arenas.clear()
