@@ -322,7 +322,8 @@ def _stand_ins() -> list[tuple[Any, str, Callable[[Any], Any]]]:
         for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
             if hasattr(module, name):
                 questions.append((module, name, _without_our_mode))
-    return [compiling, control_flow, fake_log, *questions]
+    rng = [(torch, f"{verb}_rng_state", _recorded_rng(op)) for verb, op in (("get", "rng_state"), ("set", "set_rng_state"))]
+    return [compiling, control_flow, fake_log, *rng, *questions]
 
 
 def _call_directly(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -358,6 +359,62 @@ def modes(*stack: Any) -> Iterator[None]:
     with ExitStack() as entered:
         for mode in stack:
             entered.enter_context(mode)
+        yield
+
+
+# Autograd -----------------------------------------------------------------------------------------------
+
+
+def sequence_number() -> int:
+    """The number of the autograd node that this thread made last."""
+    return int(private("torch._C._autograd._get_sequence_nr")()) - 1
+
+
+def autograd_node() -> Any:
+    """The autograd node whose backward runs in this thread, or None."""
+    return private("torch._C._current_autograd_node")()
+
+
+@cache
+def rng_operators() -> Any:
+    """Operators that read and set the state of the CPU generator, so that checkpoints can be recorded."""
+    library = torch.library.Library("primexec", "DEF")
+    library.define("rng_state() -> Tensor")
+    library.define("set_rng_state(Tensor state) -> ()")
+    library.impl("rng_state", lambda: torch.default_generator.get_state(), "CompositeExplicitAutograd")
+    library.impl("set_rng_state", lambda state: torch.default_generator.set_state(state) and None, "CPU")
+    with modes_off():
+        size = torch.default_generator.get_state().numel()
+    torch.library.register_fake("primexec::rng_state", lambda: torch.empty(size, dtype=torch.uint8), lib=library)
+    torch.library.register_fake("primexec::set_rng_state", lambda state: None, lib=library)
+    return library, torch.ops.primexec
+
+
+def below_autograd() -> Any:
+    """Operators record nothing for autograd, while kernels still see the grad mode as it is."""
+    return private("torch._C._AutoDispatchBelowAutograd")()
+
+
+def _recorded_rng(name: str) -> Callable[[Any], Any]:
+    """Checkpoints read the generator's state in forward, and set it in backward: both are recorded."""
+
+    def stand_in(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*state: Tensor) -> Any:
+            ours = capturing() and sys._getframe(1).f_code.co_filename.startswith(torch_directory())
+            return getattr(rng_operators()[1], name)(*state) if ours else original(*state)
+
+        return call
+
+    return stand_in
+
+
+@contextmanager
+def autocast_off() -> Iterator[None]:
+    """Without autocast: eager's backward formulas run outside of it."""
+    devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    with ExitStack() as off:
+        for device in devices:
+            off.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

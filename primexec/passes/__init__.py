@@ -6,6 +6,7 @@ from typing import Protocol
 
 from primexec.passes.constants import ShareConstants
 from primexec.passes.dead_code import RemoveDeadCode
+from primexec.passes.renames import RemoveRenames
 from primexec.program import Program
 
 
@@ -15,7 +16,7 @@ class Pass(Protocol):
     def __call__(self, program: Program) -> Program: ...
 
 
-PIPELINE: tuple[Pass, ...] = (RemoveDeadCode(), ShareConstants())
+PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveDeadCode(), ShareConstants())
 
 
 def run(program: Program) -> Program:
