@@ -44,7 +44,7 @@ class Training:
         self.compiles = 0
         program = forward.plan.program
         backward: Any = program.backward
-        self.saved = _saved(program, backward)
+        self.saved = [(i.label, *joint.places[i.label]) for i in backward.inputs if i.kind == "saved"]
         self._positions = {name: i for i, (name, _, _) in enumerate(self.saved)}
         self._backward: dict[tuple[Gradients, tuple[bool, ...]], _Compiled] = {}
         recorder = self.joint.recorder
@@ -92,14 +92,6 @@ class Training:
             _picker(places),
             tuple(None if isinstance(leaf, Static) else leaf for leaf in program.output_leaves),
         )
-
-
-def _saved(program: Program, backward: Program) -> tuple[tuple[str, bool, int], ...]:
-    """What is saved, as (name, whether it is an input, position among inputs or outputs)."""
-    inputs = {i.name: n for n, i in enumerate(program.inputs)}
-    outputs = {node.name: n for n, node in enumerate(program.outputs)}
-    names = [i.label for i in backward.inputs if i.kind == "saved"]
-    return tuple((n, True, inputs[n]) if n in inputs else (n, False, outputs[n]) for n in names)
 
 
 def _picker(places: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from primexec import _torch, passes
+from primexec import _torch, _torch_capture, passes
 from primexec._torch import pytree
 from primexec.autograd import bind
 from primexec.capture import Captured, Signature, capture, capture_lock
@@ -141,7 +141,7 @@ class Cache:
 def runs_inline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the call belongs to somebody else's trace or transform, or to a capture of ours."""
     return (
-        _torch.capturing()
+        _torch_capture.capturing()
         or _torch.foreign_mode_active()
         or any(map(_torch.is_foreign_tensor, pytree.tree_leaves((args, kwargs))))
     )

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, statics
+from primexec import _torch, _torch_capture, statics
 from primexec._torch import pytree
 from primexec.bytecode import RANDOM, SEEDS, stores_attribute, user_source_of
 from primexec.config import logger
@@ -165,7 +165,7 @@ def _capture(
     fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
     fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
     try:
-        with _torch.capture_environment():
+        with _torch_capture.capture_environment():
             result = tracer.run(run, fake_args, fake_kwargs)
     except BaseException as error:
         tracer.reads.restore(_torch.is_fake)
@@ -340,13 +340,18 @@ def _join(
     extras = [n for n in dict.fromkeys((*sources, *taken)) if n.op != "placeholder" and n not in outputs]
     places = {n: i for i, n in enumerate((*outputs, *extras))}
     results = [
-        Result(root.op == "placeholder", (placeholders.index if root.op == "placeholder" else places.__getitem__)(root), v)
+        Result(
+            root.op == "placeholder", (placeholders.index if root.op == "placeholder" else places.__getitem__)(root), v
+        )
         for root, v in made
     ]
     joint = Joint(
         inputs=tuple(map(placeholders.index, wanted)),
         roots=tuple(places[n] for n in roots),
         results=tuple(results),
+        places={
+            n.name: (n.op == "placeholder", i) for i, n in (*enumerate((*outputs, *extras)), *enumerate(placeholders))
+        },
         recorder=recorder,
     )
     return joint, extras, backward

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects
+from primexec import _torch, _torch_capture, effects
 from primexec.errors import CaptureError
 from primexec.higher_order import add_placeholder
 from primexec.program import Input, Program, Static
 from primexec.tracer import Scope, Tracer
 
-Gradients = tuple[tuple[int, ...] | None, ...]  # of each differentiable root the strides of its gradient, if it gets one
+Gradients = tuple[
+    tuple[int, ...] | None, ...
+]  # of each differentiable root the strides of its gradient, if it gets one
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,14 @@ class Joint:
         inputs: positions of the program's inputs that may get gradients.
         roots: positions of its outputs that have gradients and own their memory.
         results: how each output that the function returns is made.
+        places: for the name of an input or output its position: (whether it is an input, position).
         recorder: records backward programs.
     """
 
     inputs: tuple[int, ...]
     roots: tuple[int, ...]
     results: tuple[Result, ...]
+    places: dict[str, tuple[bool, int]]
     recorder: Recorder
 
 
@@ -82,13 +86,13 @@ class Recorder:
         tracer, forward = self.tracer, self.tracer.scope
         tracer.scope = scope = Scope(forward)
         try:
-            with _torch.capture_environment(), _torch.autocast_off(), torch.enable_grad():
+            with _torch_capture.capture_environment(), _torch.autocast_off(), torch.enable_grad():
                 tangents = [self._tangent(scope, i, strides) for i, strides in enumerate(gradients)]
                 given = [(n.meta["val"], t) for n, t in zip(self.roots, tangents, strict=True) if t is not None]
                 wanted = [n.meta["val"] for n, need in zip(self.inputs, needed, strict=True) if need]
                 found = iter(tracer.run(_gradients, (given, wanted), {}))
                 results = [tracer.node_of(g) if need and (g := next(found)) is not None else None for need in needed]
-                g = found = None  # type: ignore[assignment]  # they would look like tensors that escaped
+                g = found = None  # they would look like tensors that escaped
         except BaseException:
             tracer.raise_failure()
             raise

@@ -12,7 +12,6 @@ import gc
 import operator
 import re
 import sys
-import types
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -396,7 +395,9 @@ class Tracer:
             if not isinstance(real, Tensor):
                 continue
             if real.requires_grad != stand_in.requires_grad or self._histories[id(stand_in)] is not stand_in.grad_fn:
-                raise CaptureError("the function changes one of its inputs in a way that autograd records", hint=grad_hint)
+                raise CaptureError(
+                    "the function changes one of its inputs in a way that autograd records", hint=grad_hint
+                )
             if stand_in.is_leaf and (stand_in.grad is None) != (real.grad is None):
                 raise CaptureError(
                     "the function runs backward(), which sets the .grad of its inputs",
