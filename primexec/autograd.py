@@ -53,9 +53,13 @@ class Training:
     def run(self, *inputs: Any) -> list[Any]:
         """What the program returns, tied to autograd."""
         joint, made = self.joint, []  # type: ignore[var-annotated]
-        rooted = _Run.apply(self, inputs, made, *[inputs[i] for i in joint.inputs])  # type: ignore[no-untyped-call]
-        for i, root in zip(joint.roots, rooted, strict=True):
-            made[i] = root
+        if joint.roots:
+            rooted = _Run.apply(self, inputs, made, *[inputs[i] for i in joint.inputs])  # type: ignore[no-untyped-call]
+            for i, root in zip(joint.roots, rooted, strict=True):
+                made[i] = root
+        else:  # nothing but views of inputs
+            with torch.no_grad():
+                made.extend(self.forward(*inputs))
         results = []
         for result in joint.results:
             value = (inputs if result.is_input else made)[result.index]
@@ -115,32 +119,14 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        needed = ctx.needs_input_grad[3:]
-        with torch.no_grad():
-            found = ctx.training.backward(ctx.saved_tensors, gradients, needed)
         if torch.is_grad_enabled():
-            name = ctx.training.joint.recorder.name
-            there = [g for g in found if g is not None]
-            wrapped = iter(_Twice.apply(name, torch.empty(0, requires_grad=True), *there))  # type: ignore[no-untyped-call]
-            found = [None if g is None else next(wrapped) for g in found]
+            raise PrimexecError(
+                f"gradients of the traced function {ctx.training.joint.recorder.name} are asked for with "
+                "create_graph=True, and its backward program cannot be differentiated\nWhat to do: call the function "
+                "inside `with primexec.disable():` where second derivatives are needed"
+            )
+        found = ctx.training.backward(ctx.saved_tensors, gradients, ctx.needs_input_grad[3:])
         return None, None, None, *found
-
-
-class _Twice(torch.autograd.Function):
-    """Raises where gradients made with create_graph=True are differentiated once more."""
-
-    @staticmethod
-    def forward(ctx: Any, name: str, anchor: Tensor, *gradients: Tensor) -> Any:
-        ctx.name = name
-        return tuple(g.view_as(g) for g in gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor | None) -> Any:
-        raise PrimexecError(
-            f"a gradient of the traced function {ctx.name} is differentiated once more, and its backward program "
-            "has no gradients of its own\nWhat to do: call it inside `with primexec.disable():` where second "
-            "derivatives are needed"
-        )
 
 
 def bind(joint: Joint, forward: Executable, compile_: Compile) -> Executable:

@@ -201,6 +201,8 @@ def _is_step(node: fx.Node) -> bool:
 
 
 def _gradients(given: list[tuple[Tensor, Tensor]], wanted: list[Tensor]) -> tuple[Tensor | None, ...]:
+    if not given:
+        return (None,) * len(wanted)
     outputs, tangents = zip(*given, strict=True)
     # The graph stays: other gradients may be asked for later.
     return torch.autograd.grad(outputs, wanted, tangents, retain_graph=True, allow_unused=True)
