@@ -6,11 +6,7 @@ breaks the feature which needs it, with a clear error, and never `import primexe
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import ctypes
-import gc
-=======
->>>>>>> cdcd654 (Training: one file for what a capture replaces; layers)
 import importlib
 import os
 import sys

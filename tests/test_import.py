@@ -16,12 +16,8 @@ HEAVY = ("jax", "triton", "onnx", "onnxruntime", "transformers", "torch._inducto
 
 # From the top to the bottom: a file imports only files that stand further down.
 LAYERS = (
-<<<<<<< HEAD
     "primexec", "compare", "repro", "bisection", "divergence", "runs", "slices", "rounding", "exact", "ulp",
-    "dynamo", "api", "explain", "cache", "guards", "runtime", "partition", "executors",
-=======
-    "primexec", "dynamo", "api", "explain", "cache", "guards", "autograd", "runtime", "partition", "executors",
->>>>>>> cdcd654 (Training: one file for what a capture replaces; layers)
+    "dynamo", "api", "explain", "cache", "guards", "autograd", "runtime", "partition", "executors",
     "executors.registry", "executors.llvm.launch", "executors.llvm.pool", "executors.llvm.threads",
     "executors.llvm.engine", "executors.llvm.vmath", "executors.llvm.vmath.special",
     "executors.llvm.vmath.trigonometry", "executors.llvm.vmath.binary", "executors.llvm.vmath.elementary",
