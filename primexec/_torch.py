@@ -358,6 +358,11 @@ def storage_key(t: Any) -> int:
     return int(t.untyped_storage()._cdata)
 
 
+def overlap(tensors: list[Tensor]) -> bool:
+    """Whether any two tensors of one storage have an element in common."""
+    return bool(private("torch._C._dynamo.guards.compute_overlapping_tensors")(tensors, symbolic=False))
+
+
 @contextmanager
 def modes_off() -> Iterator[None]:
     """Without any dispatch or function mode of anybody's."""

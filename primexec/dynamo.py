@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, config, passes
 from primexec.config import Options, logger
+from primexec.errors import PrimexecError
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.graphs import Imported, boxed, import_graph, specialise
@@ -63,11 +64,42 @@ def primexec(
     chosen = Options.of(given.get("executor", "auto"), given.get("executor_parameters"))
     registry.resolve(chosen, torch.device("cpu"))
     compiled = _torch.aot_autograd(functools.partial(compile_graph, options=chosen))(gm, example_inputs)
+    changed: list[int] | None = None  # positions of the inputs that the graph changes in place; None: not yet run
 
     def run(*args: Any) -> Any:
-        return gm(*args) if config.disabled() else compiled(*args)
+        nonlocal changed
+        if config.disabled():
+            return gm(*args)
+        if changed is None:
+            versions = _versions(args)
+            out = compiled(*args)
+            changed = [] if _overlapping(args, versions) else [i for i, v in versions.items() if args[i]._version != v]
+            return out
+        if changed and _overlapping(args, changed):
+            raise PrimexecError(
+                "inputs of a compiled function overlap in memory, it changes one of them in place, and it was compiled "
+                "for inputs that do not overlap: Dynamo does not tell these calls apart.\n"
+                "What to do: pass a clone, or call torch.compiler.reset() and make the overlapping call first"
+            )
+        return compiled(*args)
 
     return run
+
+
+def _versions(args: Sequence[Any]) -> dict[int, int]:
+    """How often each tensor was changed in place; inference tensors do not count."""
+    plain = ((i, t) for i, t in enumerate(args) if type(t) in (Tensor, torch.nn.Parameter))
+    return {i: t._version for i, t in plain if not t.is_inference()}
+
+
+def _overlapping(args: Sequence[Any], among: Iterable[int]) -> bool:
+    """Whether one of these inputs overlaps in memory with any other input."""
+    by_storage: dict[int, list[Tensor]] = {}
+    for t in args:
+        if type(t) in (Tensor, torch.nn.Parameter):
+            by_storage.setdefault(_torch.storage_key(t), []).append(t)
+    sharing = (by_storage[_torch.storage_key(args[i])] for i in among)
+    return any(len(tensors) > 1 and _torch.overlap(tensors) for tensors in sharing)
 
 
 def compile_graph(

@@ -56,6 +56,7 @@ def check(op: Any, sample: Any, compile_graph: Callable[..., Any], symbolic: boo
                 (sample.input, *sample.args),
                 sample.kwargs,
                 dynamic=symbolic,
+                assert_equals_fn=functools.partial(torch.testing.assert_close, equal_nan=True),
                 check_gradients="auto",
                 try_check_data_specialization=op.name not in VALUES_UNDEFINED,
                 skip_correctness_check=op.name in VALUES_UNDEFINED,

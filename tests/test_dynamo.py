@@ -247,6 +247,28 @@ def test_mutation_and_aliases() -> None:
     assert not b.any()
 
 
+def test_inputs_that_come_to_overlap_are_refused() -> None:
+    def fn(a: Tensor, b: Tensor) -> Tensor:
+        a.add_(1)
+        return a + b
+
+    traced = compiled(fn)
+    assert torch.equal(traced(torch.ones(4), torch.ones(4)), torch.full((4,), 3.0))
+    memory = torch.ones(8)
+    assert torch.equal(traced(memory[:4], memory[4:]), torch.full((4,), 3.0))  # they share it, and do not overlap
+    with pytest.raises(primexec.PrimexecError, match="overlap in memory"):
+        traced(memory[:4], memory[1:5])
+    torch._dynamo.reset()
+    traced = compiled(fn)
+    for _ in range(2):
+        mine, theirs = torch.ones(5), torch.ones(5)
+        assert torch.equal(traced(mine[:4], mine[1:]), fn(theirs[:4], theirs[1:]))
+    x = torch.ones(5)
+    only_read = compiled(lambda a, b: a + b)
+    for a, b in ((x[:2], x[3:]), (x[:4], x[1:])):
+        assert torch.equal(only_read(a, b), a + b)
+
+
 def test_modes_around_the_call() -> None:
     layer = nn.Linear(4, 4)
     x = torch.randn(2, 4)
@@ -313,6 +335,27 @@ def test_custom_function_and_custom_operator() -> None:
     compiled(lambda x: Scale.apply(x).sum())(x).backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, x.detach() * 10)
+
+    @torch.library.custom_op("primexec_tests::count_up", mutates_args=("counter",))
+    def count_up(counter: Tensor, y: Tensor) -> Tensor:
+        counter.add_(1)
+        return counter * y
+
+    count_up.register_fake(lambda counter, y: torch.empty_like(counter))
+    mine, theirs = torch.zeros(2), torch.zeros(2)
+    assert torch.equal(
+        compiled(lambda c, y: count_up(c, y) + c)(mine, torch.ones(2)), count_up(theirs, torch.ones(2)) + theirs
+    )
+    assert torch.equal(mine, theirs)
+
+
+def test_sizes_that_depend_on_data() -> None:
+    def fn(x: Tensor) -> Tensor:
+        return (x[x > 0] * 2).sum() + x.nonzero().shape[0]
+
+    x = torch.randn(10)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        assert torch.equal(torch.compile(fn, backend="primexec", fullgraph=True)(x), fn(x))
 
 
 def test_constants_and_control_flow() -> None:
