@@ -6,7 +6,6 @@ from typing import Protocol
 
 from primexec.passes.constants import ShareConstants
 from primexec.passes.dead_code import RemoveDeadCode
-from primexec.passes.renames import RemoveRenames
 from primexec.program import Program
 
 
@@ -16,7 +15,7 @@ class Pass(Protocol):
     def __call__(self, program: Program) -> Program: ...
 
 
-PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveDeadCode(), ShareConstants())
+PIPELINE: tuple[Pass, ...] = (RemoveDeadCode(), ShareConstants())
 
 
 def run(program: Program) -> Program:

@@ -1,0 +1,224 @@
+"""The suite: every operator at every dtype that an executor declares, then whole programs."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch
+from primexec.executors import registry
+from primexec.executors.base import Executor
+from primexec.testing import checks, oracle, programs, values
+from primexec.testing.checks import BrokenRuleError, Call
+from primexec.testing.families import ROWS, Row, operator
+from primexec.testing.regions import single
+from primexec.testing.report import Expected, Finding, Report
+from primexec.testing.report import Row as Tried
+from primexec.testing.samples import Sample
+from primexec.testing.tolerance import TOLERANCES, differ
+
+_CAREFULLY = 6  # calls of an operator at a dtype that are held to every rule; the others are compared only
+_MAX_ELEMENTS_CAREFULLY = 5000
+
+
+def check_executor(
+    executor: Executor | str,
+    *,
+    names: Collection[str] | None = None,
+    dtypes: Collection[torch.dtype] | None = None,
+    expected: Expected | str | Path | None = None,
+    random_programs: int = 50,
+    seed: int = 0,
+) -> Report:
+    """Hold an executor to what it declares.
+
+    For each operator of the table and each dtype, the executor is asked through `supports` whether it takes a
+    call; each call that it takes is compiled, run, and compared with the float64 reference.
+
+    Args:
+        executor: an executor, or the name of an installed one.
+        names: operators such as `prims.exp.default`; None for all.
+        dtypes: None for all.
+        expected: failures that the executor owns up to, or the TOML file that holds them.
+        random_programs: how many random programs to run; 0 for none.
+        seed: of every value.
+
+    Raises:
+        ValueError: for a name that is not in the table.
+
+    >>> from primexec.testing import check_executor
+    >>> report = check_executor("aten", names=["prims.exp.default"], dtypes=[torch.float32], random_programs=0)
+    >>> bool(report), report.declared
+    (True, [('prims.exp.default', 'float32')])
+    """
+    if isinstance(executor, str):
+        executor = registry.load(executor)
+    unknown = sorted(set(names or ()) - ROWS.keys())
+    if unknown:
+        raise ValueError(f"no such operators in the table: {', '.join(unknown)}")
+    if not isinstance(expected, Expected):
+        expected = Expected.load(expected) if expected is not None else Expected()
+    rows: dict[tuple[str, str], Tried] = {}
+    findings: list[Finding] = []
+    for name in ROWS if names is None else names:
+        for dtype in ROWS[name].dtypes:
+            if dtypes is None or dtype in dtypes:
+                examined = examine(executor, name, dtype, seed)
+                rows[name, str(dtype).removeprefix("torch.")] = examined.tried
+                findings += examined.findings
+    findings += refusals(executor)
+    ran, broken = programs.check(executor, random_programs, seed)
+    findings += broken
+    if names is None and not any(row.cases for row in rows.values()):
+        findings.append(Finding("supports", "", "claim", "the executor declares no operator of the table"))
+    unexpected, unmet = expected.split(findings)
+    stale = tuple(_stale(key, expected, rows) for key in sorted(unmet))
+    return Report(executor.name, rows, tuple(findings), tuple(unexpected), stale, ran, 0)
+
+
+def _stale(key: tuple[str, str], expected: Expected, rows: dict[tuple[str, str], Tried]) -> str:
+    name, dtype = key
+    tried = any(row.cases for (n, d), row in rows.items() if n == name and dtype in ("", d))
+    what = "passes: strike it out" if tried else "was not tried: no such operator and dtype is declared"
+    return f"expected failure {name} {dtype or 'of every dtype'} ({expected.reasons[key]}) {what}"
+
+
+@dataclass
+class Examined:
+    """One operator at one dtype."""
+
+    tried: Tried = field(default_factory=Tried)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def examine(executor: Executor, name: str, dtype: torch.dtype, seed: int = 0) -> Examined:
+    """Try one operator at one dtype."""
+    done = Examined()
+    row, op = ROWS[name], operator(name)
+    threaded: list[Call] = []
+    careful = 0
+    draw = values.Draw(dtype, zlib.crc32(f"{seed} {name} {dtype}".encode()))
+    seen: set[str] = set()
+
+    def found(rule: str, message: str, sample: Sample) -> None:
+        if rule not in seen:  # the first of each kind is enough to tell
+            seen.add(rule)
+            done.findings.append(Finding(name, str(dtype).removeprefix("torch."), rule, f"{message}; {_show(sample)}"))
+
+    for sample in _with_layouts(row.samples(draw)):
+        try:
+            want = oracle.expected(op, sample.args, sample.kwargs, row)
+            region, node, inputs = single(executor, op, sample.args, sample.kwargs)
+        except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError):
+            continue  # PyTorch does not define it
+        try:
+            said = checks.claim(executor, node)
+            if not said:
+                done.tried.declined[said.reason] += 1
+                continue
+            done.tried.cases += 1
+            call = _compiled(executor, region, inputs, op)
+            got, changed = checks.watched(call)
+            for kind, message in changed:
+                found(kind, message, sample)
+            problem, ulps = _compare(op, row, sample, got, want)
+            done.tried.ulps = max(done.tried.ulps, ulps)
+            if problem:
+                found("values", problem, sample)
+            if careful < _CAREFULLY and sum(t.numel() for t in inputs) <= _MAX_ELEMENTS_CAREFULLY:
+                careful += any(t.numel() > 1 for t in inputs)
+                for rule in checks.RULES:
+                    for kind, message in rule(call):
+                        found(kind, message, sample)
+                threaded[:] = [call, replace(call, inputs=[checks.reversed_values(t) for t in inputs])] * 4
+        except BrokenRuleError as error:
+            found(error.rule, str(error), sample)
+        if threaded and careful == _CAREFULLY:
+            _try_threads(threaded, found, sample)
+            threaded.clear()
+            careful += 1
+    if threaded:
+        _try_threads(threaded, found, sample)
+    return done
+
+
+def _try_threads(calls: list[Call], found: Any, sample: Sample) -> None:
+    try:
+        for kind, message in checks.threaded(calls):
+            found(kind, message, sample)
+    except BrokenRuleError as error:
+        found("threads", str(error), sample)
+
+
+def _with_layouts(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Each sample, and the first few that can be laid out in other ways in each of these."""
+    count = 0
+    for sample in samples:
+        yield sample
+        leaves = [x for x in _torch.pytree.tree_leaves(sample.args) if isinstance(x, Tensor)]
+        if not sample.layouts or count == 3 or not any(map(values.can_be_laid_out, leaves)):
+            continue
+        count += 1
+        for layout, change in values.LAYOUTS.items():
+            args = _torch.pytree.tree_map(
+                lambda x, change=change: change(x) if isinstance(x, Tensor) and values.can_be_laid_out(x) else x,
+                sample.args,
+            )
+            yield replace(sample, args=args, note=f"{sample.note} {layout}".strip())
+
+
+def _compiled(executor: Executor, region: Any, inputs: list[Tensor], op: Any) -> Call:
+    try:
+        function = executor.compile(region, {})
+    except Exception as error:
+        raise BrokenRuleError("claim", f"declared, and compile raised {type(error).__name__}: {error}") from error
+    outputs = region.graph_module.graph.output_node().args[0]
+    specs = [(n.meta["val"].dtype, n.meta["val"].shape) for n in outputs]
+    return Call(function, inputs, specs, view=any(r.alias_info is not None for r in op._schema.returns))
+
+
+def _compare(op: Any, row: Row, sample: Sample, got: list[Tensor], want: tuple[Tensor, ...]) -> tuple[str, float]:
+    tolerance = TOLERANCES[row.tolerance]
+    scales = oracle.magnitudes(op, sample.args, sample.kwargs) if tolerance.growth else (None,) * len(want)
+    worst, ulps = "", 0.0
+    for g, w, scale in list(zip(got, want, scales, strict=True))[: row.results]:
+        found = differ(g, w, tolerance, terms=sample.terms, scale=scale)
+        ulps = max(ulps, found.ulps)
+        worst = worst or found.problem
+    return worst, ulps
+
+
+def _show(sample: Sample) -> str:
+    def show(value: Any) -> str:
+        if isinstance(value, Tensor):
+            dense = "" if value.is_contiguous() else f" strides {value.stride()}"
+            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}{dense}"
+        if isinstance(value, (list, tuple)):
+            return f"[{', '.join(map(show, value))}]"
+        return repr(value)
+
+    arguments = [show(a) for a in sample.args] + [f"{k}={show(v)}" for k, v in sample.kwargs.items()]
+    return f"arguments {', '.join(arguments)}" + (f" ({sample.note})" if sample.note else "")
+
+
+def refusals(executor: Executor) -> Iterator[Finding]:
+    """What nobody can know must be declined: an operator made up for this question."""
+    if executor.name == "aten":
+        return
+    _, node, _ = single(executor, torch.ops.aten.add.Tensor, (torch.ones(2), torch.ones(2)), {})
+    node.target = unheard_of
+    try:
+        if checks.claim(executor, node):
+            yield Finding("supports", "", "claim", "the executor declares an operator that it cannot know")
+    except BrokenRuleError as error:
+        yield Finding("supports", "", error.rule, str(error))
+
+
+def unheard_of(*args: fx.Node) -> None:
+    """An operator that no executor knows."""
