@@ -38,7 +38,7 @@ def captured(name: str) -> Program | None:
 def opaque(program: Program) -> dict[str, str]:
     """Operator → reason, for each node that does not lower to prims."""
     left = {}
-    for node in program.nodes:
+    for node in program.lower().nodes:
         if node.target is not operator.getitem and not prims.is_prim(node.target) and expand(node) is None:
             left[op_name(node.target)] = why_not(node)
     return left

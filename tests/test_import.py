@@ -26,7 +26,7 @@ LAYERS = (
     "executors.llvm.vmath.trigonometry", "executors.llvm.vmath.binary", "executors.llvm.vmath.elementary",
     "executors.llvm.vmath.core", "executors.llvm.vmath.constants", "executors.llvm.emit", "executors.llvm.target",
     "executors.llvm", "executors.aten", "executors.bindings", "executors.base",
-    "lowering", "lowering.program", "lowering.expand", "lowering.rules*",
+    "lowering", "lowering.program", "lowering.expand", "lowering.rules_whole", "lowering.rules",
     "passes", "passes.*", "verify",
     "prims.__main__", "prims", "prims.[!b]*", "prims.base",
     "reference", "reference.pointwise", "reference.shape", "reference.reduction", "reference.indexing",

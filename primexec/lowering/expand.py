@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec._torch import pytree
-from primexec.lowering.rules import RULES
+from primexec.lowering.rules_whole import RULES
 from primexec.prims import is_prim
 from primexec.program import TensorSpec, op_name
 
@@ -109,7 +109,7 @@ def inline(expansion: Expansion, node: fx.Node, graph: fx.Graph, inputs: list[fx
             args, kwargs = fx.node.map_arg((prim.args, prim.kwargs), copies.__getitem__)
             copy = graph.create_node("call_function", prim.target, args, kwargs, name=prim.name)
             copy.meta = {**prim.meta, **carried}
-            if isinstance(value := prim.meta["val"], Tensor):
+            if isinstance(value := prim.meta.get("val"), Tensor):
                 key = _torch.storage_key(value)
                 copy.meta["storage"] = storages[key] if key in storages else storages.setdefault(key, next(_storages))
             copies[prim] = copy
