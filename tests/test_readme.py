@@ -22,7 +22,7 @@ import primexec
 
 ROOT = Path(__file__).parent.parent
 SEMANTICS = ROOT / "docs" / "semantics.md"
-PAGES = (ROOT / "README.md", SEMANTICS)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "torch_compile.md", SEMANTICS)
 
 BLOCK = re.compile(
     r"^```python(?: raises=(?P<raises>\w+))?\n(?P<code>.*?)^```$(?:\s*^```text\n(?P<text>.*?)^```$)?",
