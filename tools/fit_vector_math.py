@@ -46,6 +46,14 @@ def log_remainder(z: Any) -> Any:
     return (2 * mp.atanh(s) / s - 2) / z
 
 
+def erf_inv_over_t(w: Any) -> Any:
+    """erf_inv(t) / t with w = -log(1 - t²), Giles' variable."""
+    if w < mpf(10) ** -15:
+        return mp.sqrt(mp.pi) / 2
+    t = mp.sqrt(-mp.expm1(-w))
+    return mp.erfinv(t) / t
+
+
 # name: (function, low, high, terms for float32, terms for float64); no terms where the dtype has no use for it
 FITS: dict[str, tuple[Callable[[Any], Any], Any, Any, int, int]] = {
     "EXP": (quotient(lambda r: (mp.exp(r) - 1 - r) / r**2, mpf(1) / 2), -HALF_LN2, HALF_LN2, 5, 10),
@@ -61,6 +69,8 @@ FITS: dict[str, tuple[Callable[[Any], Any], Any, Any, int, int]] = {
         quotient(lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 1.0001, 7, 13,
     ),
     "LOG_ERFC": (lambda u: mp.log(mp.erfc(u + mpf(2.5))), -1.51, 1.55, 10, 0),
+    "ERF_INV_CENTRE": (lambda u: erf_inv_over_t(u + mpf(2.5)), -2.5, 2.5, 0, 13),
+    "ERF_INV_TAIL": (lambda u: erf_inv_over_t((u + mpf(4.15)) ** 2), -1.92, 1.92, 0, 14),
     "ERFCX": (erfcx_mapped, -1, 1, 0, 25),
 }  # fmt: skip
 

@@ -75,6 +75,7 @@ FUNCTIONS: dict[tuple[str, str], Function] = {
     **{(name, dtype): f for name, f in BOTH.items() for dtype in ("f32", "f64")},
     **{(name, "f64"): f for name, f in WIDENED.items()},
     **{(name, "f32"): widened(f) for name, f in WIDENED.items()},
+    ("erf_inv", "f32"): widened(special.erf_inv_f32),
     ("pow", "f32"): widened(binary.pow_f32),
     ("pow", "f64"): binary.pow_f64,
     ("hypot", "f32"): widened(binary.hypot_f32),

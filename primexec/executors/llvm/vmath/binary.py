@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
-from primexec.executors.llvm.emit import Value
+from primexec.executors.llvm.emit import Value, unlikely
 from primexec.executors.llvm.vmath.elementary import exp2, log2
+
+LARGEST_QUOTIENT = {"f32": 2.0**23, "f64": 2.0**52}
 
 
 def pow_f32(x: Value, y: Value) -> Value:
@@ -39,7 +41,14 @@ def pow_f64(x: Value, y: Value) -> Value:
 
 
 def fmod(x: Value, y: Value) -> Value:
-    return Value(x.e, x.element, x.lanes, x.e.emit(f"frem {x.type} {x.name}, {y.name}"))
+    """Exact: rounding can only make the quotient's integer part one too large, and what is left is representable."""
+    a, b = x.abs(), y.abs()
+    quotient = a / b
+    q = quotient.intrinsic("trunc")
+    r = (-q).fma(b, a)
+    r = r.compare("olt", 0.0).select(r + b, r).copysign(x)
+    hard = quotient.compare("uge", LARGEST_QUOTIENT[x.element]) | b.compare("oeq", math.inf)
+    return unlikely(hard, r, lambda: Value(x.e, x.element, x.lanes, x.e.emit(f"frem {x.type} {x.name}, {y.name}")))
 
 
 def remainder(x: Value, y: Value) -> Value:
@@ -57,7 +66,16 @@ def hypot_f32(x: Value, y: Value) -> Value:
 
 
 def hypot_f64(x: Value, y: Value) -> Value:
-    return x.lanewise("hypot", y)
+    """float64, scaled by a power of two where the squares would leave the range."""
+    a, b = x.abs(), y.abs()
+    larger = maximum(a, b)
+    huge, tiny = larger.compare("ogt", 2.0**500), larger.compare("olt", 2.0**-400)
+    factor = huge.select(larger.const(2.0**-600), tiny.select(larger.const(2.0**600), 1.0))
+    inverse = huge.select(larger.const(2.0**600), tiny.select(larger.const(2.0**-600), 1.0))
+    a, b = a * factor, b * factor
+    root = a.fma(a, b * b).intrinsic("sqrt") * inverse
+    infinite = x.abs().compare("oeq", math.inf) | y.abs().compare("oeq", math.inf)
+    return infinite.select(math.inf, root)
 
 
 def nextafter(x: Value, y: Value) -> Value:
