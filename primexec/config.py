@@ -66,6 +66,20 @@ def disable() -> Iterator[None]:
         _disabled.reset(token)
 
 
+_verify_passes = False
+
+
+def verify_passes(on: bool) -> None:
+    """Check the laws of programs after every single pass, not at the end only: for tests."""
+    global _verify_passes
+    _verify_passes = on
+
+
+def verifies_passes() -> bool:
+    """Whether the laws are checked after every pass."""
+    return _verify_passes
+
+
 def logger(topic: str) -> logging.Logger:
     """The logger of one topic; `PRIMEXEC_LOGS="trace,guards"` shows topics on stderr."""
     return logging.getLogger(f"primexec.{topic}")

@@ -9,6 +9,7 @@ from torch import fx
 
 from primexec import _torch
 from primexec.errors import VerificationError
+from primexec.prims import is_prim
 from primexec.program import Program, op_name, show_argument
 
 _CONTEXT_LINES = 5
@@ -43,6 +44,21 @@ def verify_captured(program: Program) -> None:
         if node.op == "placeholder" and "val" not in node.meta and "spec" not in node.meta:
             raise _broken(program, node, "carries no metadata")
         seen.add(node)
+
+
+def verify_prims(program: Program) -> None:
+    """Check the laws of a program in prims.
+
+    Those of a captured program; and every operator is in the table of prims, or says in `meta["opaque"]` why it does
+    not decompose.
+
+    Raises:
+        VerificationError: as `verify_captured`.
+    """
+    verify_captured(program)
+    for node in program.nodes:
+        if node.target is not operator.getitem and not is_prim(node.target) and not node.meta.get("opaque"):
+            raise _broken(program, node, "is no prim")
 
 
 def _not_real(program: Program, node: fx.Node, arg: object) -> None:

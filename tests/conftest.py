@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
+from primexec.config import verify_passes
+
 # Reproducible and without a database: a run depends on the code alone. Tracing takes as long as it takes.
 settings.register_profile(
     "default",
@@ -20,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    verify_passes(True)
     settings.load_profile("exhaustive" if config.getoption("--exhaustive") else "default")
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from torch import fx
 
 from primexec import effects
-from primexec.lowering.expand import Expansion, expand, inline
+from primexec.lowering.expand import Expansion, expand, inline, why_not
+from primexec.passes import run_prims
 from primexec.passes.functionalize import Functionalize
 from primexec.program import Program, stage
 
@@ -31,14 +32,17 @@ def lower(program: Program) -> Program:
         if node.target is operator.getitem and node.args[0] in parts:
             copies[node] = parts[node.args[0]][node.args[1]]
         elif expansion is None:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node] = copy = graph.node_copy(node, copies.__getitem__)
+            if node.op == "call_function":
+                copy.meta["opaque"] = why_not(node) or "it returns memory that others see"
         else:
             results = inline(expansion, node, graph, [copies[n] for n in node.all_input_nodes])  # type: ignore[misc]
             if isinstance(node.meta.get("val"), (tuple, list)):
                 parts[node] = results
             else:
                 copies[node] = results[0]
-    return replace(program, graph_module=fx.GraphModule(program.graph_module, graph), calls=())
+    module = fx.GraphModule(program.graph_module, graph)
+    return run_prims(replace(program, graph_module=module, calls=()))
 
 
 def _seen_memory(program: Program) -> set[int | None]:

@@ -41,7 +41,7 @@ def _prim(name: str) -> Any:
 def _reshape(a: Tensor, shape: list[int]) -> Any:
     try:
         return _aten("view")(a, shape)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return _aten("view")(a.clone(memory_format=torch.contiguous_format), shape)
 
 

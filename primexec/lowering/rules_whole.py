@@ -261,9 +261,9 @@ def _put(a: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> 
 @rule("aten.index_reduce.default")
 def _index_reduce(a: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True) -> Any:
     if a.dim() == 0:
-        return NotImplemented
+        return _index_reduce(a.reshape(1), 0, index, source.reshape(1), reduce, include_self=include_self).reshape(())
     shape = [-1 if i == dim % a.dim() else 1 for i in range(a.dim())]
-    places = index.to(torch.int64).reshape(shape).expand(source.shape)
+    places = index.to(torch.int64).reshape(shape if index.dim() else [1] * a.dim()).expand(source.shape)
     return _aten.scatter_reduce.two(a, dim, places, source, reduce, include_self=include_self)
 
 

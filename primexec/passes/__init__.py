@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+from primexec.config import verifies_passes
+from primexec.passes.common import MergeEqual, RemoveNoOps
 from primexec.passes.constants import ShareConstants
 from primexec.passes.dead_code import RemoveDeadCode
 from primexec.program import Program
+from primexec.verify import verify_captured, verify_prims
 
 
 class Pass(Protocol):
@@ -15,11 +19,25 @@ class Pass(Protocol):
     def __call__(self, program: Program) -> Program: ...
 
 
+# Programs as eager runs them: nothing here changes strides, aliasing, errors or API calls.
 PIPELINE: tuple[Pass, ...] = (RemoveDeadCode(), ShareConstants())
+# Programs in prims, whose results alone count. Functionalize comes before lowering.
+PRIMS: tuple[Pass, ...] = (RemoveNoOps(), MergeEqual(), RemoveNoOps())
 
 
 def run(program: Program) -> Program:
-    """Run the PIPELINE on a program."""
-    for step in PIPELINE:
+    """Run the PIPELINE on a captured program."""
+    return _run(PIPELINE, program, verify_captured)
+
+
+def run_prims(program: Program) -> Program:
+    """Run PRIMS on a program in prims."""
+    return _run(PRIMS, program, verify_prims)
+
+
+def _run(pipeline: tuple[Pass, ...], program: Program, verify: Callable[[Program], None]) -> Program:
+    for step in pipeline:
         program = step(program)
+        if verifies_passes():
+            verify(program)
     return program

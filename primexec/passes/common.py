@@ -1,0 +1,98 @@
+"""Passes for programs in prims: equal operators become one, and what does nothing goes.
+
+Neither touches what shows outside: effects and random draws, memory that is written to, results of the program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from primexec import effects
+from primexec.prims import lookup
+from primexec.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class MergeEqual:
+    """Of prims with equal arguments the first one stays (common subexpression elimination)."""
+
+    def __call__(self, program: Program) -> Program:
+        seen = _seen_memory(program)
+        first: dict[Any, fx.Node] = {}
+        for node in program.nodes:
+            if _is_plain(node, seen):
+                kept = first.setdefault((node.target, _freeze(node.args), _freeze(node.kwargs)), node)
+                if kept is not node:
+                    node.replace_all_uses_with(kept)
+                    program.graph_module.graph.erase_node(node)
+        return program
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNoOps:
+    """Views and copies of the very same metadata give way to their argument; unused prims that cannot fail go."""
+
+    def __call__(self, program: Program) -> Program:
+        seen = _seen_memory(program)
+        graph = program.graph_module.graph
+        for node in program.nodes:
+            if _is_plain(node, seen) and str(node.target) in _IDENTITIES and _is_identity(node):
+                node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+                graph.erase_node(node)
+        for node in reversed(program.nodes):
+            row = lookup(node.target)
+            if not node.users and row is not None and row.effects == "none" and row.recompute != "dear":
+                graph.erase_node(node)
+        return program
+
+
+# Prims that return their argument's own elements in order, where shape and strides come out as they went in.
+_IDENTITIES = frozenset(
+    {
+        "prims.view_of.default",
+        "prims.broadcast_in_dim.default",
+        "prims.squeeze.default",
+        "aten.view.default",
+        "prims.clone.default",
+        "prims.convert_element_type.default",
+    }
+)
+
+
+def _is_identity(node: fx.Node) -> bool:
+    given, made = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    return _layout(given) == _layout(made)
+
+
+def _layout(t: torch.Tensor) -> tuple[object, ...]:
+    return t.dtype, t.shape, t.stride(), t.device, t.is_conj(), t.is_neg()
+
+
+def _seen_memory(program: Program) -> set[int | None]:
+    """Storages that are written to, and those of results."""
+    results = program.graph_module.graph.output_node().all_input_nodes
+    written = (w for n in program.nodes for w in effects.writes(n))
+    return {effects.storage_of(n) for n in (*results, *written)}
+
+
+def _is_plain(node: fx.Node, seen: set[int | None]) -> bool:
+    """A prim with one result, whose memory and arguments nobody writes to or gets."""
+    row = lookup(node.target)
+    if row is None or row.effects != "none" or row.name == "empty_strided":
+        return False
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return False
+    return seen.isdisjoint(effects.storage_of(n) for n in (node, *node.all_input_nodes))
+
+
+def _freeze(value: Any) -> Any:
+    """The arguments of a node as a key: NaN equals itself, and 1, 1.0, True and -0.0 are told apart."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_freeze, value))
+    if isinstance(value, dict):
+        return tuple((k, _freeze(v)) for k, v in value.items())
+    return (type(value), repr(value)) if isinstance(value, (int, float, complex)) else value
