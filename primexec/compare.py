@@ -261,7 +261,7 @@ def _compare(program: Program, inputs: list[Any], executors: dict[str, Executor]
             )
             errors, divergence = search.search()
             _enter(rows, name, errors)
-            found |= {name: divergence} if divergence else {}
+            found |= {name: replace(divergence, executor=name)} if divergence else {}
             compiles[name] = compiles.get(name, 0) + search.compiles
             notes += search.notes
         first = {name: d or found.get(name) for name, d in first.items()}
@@ -282,7 +282,7 @@ def _one_by_one(
 ) -> tuple[list[Row], dict[str, Divergence | None]]:
     single = {name: e for name, e in executors.items() if not getattr(e, "fuses", True)}
     if not single:
-        return [new_row(s, label) for s in steps_of(program) if s.results], {}
+        return [new_row(s, label) for s in steps_of(program)], {}
     runs = {name: Singly(program, inputs, e, _aten(), {}) for name, e in single.items()}
     rows, found = walk(program, inputs, label, _reference(program, inputs, reference)(), runs)
     return rows, dict(found)

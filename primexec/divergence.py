@@ -161,13 +161,15 @@ def walk(
         row = new_row(step, label)
         for name, run in runs.items():
             run.step(step)
-            results = {n: run.values[n] for _, n in step.results}
-            judged = judge(step, before[name], results)
-            accumulated = against(step.results, results, reference.values)
+            changed = [(0, n) for n in effects.writes(step.node) if not step.results]
+            accumulated = against(step.results or changed, run.values, reference.values)
+            if not step.results:
+                row.errors[name] = OpError(accumulated, note="runs on aten")
+                continue
+            judged = judge(step, before[name], {n: run.values[n] for _, n in step.results})
             ours = name == run.aten.name or step.node in run.mine
-            row.errors[name] = OpError(
-                accumulated, judged.error, judged.excess, judged.note if ours else "runs on aten"
-            )
+            note = judged.note if ours else "runs on aten"
+            row.errors[name] = OpError(accumulated, judged.error, judged.excess, note)
             if judged.excess > 1 and name not in first and ours:
                 piece, taken = part(program, [step], [n for _, n in step.results])
                 values = tuple(exact.copies([before[name][n] for n in taken]))
@@ -185,7 +187,7 @@ def walk(
                     piece,
                     values,
                 )
-        if step.results:
+        if step.results or row.errors:
             rows.append(row)
         for each in (reference, *runs.values()):
             for n in last.get(i, ()):
@@ -204,7 +206,7 @@ def against(
 ) -> Error:
     """The largest errors of a step's results against the reference."""
     pairs = [n for _, n in results if isinstance(got[n], Tensor) and got[n].shape == reference[n].shape]
-    return largest(measure(got[n], reference[n], n.meta["val"].dtype) for n in pairs)
+    return largest(measure(got[n], reference[n], n.meta["val"].dtype) for n in pairs if "val" in n.meta)
 
 
 def _before(step: Step, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:

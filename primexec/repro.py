@@ -10,8 +10,12 @@ import torch
 from primexec.divergence import Divergence
 from primexec.errors import PrimexecError
 
+# Names that FX's code may use, and how the script gets them; FX lists three more at all times.
 _IMPORTS = {
     "torch": "",
+    "NoneType": "",
+    "fx_pytree": "",
+    "pytree": "",
     "device": "from torch import device\n",
     "inf": "from math import inf\n",
     "nan": "from math import nan\n",
