@@ -160,10 +160,9 @@ def compile_captured(
 
 
 def _make_plan(captured: Captured, options: Options, executors: tuple[Executor, ...]) -> Plan:
-    asked = registry.asked_for(options, torch.get_default_device())
     return partition(
         captured.program,
         executors,
-        allowed=frozenset(asked) if dict(options.parameters).get("strict") else None,
+        allowed=registry.allowed(options, executors, torch.get_default_device()),
         inference=torch.is_inference_mode_enabled(),
     )

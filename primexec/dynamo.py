@@ -144,9 +144,9 @@ def _compile(
     _trace_log.debug("%s", program)
     program = passes.run(program)
     verify_captured(program)
-    parameters = dict(options.parameters)
-    asked = frozenset(registry.asked_for(options, _device_of(program)))
-    plan = partition(program, executors, allowed=asked if parameters.pop("strict", False) else None, inference=False)
+    parameters = {k: v for k, v in options.parameters if k != "strict"}
+    allowed = registry.allowed(options, executors, _device_of(program))
+    plan = partition(program, executors, allowed=allowed, inference=False)
     _plan_log.debug("%s", plan)
     executable = compile_plan(plan, {e.name: e for e in executors}, parameters, boxed=True)
     dropped = imported.sizes if program.inputs != imported.program.inputs else ()

@@ -25,7 +25,10 @@ def writes(node: fx.Node) -> list[fx.Node]:
     op: Any = node.target
     if not isinstance(op, _torch.OpOverload):
         return []
-    undeclared = _UNDECLARED_WRITES.get(op._schema.name.partition("::")[2], ())
+    name = op._schema.name.partition("::")[2]
+    undeclared = _UNDECLARED_WRITES.get(name, ())
+    if name == "native_batch_norm" and argument(node, "training") is False:
+        undeclared = ()
     found = [a for i in undeclared if i < len(node.args) and isinstance(a := node.args[i], fx.Node)]
     for i, formal in enumerate(op._schema.arguments):
         if formal.alias_info is not None and formal.alias_info.is_write:
@@ -36,7 +39,17 @@ def writes(node: fx.Node) -> list[fx.Node]:
 
 def is_random(node: fx.Node) -> bool:
     """Whether the node draws from a random generator."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    tagged = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return tagged and argument(node, "dropout_p") != 0.0
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """What the node passes under a name of the operator's schema, or its default; None where there is no such name."""
+    for i, formal in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if formal.name == name:
+            given = node.args[i] if i < len(node.args) else formal.default_value
+            return node.kwargs.get(name, given)
+    return None
 
 
 def has_effect(node: fx.Node) -> bool:

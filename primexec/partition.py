@@ -75,7 +75,7 @@ def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[s
     judged: dict[tuple[str, Expansion], Support] = {}
     claims = {node: _claim(node, executors, pinned, judged) for node in program.nodes}
     if allowed is not None:
-        _check_strict(claims, allowed)
+        _check_strict({n: c for n, c in claims.items() if not _only_places(n, pinned)}, allowed)
     groups: list[tuple[str, list[fx.Node]]] = []
     for node in program.nodes:
         name = claims[node].executor
@@ -175,6 +175,15 @@ def _pinned(program: Program) -> dict[fx.Node, str]:
                 ):
                     pinned.setdefault(source, "it returns an alias")
     return pinned
+
+
+def _only_places(node: fx.Node, pinned: dict[fx.Node, str]) -> bool:
+    """Whether a pinned node computes no number: a view that is returned, a size, a copy of a result to its place."""
+    node = node.args[0] if node.target is operator.getitem else node  # type: ignore[assignment]
+    reason = pinned.get(node)
+    return reason in ("it returns an alias", "it computes a size") or (
+        reason is not None and str(node.target) == "aten.copy_.default"
+    )
 
 
 def _check_strict(claims: dict[fx.Node, Claim], allowed: Set[str]) -> None:

@@ -400,7 +400,7 @@ def test_environment_with_unknown_topics() -> None:
 def test_executors_report() -> None:
     report = primexec.executors()
     assert report["aten"] == ""
-    assert "aten  available" in str(report).splitlines()
+    assert "aten   available" in str(report).splitlines()
 
 
 # Copies -------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ LAYERS = (
     "executors.llvm.engine", "executors.llvm.vmath", "executors.llvm.vmath.special",
     "executors.llvm.vmath.trigonometry", "executors.llvm.vmath.binary", "executors.llvm.vmath.elementary",
     "executors.llvm.vmath.core", "executors.llvm.vmath.constants", "executors.llvm.emit", "executors.llvm.target",
-    "executors.llvm", "executors.aten", "executors.bindings", "executors.base",
+    "executors.llvm", "executors.numpy_ref", "executors.aten", "executors.bindings", "executors.base",
     "lowering", "lowering.program", "lowering.expand", "lowering.rules_whole", "lowering.rules",
     "passes", "passes.*", "verify",
     "prims.__main__", "prims", "prims.[!b]*", "prims.base",

@@ -70,6 +70,9 @@ class Executor(Protocol):
 
     An executor may say `fuses = False`: it runs the operators of a region one by one, so that a region of one
     operator tells how it runs that operator anywhere. `primexec.compare` then judges each alone, and does not bisect.
+
+    An executor may have an attribute `strict`: where it is true, naming the executor forbids falling back to
+    `aten`, as `{"strict": True}` among the parameters does.
     """
 
     name: str

@@ -15,7 +15,10 @@ from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, Executor
 
 GROUP = "primexec.executors"
-_BUILTIN: dict[str, str] = {"aten": "primexec.executors.aten:AtenExecutor"}
+_BUILTIN: dict[str, str] = {
+    "aten": "primexec.executors.aten:AtenExecutor",
+    "numpy": "primexec.executors.numpy_ref:NumpyExecutor",
+}
 _COMMON_PARAMETERS = frozenset({"strict"})
 
 
@@ -89,7 +92,8 @@ def executors() -> Executors:
 
     >>> import primexec
     >>> print(primexec.executors())
-    aten  available
+    aten   available
+    numpy  available
     """
     reasons = {}
     for name in _entry_points():
@@ -122,6 +126,12 @@ def resolve(options: Options, device: torch.device) -> tuple[Executor, ...]:
 def asked_for(options: Options, device: torch.device) -> list[str]:
     """The names that the options hold, "auto" replaced by what is best for this device."""
     return [n for name in options.executors for n in (_best(device) if name == "auto" else (name,))]
+
+
+def allowed(options: Options, executors: tuple[Executor, ...], device: torch.device) -> frozenset[str] | None:
+    """The executors that a program may run on, where it is strict; None where it may fall back to `aten`."""
+    strict = dict(options.parameters).get("strict") or any(getattr(e, "strict", False) for e in executors)
+    return frozenset(asked_for(options, device)) if strict else None
 
 
 def _best(device: torch.device) -> tuple[str, ...]:
