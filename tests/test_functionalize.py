@@ -108,3 +108,18 @@ def test_random_draws_keep_their_numbers() -> None:
     (mine,) = run_graph(program.graph_module.graph, [X])
     torch.manual_seed(3)
     assert torch.equal(mine, draw(X))
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_lowered_writes_to_inputs_are_copies(write: Callable[[Tensor], Any]) -> None:
+    def program(x: Tensor) -> Any:
+        before = x[1] * 2
+        write(x[1:])
+        return before, x + 1
+
+    lowered = make_traced(program).trace(X.clone()).lower()
+    mine, eagers = X.clone(), X.clone()
+    for a, b in zip(run_graph(lowered.graph_module.graph, [mine]), program(eagers), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(mine, eagers)
+    assert {str(n.target) for n in lowered.nodes if effects.writes(n)} == {"aten.copy_.default"}

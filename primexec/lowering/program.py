@@ -21,7 +21,7 @@ def lower(program: Program) -> Program:
     What has none stays as it is, and so do operators whose result is memory that others see, where the expansion
     would make new memory.
     """
-    program = Functionalize()(program)
+    program = Functionalize(copy_back=True)(program)
     source = program.graph_module.graph
     seen = _seen_memory(program)
     graph = fx.Graph()

@@ -29,11 +29,23 @@ _Emit = Callable[..., fx.Node]
 
 @dataclass(frozen=True, slots=True)
 class Functionalize:
-    """Functional forms for operators that write to memory made inside of the program and seen by one result only."""
+    """Functional forms for operators that write to memory made inside of the program and seen by one result only.
+
+    Attributes:
+        copy_back: other writes become the functional form and an `aten.copy_` of its result.
+    """
+
+    copy_back: bool = False
 
     def __call__(self, program: Program) -> Program:
         bases = _bases(program)
-        return _Rewrite(program, bases).run() if bases else program
+        back = {n for n in program.nodes if self.copy_back and _can_copy_back(n)}
+        return _Rewrite(program, bases, back).run() if bases or back else program
+
+
+def _can_copy_back(node: fx.Node) -> bool:
+    is_copy = node.target is torch.ops.aten.copy_.default
+    return len(effects.writes(node)) == 1 and functional(node.target) is not None and not node.users and not is_copy
 
 
 # Which memory ------------------------------------------------------------------------------------------
@@ -140,8 +152,9 @@ def _name(node: fx.Node) -> str:
 class _Rewrite:
     """Copies a program node by node, with the present value of each followed storage."""
 
-    def __init__(self, program: Program, bases: dict[int, fx.Node]) -> None:
+    def __init__(self, program: Program, bases: dict[int, fx.Node], back: set[fx.Node]) -> None:
         self.program = program
+        self.back = back
         self.bases = bases
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
@@ -154,6 +167,9 @@ class _Rewrite:
             followed = [w for w in effects.writes(node) if effects.storage_of(w) in self.bases]
             if followed:
                 self._write(node, followed[0])
+                changed.add(node)
+            elif node in self.back:
+                self._write_back(node)
                 changed.add(node)
             else:
                 storage: Any = effects.storage_of(node)
@@ -198,6 +214,13 @@ class _Rewrite:
             value = inverse(lambda op, *a, **k: self._emit(node, op, *a, **k), self._value(part), value, view)
         self.copies[base] = value
         self.versions[storage] += 1
+
+    def _write_back(self, node: fx.Node) -> None:
+        (written,) = effects.writes(node)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+        value = self._emit(node, functional(node.target), *args, **kwargs)
+        copy = self.graph.call_function(torch.ops.aten.copy_.default, (self._value(written), value))
+        copy.meta = dict(node.meta)
 
     def _emit(self, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A new node on the line of another one."""
