@@ -21,14 +21,14 @@ from benchmarks.cases import gpt2, tokens
 from benchmarks.process import answer
 
 
-@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("layers", type=int)
     parser.add_argument("--preload", type=json.loads, default=[])
+    parser.add_argument("--train", action="store_true", help="forward and backward, in train mode")
     options = parser.parse_args()
 
-    model = gpt2(options.layers).eval()
+    model = gpt2(options.layers).train(options.train)
     inputs = tokens(50257, 1, 8, use_cache=False)
     for name in options.preload:
         importlib.import_module(name)
@@ -37,7 +37,10 @@ def main() -> None:
         """Seconds by the clock, and of this thread's processor time."""
         _, kwargs = inputs()
         clock, processor = time.perf_counter(), time.thread_time()
-        function(**kwargs)
+        with torch.set_grad_enabled(options.train):
+            out = function(**kwargs)
+            if options.train:
+                out.logits.sum().backward()
         return time.perf_counter() - clock, time.thread_time() - processor
 
     call(model)

@@ -29,7 +29,12 @@ BUDGETS = {
     "linears": Budget(1.03, "x"),
     "gpt2": Budget(1.03, "x"),
     "bert": Budget(1.03, "x"),
+    "train-mlp": Budget(1.03, "x"),
+    "train-gpt2": Budget(1.03, "x"),
+    "train-resnet": Budget(1.03, "x"),
+    "saved for backward": Budget(1.0, "x"),  # the worst of all training cases
     "capture": Budget(1.5, "s"),
+    "capture, training": Budget(7, "s"),
     # The processor time of 12 layers over twice that of 6: 1 where the cost is linear, 2 where it is quadratic.
     "capture, growth": Budget(1.1, "x"),
     "import": Budget(0.3, "s"),
@@ -110,17 +115,31 @@ def gpt2(layers: int = 12) -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(n_layer=layers))
 
 
+def gpt2_of(layers: int = 4, width: int = 256) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=4096, n_layer=layers, n_embd=width, n_head=4))
+
+
 def bert() -> nn.Module:
     from transformers import BertConfig, BertModel
 
     return BertModel(BertConfig())
 
 
+RESNET_18: dict[str, Any] = {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}
+
+
 def resnet() -> nn.Module:
     from transformers import ResNetConfig, ResNetModel
 
-    config = ResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2])
-    return ResNetModel(config)
+    return ResNetModel(ResNetConfig(**RESNET_18))
+
+
+def resnet_classifier() -> nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    return ResNetForImageClassification(ResNetConfig(num_labels=10, **RESNET_18))
 
 
 CASES = {

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.cases import BUDGETS, CASES
 from benchmarks.process import fresh
+from benchmarks.training import TRAINING
 
 Table = list[tuple[str, ...]]
 
@@ -42,6 +43,8 @@ class Page:
     """The tables, as they fill."""
 
     warm: Table = field(default_factory=list)
+    training: Table = field(default_factory=list)
+    saved: dict[str, float] = field(default_factory=dict)  # of each training case, primexec's bytes over eager's
     first: Table = field(default_factory=list)
     errors: Table = field(default_factory=list)
     capture: Table = field(default_factory=list)
@@ -93,6 +96,27 @@ def steady(name: str, page: Page, effort: Effort, inductor: bool) -> None:
     )
 
 
+def training(name: str, page: Page, effort: Effort, inductor: bool) -> None:
+    extra = ["--inductor"] if inductor else []
+    result = fresh("benchmarks.training", name, f"--seconds={effort.seconds}", *extra)
+    median, ratio, saved = result["median"], result["ratio"], result["saved"]
+    page.saved[name] = saved["primexec"] / saved["eager"]
+    lower, upper = result["quartiles"]["primexec"]
+    page.training.append(
+        (
+            TRAINING[name].title,
+            duration(median["eager"]),
+            duration(median["primexec"]),
+            f"{ratio['primexec']:.3f} ({lower:.3f} to {upper:.3f})",
+            duration(median["inductor"]) if inductor else "",
+            f"{ratio['inductor']:.2f}" if inductor else "",
+            f"{saved['eager'] / 2**20:.2f} MiB",
+            f"{saved['primexec'] / 2**20:.2f} MiB",
+            page.judge(name, ratio["primexec"]),
+        )
+    )
+
+
 def capture(page: Page, effort: Effort) -> None:
     work = {}
     for layers in LAYERS:
@@ -106,6 +130,15 @@ def capture(page: Page, effort: Effort) -> None:
         page.capture.append((str(layers), *(f"{seconds:.2f} s" for seconds in times), said))
     *_, some, many = LAYERS
     page.judge("capture, growth", work[many] / work[some] * some / many)
+    layers = [str(many), "--train"]
+    cold = fresh("benchmarks.capture", *layers)
+    preload = f"--preload={json.dumps(cold['imported'])}"
+    runs = [fresh("benchmarks.capture", *layers, preload) for _ in range(effort.processes)]
+    cost, least = (
+        pick(run[what] for run in runs) for pick, what in ((statistics.median, "seconds"), (min, "processor"))
+    )
+    said = page.judge("capture, training", cost)
+    page.capture.append((f"{many}, training", *(f"{s:.2f} s" for s in (cost, least, cold["seconds"])), said))
 
 
 def imports(page: Page, effort: Effort) -> None:
@@ -128,6 +161,8 @@ def processor() -> str:
 
 HEADS = {
     "warm": "case | eager | primexec | ratio (quartiles) | above eager | Inductor | its ratio | budget",
+    "training": "case | eager | primexec | ratio (quartiles) | Inductor | its ratio | saved by eager | by primexec "
+    "| budget",
     "first": "case | primexec | Inductor",
     "errors": "case | eager | primexec | Inductor | primexec no worse than eager",
     "capture": "layers | beyond torch's own imports | least processor time | with them | budget",
@@ -142,6 +177,10 @@ TEXTS = {
 Medians by turns: in one fresh process a case, eager mode, primexec on `aten` and, for some, `torch.compile`
 take turns on fresh random inputs, in changing order. The ratio to eager is that of the medians; in brackets,
 the quartiles of the ratio within a round.""",
+    "training": """## Training steps
+
+Forward, loss, backward and optimizer, by turns as above; each contender trains its own copy of the model. Saved is
+what autograd keeps between forward and backward, besides inputs, parameters and buffers.""",
     "first": """## First calls
 
 The first call in a fresh process with empty caches, after one eager call, all imports included.""",
@@ -180,7 +219,7 @@ def render(page: Page, command: str, load: float) -> str:
 
 def main() -> None:
     others: dict[str, Callable[[Page, Effort], None]] = {"capture": capture, "import": imports}
-    names: Iterable[str] = [*CASES, *others]
+    names: Iterable[str] = [*CASES, *TRAINING, *others]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--write", type=Path, metavar="PATH", help="write the page there, too")
@@ -202,9 +241,14 @@ def main() -> None:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         if name in others:
             others[name](page, effort)
+            continue
+        everything = options.inductor and options.names
+        if name in TRAINING:
+            training(name, page, effort, bool(wanted and everything))
         else:
-            everything = options.inductor and options.names
             steady(name, page, effort, bool(wanted and (everything or CASES[name].inductor)))
+    if page.saved:
+        page.judge("saved for backward", max(page.saved.values()))
     text = render(page, " ".join(["python -m benchmarks.run", *sys.argv[1:]]), load)
     print(text)
     if options.write:

@@ -33,6 +33,7 @@ from tests.sweep import (
     sweep_module,
     sweep_op,
 )
+from tests.training_sweep import DIFFERENTIABLE, sweep_gradients, sweep_training
 
 PROCESSES = 2
 INTRODUCTION = """\
@@ -40,13 +41,22 @@ INTRODUCTION = """\
 
 Written by `python -m tests.coverage` on {date}: torch {torch}, Python {python}, {machine}.
 
-**{percentage:.1%} of the {samples} float32 samples run; {wrong} results are wrong.**
+**{percentage:.1%} of the {samples} float32 samples run, and {trained:.1%} of {gradients} with their gradients; {wrong}
+results are wrong.**
 
 The samples are those that torch ships for its own tests: all of float32, the first few of each other dtype.
 Each is called twice, the second time with other values and another seed, and then once more in another order;
 all calls of one kind but the first must be cache hits. Compared with eager are values, dtypes, shapes,
 strides, aliasing, the inputs and buffers afterwards, and the state of the random generator.
 """
+GRADIENTS = f"""\
+## Gradients: {len(DIFFERENTIABLE)} differentiable entries of `op_db`, and `module_db` in training
+
+float32. Forward and backward twice: from all outputs with random gradients, accumulated; then, a cache hit with
+other values, the last output by the last input alone. Compared are the outputs, the gradients with their strides,
+which inputs get none, the buffers and the generator. Second derivatives are asked for at the first sample.
+"""
+GRADIENT_VARIANTS = {"gradients", "gradients, in-place", "second derivatives", "training"}
 TRAINING = {"train": True, "eval": False}
 COLUMNS = {
     Kind.SAME: "equal bit for bit",
@@ -73,12 +83,22 @@ def run_door(name: str, quick: bool) -> list[Result]:
     return list(sweep_door(name, 1 if quick else 3))
 
 
+def run_gradients(name: str, quick: bool) -> list[Result]:
+    return list(sweep_gradients(name, 1 if quick else None, primexec_subject()))
+
+
+def run_training(name: str, quick: bool) -> list[Result]:
+    return list(sweep_training(name, 1 if quick else None, primexec_subject()))
+
+
 def run_all(quick: bool) -> list[Result]:
     """Everything, one entry a task: an entry that kills its process is named by the exception."""
     tasks: list[tuple[Callable[[str, bool], list[Result]], str]] = [
         *((run_operation, name) for name in OPS),
         *((run_module, name) for name in MODULES),
         *((run_door, name) for name in OPS),
+        *((run_gradients, name) for name in DIFFERENTIABLE),
+        *((run_training, name) for name in MODULES),
     ]
     results = []
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
@@ -147,17 +167,27 @@ def door_section(results: list[Result]) -> list[str]:
     ]
 
 
+def in_training_alone(results: list[Result]) -> list[Result]:
+    """The gradients of entries that are all captured without them."""
+    refused = {r.entry for r in results if r.kind is Kind.CAPTURE and r.variant not in GRADIENT_VARIANTS}
+    wanted = GRADIENT_VARIANTS - {"second derivatives"}
+    return [r for r in results if r.variant in wanted and r.entry not in refused]
+
+
 def page(all_results: list[Result]) -> str:
     door = [result for result in all_results if result.variant in DOOR_VARIANTS]
-    results = [result for result in all_results if result.variant not in DOOR_VARIANTS]
+    gradients = grouped((r for r in all_results if r.variant in GRADIENT_VARIANTS), lambda result: result.variant)
+    results = [result for result in all_results if result.variant not in {*DOOR_VARIANTS, *GRADIENT_VARIANTS}]
     operations = [result for result in results if result.entry in OPS]
     by_dtype = grouped((r for r in operations if r.variant == "function"), lambda result: result.dtype)
     variants = grouped((r for r in operations if r.variant != "function"), lambda result: result.variant)
     modules = grouped((r for r in results if r.entry in MODULES), lambda result: result.variant)
     float32 = by_dtype["float32"]
-    run = sum(result.kind in RIGHT for result in float32)
+    run, trained = (sum(r.kind in RIGHT for r in group) for group in (float32, gradients["gradients"]))
     wrong = [result for result in all_results if result.kind is Kind.WRONG]
-    close = Counter(result.entry for result in results if result.kind is Kind.CLOSE)
+    close = Counter(
+        result.entry for result in all_results if result.kind is Kind.CLOSE and result.variant not in DOOR_VARIANTS
+    )
     lines = [
         INTRODUCTION.format(
             date=datetime.date.today(),
@@ -166,6 +196,8 @@ def page(all_results: list[Result]) -> str:
             machine=platform.machine(),
             percentage=run / len(float32),
             samples=len(float32),
+            trained=trained / len(gradients["gradients"]),
+            gradients=len(gradients["gradients"]),
             wrong=len(wrong),
         ),
         f"## `op_db`: {len(OPS)} entries by dtype",
@@ -179,10 +211,15 @@ def page(all_results: list[Result]) -> str:
         f"## `module_db`: {len(MODULES)} entries",
         "",
         *kinds_table("mode", modules),
+        GRADIENTS,
+        *kinds_table("what", gradients),
         *door_section(door),
         "## What raises CaptureError",
         "",
         *not_captured(results),
+        "## What raises CaptureError in training alone",
+        "",
+        *not_captured(in_training_alone([r for r in all_results if r.variant not in DOOR_VARIANTS])),
     ]
     if close:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(close.items()))

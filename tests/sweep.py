@@ -80,16 +80,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is under test: how to trace, and which exception says that something cannot be traced."""
+    """What is under test: how to trace, which exception says that something cannot be traced, and their base."""
 
     make_traced: Callable[..., Callable[..., Any]]
     capture_error: type[BaseException]
+    error: type[BaseException]
 
 
 def primexec_subject() -> Subject:
     import primexec
 
-    return Subject(primexec.make_traced, primexec.CaptureError)
+    return Subject(primexec.make_traced, primexec.CaptureError, primexec.PrimexecError)
 
 
 Counts = tuple[int, int, int]  # hits, misses, traces
