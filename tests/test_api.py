@@ -18,7 +18,7 @@ from tests.copies import COPIES
 from tests.isolated import python
 
 X = torch.arange(6.0).reshape(2, 3)
-UNKNOWN_EXECUTOR = "Received unexpected value for 'executor': cuda_graphs. Allowed values are: aten, numpy."
+UNKNOWN_EXECUTOR = "Received unexpected value for 'executor': cuda_graphs. Allowed values are: aten, numpy, llvm."
 
 
 def scale(x: Tensor, factor: float = 2.0, /, *, shift: int = 1) -> Tensor:

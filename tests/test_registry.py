@@ -47,7 +47,7 @@ def test_unusable_executor(monkeypatch: pytest.MonkeyPatch, kind: type, message:
             use()
     assert torch.equal(make_traced(mixed)(X, Y), mixed(X, Y))
     report = primexec.executors()
-    unusable = {"aten": False, "numpy": False, "toy": True, "other": False}
+    unusable = {"aten": False, "numpy": False, "llvm": False, "toy": True, "other": False}
     assert {name: bool(reason) for name, reason in report.items()} == unusable
     assert message.strip("$").split("lacks")[-1].split("cannot")[-1].strip() in report["toy"]
 
@@ -89,7 +89,10 @@ def test_unknown_executor_names_those_that_are_there(monkeypatch: pytest.MonkeyP
     install(monkeypatch, toy=Toy)
     with pytest.raises(ValueError, match="unexpected") as unknown:
         make_traced(mixed, executor="tow")
-    assert str(unknown.value) == "Received unexpected value for 'executor': tow. Allowed values are: aten, numpy, toy."
+    assert (
+        str(unknown.value)
+        == "Received unexpected value for 'executor': tow. Allowed values are: aten, numpy, llvm, toy."
+    )
 
 
 def test_code_is_loaded_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,12 +114,12 @@ def test_code_is_loaded_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) ->
 def test_report_of_executors(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, toy=Toy, broken=RaisesWhenMade)
     report = primexec.executors()
-    assert list(report) == ["aten", "numpy", "toy", "broken"]
-    assert len(report) == 4
+    assert list(report) == ["aten", "numpy", "llvm", "toy", "broken"]
+    assert len(report) == 5
     assert report["toy"] == ""
     lines = str(report).splitlines()
-    assert lines[:3] == ["aten    available", "numpy   available", "toy     available"]
-    assert "no such device" in lines[3]
+    assert lines[:4] == ["aten    available", "numpy   available", "llvm    available", "toy     available"]
+    assert "no such device" in lines[4]
     assert repr(report) == str(report)
 
 

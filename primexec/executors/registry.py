@@ -18,6 +18,7 @@ GROUP = "primexec.executors"
 _BUILTIN: dict[str, str] = {
     "aten": "primexec.executors.aten:AtenExecutor",
     "numpy": "primexec.executors.numpy_ref:NumpyExecutor",
+    "llvm": "primexec.executors.llvm.executor:LlvmExecutor",
 }
 _COMMON_PARAMETERS = frozenset({"strict"})
 
@@ -94,6 +95,7 @@ def executors() -> Executors:
     >>> print(primexec.executors())
     aten   available
     numpy  available
+    llvm   available
     """
     reasons = {}
     for name in _entry_points():

@@ -1,0 +1,433 @@
+"""From kernels to LLVM IR: `void @name(ptr %args, i64 %begin, i64 %end)`, which runs a range of the kernel's units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
+from primexec.executors.llvm.instructions import (
+    COPIES,
+    DEAR,
+    FLOATS,
+    MEMORY,
+    REGISTER,
+    constant,
+    convert,
+    from_memory,
+    pointwise,
+    rounded,
+    splat,
+    to_memory,
+)
+from primexec.executors.llvm.ir import (
+    Access,
+    Const,
+    Expr,
+    Index,
+    Kernel,
+    Load,
+    Op,
+    Reduce,
+    Store,
+    operands,
+    stages,
+    walk,
+)
+from primexec.executors.llvm.layout import Axis, Layout, accesses
+from primexec.executors.llvm.reductions import Accumulator
+from primexec.executors.llvm.target import ELEMENT_BYTES
+
+SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
+Positions = dict[int, str]  # from the kernel's axes to indices
+
+
+class KernelWriter:
+    """Writes one kernel; `order` gives the place of each buffer among the arguments."""
+
+    def __init__(
+        self, module: ModuleText, kernel: Kernel, layout: Layout, order: dict[int, int], precise: bool
+    ) -> None:
+        self.e, self.kernel, self.layout, self.precise = Emitter(module), kernel, layout, precise
+        self.order = order
+        roots = tuple(s.value for s in kernel.stores)
+        self.values = walk(roots)
+        self.stage = stages(kernel)
+        self.inner = {a.axis for a in layout.inner}
+        self.varies: dict[int, bool] = {}
+        for v in self.values:
+            self.varies[id(v)] = self._varies(v)
+        self.moving = [s for s in kernel.stores if self._moves(s)]
+        self.row: dict[int, Value] = {}
+        self.bases: dict[int, str] = {}
+        self.scratch: dict[int, str] = {}
+        self.written: set[int] = set()
+
+    def write(self) -> None:
+        e = self.e
+        self.pointers = {b: self._pointer(b) for b in sorted({a.buffer for a in accesses(self.kernel)})}
+        self._make_scratch()
+        if self.layout.flat:
+            self._flat()
+        else:
+            e.loop("%begin", "%end", 1, self._unit)
+        e.do("ret void")
+        e.function(f"void @{self.kernel.name}(ptr %args, i64 %begin, i64 %end)")
+
+    def _varies(self, v: Expr) -> bool:
+        """Whether a value depends on the axes that are walked inside a unit (columns apart)."""
+        if isinstance(v, Load):
+            return any(v.access.strides[a] for a in self.inner)
+        if isinstance(v, Index):
+            return any(v.strides[a] for a in self.inner)
+        return not isinstance(v, Reduce) and any(self.varies[id(o)] for o in operands(v))
+
+    def _moves(self, s: Store) -> bool:
+        """Whether a store belongs into the loops of a unit."""
+        return self.layout.flat or self.varies[id(s.value)] or any(s.access.strides[a] for a in self.inner)
+
+    def _pointer(self, buffer: int) -> str:
+        place = self.e.emit(f"getelementptr ptr, ptr %args, i64 {self.order[buffer]}")
+        return self.e.emit(f"load ptr, ptr {place}")
+
+    def _make_scratch(self) -> None:
+        """Room for what is dear and needed in several passes."""
+        size = math.prod(a.size for a in self.layout.inner)
+        if self.layout.columns or self.layout.flat or size > SCRATCH_ELEMENTS:
+            return
+        passes: dict[int, set[int]] = {}
+        for number in range(self._passes()):
+            for v in self._varying(self._roots(number)):
+                passes.setdefault(id(v), set()).add(number)
+        for v in self.values:
+            if isinstance(v, Op) and v.prim in DEAR and len(passes.get(id(v), ())) > 1:
+                self.scratch[id(v)] = self.e.emit(f"alloca [{size} x {type_of(REGISTER[v.dtype])}], align 64")
+
+    # Units ----------------------------------------------------------------------------------------------
+
+    def _flat(self) -> None:
+        e, lanes, axis = self.e, self.layout.lanes, self.layout.lane
+        assert axis is not None
+        self._row_values([s.value for s in self.kernel.stores], 1, {})
+        count = e.emit("sub i64 %end, %begin")
+        whole = e.emit(f"sdiv i64 {count}, {lanes}")
+        whole = e.emit(f"mul i64 {whole}, {lanes}")
+        middle = e.emit(f"add i64 %begin, {whole}")
+
+        def body(width: int) -> Callable[[str, list[str]], Sequence[str]]:
+            def one(i: str, _: list[str]) -> Sequence[str]:
+                self._stores(0, width, {axis.axis: i}, {})
+                return ()
+
+            return one
+
+        e.loop("%begin", middle, lanes, body(lanes))
+        e.loop(middle, "%end", 1, body(1))
+
+    def _unit(self, unit: str, _: list[str]) -> Sequence[str]:
+        layout, e = self.layout, self.e
+        rest, block = unit, "0"
+        if layout.columns:
+            block = e.emit(f"urem i64 {rest}, {layout.blocks}")
+            rest = e.emit(f"udiv i64 {rest}, {layout.blocks}")
+        outer: Positions = {}
+        for axis in reversed(layout.outer):
+            if axis is layout.outer[0]:
+                outer[axis.axis] = rest
+            else:
+                outer[axis.axis] = e.emit(f"urem i64 {rest}, {axis.size}")
+                rest = e.emit(f"udiv i64 {rest}, {axis.size}")
+        self.bases = {id(a): self._offset(a, outer) for a in accesses(self.kernel)}
+        self.outer = outer
+        if not layout.columns:
+            self._body(1, {})
+            return ()
+        assert layout.lane is not None
+        start = e.emit(f"mul i64 {block}, {layout.lanes}")
+        self._columns(layout.lane, block, start)
+        return ()
+
+    def _columns(self, axis: Axis, block: str, start: str) -> None:
+        """A block of columns in one vector, and what remains at the end one by one."""
+        e, lanes = self.e, self.layout.lanes
+        full, rest = axis.size // lanes, axis.size % lanes
+        if not rest:
+            self._body(lanes, {axis.axis: start})
+            return
+        vector, single, join = (e.new_label(s) for s in ("block", "rest", "join"))
+        is_full = e.emit(f"icmp slt i64 {block}, {full}")
+        e.do(f"br i1 {is_full}, label %{vector}, label %{single}")
+        e.start(vector)
+        if full:
+            self._body(lanes, {axis.axis: start})
+        e.do(f"br label %{join}")
+        e.start(single)
+
+        def one(i: str, _: list[str]) -> Sequence[str]:
+            self._body(1, {axis.axis: i})
+            return ()
+
+        e.loop(start, str(axis.size), 1, one)
+        e.do(f"br label %{join}")
+        e.start(join)
+
+    def _offset(self, access: Access | Index, positions: Positions, start: str | None = None) -> str:
+        total = str(access.offset) if start is None else start
+        for axis, index in positions.items():
+            stride = access.strides[axis]
+            if stride:
+                step = index if stride == 1 else self.e.emit(f"mul i64 {index}, {stride}")
+                total = step if total == "0" else self.e.emit(f"add i64 {total}, {step}")
+        return total
+
+    # Passes ---------------------------------------------------------------------------------------------
+
+    def _passes(self) -> int:
+        return 1 + max(self.stage[id(s.value)] for s in self.kernel.stores)
+
+    def _reductions(self, number: int) -> list[Reduce]:
+        return [v for v in self.values if isinstance(v, Reduce) and self.stage[id(v.arg)] == number]
+
+    def _roots(self, number: int) -> list[Expr]:
+        """What the loops of a pass compute."""
+        stored = [s.value for s in self.moving if self.stage[id(s.value)] == number]
+        return [*(r.arg for r in self._reductions(number)), *stored]
+
+    def _varying(self, roots: Sequence[Expr]) -> list[Expr]:
+        seen: dict[int, Expr] = {}
+
+        def visit(v: Expr) -> None:
+            if id(v) not in seen and self.varies[id(v)]:
+                seen[id(v)] = v
+                for o in operands(v):
+                    visit(o)
+
+        for root in roots:
+            visit(root)
+        return list(seen.values())
+
+    def _body(self, lanes: int, column: Positions) -> None:
+        """All passes of a unit; `column` places the vector where lanes are columns."""
+        self.row, self.written = {}, set()
+        for number in range(self._passes()):
+            reductions, roots = self._reductions(number), self._roots(number)
+            still = [s for s in self.kernel.stores if s not in self.moving]
+            fixed = [s for s in still if self.stage[id(s.value)] == number]
+            self._row_values([*roots, *(s.value for s in fixed)], lanes, column)
+            for s in fixed:
+                moves = bool(column) and bool(s.access.strides[next(iter(column))])
+                self._store(s.access, self.row[id(s.value)], lanes if moves else 1, column)
+            if roots:
+                self._loops(number, reductions, lanes, column)
+
+    def _row_values(self, roots: Sequence[Expr], lanes: int, column: Positions) -> None:
+        """Computes, before the loops, what they use and what does not change in them."""
+        for v in walk(tuple(roots)):
+            if not self.varies[id(v)] and id(v) not in self.row and not isinstance(v, Reduce):
+                self.row[id(v)] = self._value(v, lanes if column else 1, column, {})
+
+    def _loops(self, number: int, reductions: list[Reduce], lanes: int, column: Positions) -> None:
+        accumulators = [Accumulator(r) for r in reductions]
+        vector = lanes if self.layout.columns else self.layout.lanes
+        widths = [vector] if self.layout.columns else [vector, 1]
+        carried = [pair for w in widths for a in accumulators for pair in a.initial(w)]
+        final = self._nest(number, reductions, accumulators, self.layout.inner, widths, dict(column), carried)
+        states = self._states(accumulators, widths, final)
+        for i, (r, a) in enumerate(zip(reductions, accumulators, strict=True)):
+            state = states[0][i]
+            if not self.layout.columns:
+                state = a.merge(states[1][i], a.across(state))
+            self.row[id(r)] = a.finish(state)
+        self.written |= set(self.scratch) & {id(v) for v in self._varying(self._roots(number))}
+
+    def _states(
+        self, accumulators: list[Accumulator], widths: list[int], names: Sequence[str]
+    ) -> list[list[list[Value]]]:
+        rest = iter(names)
+        return [[a.values(self.e, [next(rest) for _ in a.initial(w)], w) for a in accumulators] for w in widths]
+
+    def _nest(
+        self,
+        number: int,
+        reductions: list[Reduce],
+        accumulators: list[Accumulator],
+        loops: tuple[Axis, ...],
+        widths: list[int],
+        at: Positions,
+        carried: list[tuple[str, str]],
+    ) -> list[str]:
+        """The loops over the inner axes; returns the accumulators after them."""
+        if not loops:
+            width = widths[0] if self.layout.columns else 1
+            return self._point(number, reductions, accumulators, width, widths, at, [n for _, n in carried])
+        axis, rest = loops[0], loops[1:]
+
+        def again(inside: tuple[Axis, ...], width: int) -> Callable[[str, list[str]], Sequence[str]]:
+            def body(i: str, names: list[str]) -> Sequence[str]:
+                here = {**at, axis.axis: i}
+                if inside:
+                    pairs = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
+                    return self._nest(number, reductions, accumulators, inside, widths, here, pairs)
+                return self._point(number, reductions, accumulators, width, widths, here, names)
+
+            return body
+
+        if rest or self.layout.columns:
+            return self.e.loop("0", str(axis.size), 1, again(rest, widths[0]), carried)
+        middle = axis.size - axis.size % widths[0]
+        if middle:
+            names = self.e.loop("0", str(middle), widths[0], again((), widths[0]), carried)
+            carried = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
+        if middle < axis.size or not carried:
+            names = self.e.loop(str(middle), str(axis.size), 1, again((), 1), carried)
+            carried = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
+        return [n for _, n in carried]
+
+    def _point(
+        self,
+        number: int,
+        reductions: list[Reduce],
+        accumulators: list[Accumulator],
+        width: int,
+        widths: list[int],
+        at: Positions,
+        names: Sequence[str],
+    ) -> list[str]:
+        """One vector of points: stores, and the accumulators of its width moved on."""
+        states = self._states(accumulators, widths, names)
+        local: dict[int, Value] = {}
+        self._stores(number, width, at, local)
+        mine = states[widths.index(width)]
+        for i, (r, a) in enumerate(zip(reductions, accumulators, strict=True)):
+            mine[i] = a.add(mine[i], splat(self._get(r.arg, width, at, local), width))
+        return [v.name for group in states for state in group for v in state]
+
+    def _stores(self, number: int, width: int, at: Positions, local: dict[int, Value]) -> None:
+        for s in self.moving:
+            if self.stage[id(s.value)] == number:
+                self._store(s.access, self._get(s.value, width, at, local), width, at)
+
+    # Values ---------------------------------------------------------------------------------------------
+
+    def _get(self, v: Expr, lanes: int, at: Positions, local: dict[int, Value]) -> Value:
+        if id(v) in self.row:
+            return self.row[id(v)]
+        if id(v) not in local:
+            if id(v) in self.written:
+                local[id(v)] = self._from_scratch(v, lanes, at)
+            else:
+                local[id(v)] = made = self._value(v, lanes, at, local)
+                if id(v) in self.scratch:
+                    place = self._scratch_place(v, at)
+                    made = splat(made, lanes)
+                    self.e.do(f"store {made.type} {made.name}, ptr {place}, align {ELEMENT_BYTES[made.element]}")
+        return local[id(v)]
+
+    def _scratch_place(self, v: Expr, at: Positions) -> str:
+        total = "0"
+        for axis in self.layout.inner:
+            total = self.e.emit(f"mul i64 {total}, {axis.size}")
+            total = self.e.emit(f"add i64 {total}, {at[axis.axis]}")
+        return self.e.emit(f"getelementptr {type_of(REGISTER[v.dtype])}, ptr {self.scratch[id(v)]}, i64 {total}")
+
+    def _from_scratch(self, v: Expr, lanes: int, at: Positions) -> Value:
+        element = REGISTER[v.dtype]
+        text = f"load {type_of(element, lanes)}, ptr {self._scratch_place(v, at)}, align {ELEMENT_BYTES[element]}"
+        return Value(self.e, element, lanes, self.e.emit(text))
+
+    def _value(self, v: Expr, lanes: int, at: Positions, local: dict[int, Value]) -> Value:
+        match v:
+            case Load(access):
+                return from_memory(self._load(access, lanes, at), access.dtype)
+            case Index():
+                return self._index(v, lanes, at)
+            case Const(number):
+                return constant(Value(self.e, "i1", 1, ""), v.dtype, number)
+            case Op():
+                return self._op(v, [self._get(o, lanes, at, local) for o in v.args])
+            case Reduce():
+                return self.row[id(v)]
+
+    def _op(self, v: Op, arguments: list[Value]) -> Value:
+        source = v.args[-1].dtype
+        if v.prim == "convert_element_type":
+            if not self.precise and source in FLOATS and v.dtype in FLOATS and v.dtype.itemsize == 2:
+                return arguments[0] if arguments[0].element == "f32" else arguments[0].cast("fptrunc", "f32")
+            return convert(arguments[0], source, v.dtype)
+        if v.prim in COPIES:
+            return arguments[0]
+        lanes = max(a.lanes for a in arguments)
+        same = [splat(a, lanes) for a in arguments]
+        if v.prim == "where":
+            return same[0].select(same[1], same[2])
+        emit = pointwise(v.prim, source)
+        assert emit is not None, v.prim
+        if lanes == 1 and all(not a.name.startswith("%") for a in same):
+            same[0] = self._materialised(same[0])
+        made = emit(*same)
+        return rounded(made, v.dtype) if made.element == "f32" and self.precise else made
+
+    def _materialised(self, v: Value) -> Value:
+        """A constant under a name."""
+        kind = "fadd" if v.is_float else "or"
+        zero = v.const(-0.0 if v.is_float else 0).name
+        return Value(self.e, v.element, 1, self.e.emit(f"{kind} {v.type} {v.name}, {zero}"))
+
+    def _index(self, v: Index, lanes: int, at: Positions) -> Value:
+        outer = {} if self.layout.flat else self.outer
+        total = self._offset(v, {**outer, **at})
+        one = Value(self.e, "i64", 1, total)
+        step = v.strides[self._lane_axis] if self.layout.lane else 0
+        if lanes == 1 or not step:
+            return one
+        ramp = "<" + ", ".join(f"i64 {k * step}" for k in range(lanes)) + ">"
+        return splat(self._materialised(one), lanes) + Value(self.e, "i64", lanes, ramp)
+
+    # Memory ---------------------------------------------------------------------------------------------
+
+    @property
+    def _lane_axis(self) -> int:
+        assert self.layout.lane is not None
+        return self.layout.lane.axis
+
+    def _places(self, access: Access, lanes: int, at: Positions) -> tuple[list[str], int]:
+        """Pointers to an access's elements (one where they follow each other), and their distance."""
+        element = type_of(MEMORY[access.dtype])
+        base = self.bases.get(id(access))
+        total = self._offset(access, at, base)
+        step = access.strides[self._lane_axis] if lanes > 1 else 0
+        pointer = self.pointers[access.buffer]
+        count = lanes if step not in (0, 1) else 1
+        places = []
+        for k in range(count):
+            index = total if k == 0 else self.e.emit(f"add i64 {total}, {k * step}")
+            places.append(self.e.emit(f"getelementptr {element}, ptr {pointer}, i64 {index}"))
+        return places, step
+
+    def _load(self, access: Access, lanes: int, at: Positions) -> Value:
+        element = MEMORY[access.dtype]
+        places, step = self._places(access, lanes, at)
+        align = ELEMENT_BYTES[element]
+        if step in (0, 1):
+            width = lanes if step else 1
+            return Value(
+                self.e, element, width, self.e.emit(f"load {type_of(element, width)}, ptr {places[0]}, align {align}")
+            )
+        vector, scalar = type_of(element, lanes), type_of(element)
+        made = "poison"
+        for k, place in enumerate(places):
+            one = self.e.emit(f"load {scalar}, ptr {place}, align {align}")
+            made = self.e.emit(f"insertelement {vector} {made}, {scalar} {one}, i32 {k}")
+        return Value(self.e, element, lanes, made)
+
+    def _store(self, access: Access, v: Value, lanes: int, at: Positions) -> None:
+        v = splat(v, lanes) if lanes > 1 or v.lanes == 1 else v
+        v = to_memory(v if self.precise else rounded(v, access.dtype), access.dtype)
+        places, step = self._places(access, lanes, at)
+        align = ELEMENT_BYTES[v.element]
+        if step == 1 or v.lanes == 1:
+            self.e.do(f"store {v.type} {v.name}, ptr {places[0]}, align {align}")
+            return
+        for k, place in enumerate(places):
+            one = self.e.emit(f"extractelement {v.type} {v.name}, i32 {k}")
+            self.e.do(f"store {type_of(v.element)} {one}, ptr {place}, align {align}")

@@ -1,0 +1,197 @@
+"""The executor `llvm`: which nodes it takes, and how a region becomes machine code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support, no
+from primexec.executors.llvm import engine, launch, threads
+from primexec.executors.llvm.codegen import KernelWriter
+from primexec.executors.llvm.emit import Emitter, ModuleText
+from primexec.executors.llvm.fuse import Schedule, Scheduler, prim, reduced_axes
+from primexec.executors.llvm.instructions import COPIES, DTYPES, F16, FLOATS, REDUCTIONS, pointwise
+from primexec.executors.llvm.layout import plan
+from primexec.executors.llvm.maps import VIEWS
+from primexec.executors.llvm.target import Target, host
+from primexec.prims import lookup
+
+GRAIN = 32768  # points of a domain that are worth a thread
+CREATION = frozenset({"full", "iota"})
+_NUMBERS = (bool, int, float)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A region as loops and as text of LLVM IR.
+
+    Attributes:
+        schedule: the loops; prints.
+        llvm: the module.
+        target: what it is for.
+    """
+
+    schedule: Schedule
+    llvm: str
+    target: Target
+
+    @property
+    def asm(self) -> str:
+        """The module as assembly."""
+        return engine.assembly(self.llvm, self.target)
+
+
+class LlvmExecutor:
+    """Fuses prims into loops and compiles these with LLVM."""
+
+    name = "llvm"
+    protocol_version = PROTOCOL_VERSION
+    parameters = frozenset({"fuel", "precise_casts"})
+
+    def supports(self, node: fx.Node) -> Support:
+        if lookup(node.target) is None:
+            return no("it is no prim")
+        t = node.meta.get("val")
+        if not isinstance(t, Tensor):
+            return no("it has several results")
+        for operand in (t, *(n.meta.get("val") for n in node.all_input_nodes)):
+            reason = _unfit(operand)
+            if reason:
+                return no(reason)
+        return _judge(node)
+
+    def fingerprint(self) -> str:
+        target = host()
+        return f"llvmlite {version('llvmlite')} {target.triple} {target.cpu} {target.feature_string}"
+
+    def compile(self, region: Region, options: Mapping[str, Any]) -> RegionFunction:
+        compiled = lower(region.graph_module.graph, options)
+        module = engine.compile_module(compiled.llvm, compiled.target, threads.symbols())
+        return _bound(compiled.schedule, module)
+
+
+def _unfit(t: Any) -> str:
+    """Why a tensor cannot be read or written; empty where it can."""
+    if not isinstance(t, Tensor):
+        return "an operand is no tensor"
+    if t.dtype not in DTYPES:
+        return f"the dtype {t.dtype} has no instructions here"
+    if t.device.type != "cpu" or t.layout is not torch.strided:
+        return f"a tensor is {t.layout} on {t.device}, not strided on the CPU"
+    if t.is_neg() or t.is_conj():
+        return "a tensor carries a lazy negation or conjugation"
+    if any(type(n) is not int for n in (*t.shape, *t.stride())):
+        return "a size is not known"
+    target = host()
+    if t.dtype is F16 and not ("+f16c" in target.features or target.triple.startswith("aarch64")):
+        return "this CPU has no conversions of float16"
+    return ""
+
+
+def _judge(node: fx.Node) -> Support:
+    """Whether there is code for a prim of fit operands."""
+    name, t = prim(node), node.meta["val"]
+    if name in VIEWS or name in COPIES or name == "full":
+        return YES
+    if name == "iota":
+        whole = all(isinstance(node.kwargs[k], int) for k in ("start", "step"))
+        return YES if whole and t.dtype is torch.int64 else no("iota in other dtypes than int64")
+    operands = [n.meta["val"] for n in node.all_input_nodes]
+    if name == "convert_element_type":
+        return YES
+    if name in REDUCTIONS:
+        return _judge_reduction(node, operands[0], t)
+    if name == "where":
+        return YES if node.args[0].meta["val"].dtype is torch.bool else no("the predicate is not bool")  # type: ignore[union-attr]
+    if any(v.dtype != operands[0].dtype for v in operands) or not operands:
+        return no("operands of different dtypes")
+    if any(not isinstance(a, (fx.Node, *_NUMBERS)) for a in node.args) or node.kwargs:
+        return no("an argument is neither tensor nor number")
+    if operands[0].dtype not in FLOATS and any(isinstance(a, float) for a in node.args):
+        return no("a float beside integers")
+    if pointwise(name, operands[0].dtype) is None:
+        return no(f"there is no code for {name} of {operands[0].dtype}")
+    return YES
+
+
+def _judge_reduction(node: fx.Node, source: Tensor, result: Tensor) -> Support:
+    name = prim(node)
+    if source.dim() and not reduced_axes(node):
+        return no("a reduction over no dimension")
+    if name in ("amax", "amin") and not source.numel():
+        return no("the extreme of nothing")
+    if name in ("sum", "prod") and (source.dtype in FLOATS) != (result.dtype in FLOATS):
+        return no("a sum of one kind of numbers in another")
+    return YES
+
+
+def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = None) -> Compiled:
+    """Loops and LLVM IR of a graph of prims, for the host or another target."""
+    target = target or host()
+    schedule = Scheduler(graph, options.get("fuel")).schedule()
+    module = ModuleText(target)
+    threads.define(module)
+    order = _order(schedule)
+    e = Emitter(module)
+    for kernel in schedule.kernels:
+        layout = plan(kernel, target)
+        KernelWriter(module, kernel, layout, order, bool(options.get("precise_casts", True))).write()
+        grain = max(1, GRAIN // max(1, layout.unit_size))
+        e.do(f"call void @{threads.PARALLEL}(ptr @{kernel.name}, ptr %args, i64 {layout.units}, i64 {grain})")
+    e.do("ret void")
+    e.function("void @program(ptr %args)")
+    return Compiled(schedule, module.text(), target)
+
+
+def _order(schedule: Schedule) -> dict[int, int]:
+    """The place of each buffer among the arguments: inputs, outputs, arena."""
+    kinds = ("input", "output", "arena")
+    numbers = sorted(range(len(schedule.buffers)), key=lambda b: kinds.index(schedule.buffers[b].kind))
+    return {b: i for i, b in enumerate(numbers)}
+
+
+def _bound(schedule: Schedule, module: engine.Module) -> RegionFunction:
+    buffers = schedule.buffers
+    inputs = [b for b in buffers if b.kind == "input"]
+    made = [i for i, b in enumerate(buffers) if b.kind == "output"]
+    outputs = [launch.Output(buffers[i].shape, buffers[i].strides, buffers[i].dtype) for i in made]
+    slots, size = [], 0
+    for b in buffers:
+        if b.kind == "arena":
+            slots.append(size)
+            count = 1
+            for n in b.shape:
+                count *= n
+            size += -(-max(count, 1) * b.dtype.itemsize // 64) * 64
+    work = sum(i.dtype.itemsize * _numel(i.shape) for i in inputs)
+    call = launch.bind(module.address("program"), len(inputs), outputs, slots=slots, arena_bytes=size,
+                       work_bytes=work, keep=module)  # fmt: skip
+    strides = [b.strides for b in inputs]
+    picked = [made.index(b) if b in made else ~b for b in schedule.outputs]
+    plain = picked == list(range(len(outputs)))
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        for t, wanted in zip(tensors, strides, strict=True):
+            if t.stride() != wanted:
+                tensors = tuple(map(_with_strides, tensors, strides))
+                break
+        results = call(*tensors)
+        return results if plain else [results[i] if i >= 0 else tensors[~i] for i in picked]
+
+    return run
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _with_strides(t: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    """The tensor laid out as the program expects it: results of other executors may differ from the fake ones."""
+    if t.stride() == wanted:
+        return t
+    return torch.empty_strided(t.shape, wanted, dtype=t.dtype).copy_(t)

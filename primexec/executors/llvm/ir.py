@@ -1,0 +1,173 @@
+"""The loop IR: kernels over an iteration domain, whose operands are reached by affine maps of it.
+
+A kernel runs its statements for every point of its domain. Reduced axes are walked in passes: what a reduction gives
+is known after its pass, and what uses it belongs to a later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Access:
+    """Where an operand's element lies: `offset + Σ strides[a] · i_a` elements from its start, over the axes a."""
+
+    buffer: int
+    offset: int
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Load:
+    """The element of a buffer that belongs to the point."""
+
+    access: Access
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Index:
+    """`offset + Σ strides[a] · i_a` itself, as an int64."""
+
+    offset: int
+    strides: tuple[int, ...]
+    dtype: torch.dtype = torch.int64
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Const:
+    """A number."""
+
+    value: Any
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Op:
+    """A pointwise prim, by its name, of values at the same point."""
+
+    prim: str
+    args: tuple[Expr, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reduce:
+    """`sum`, `prod`, `amax` or `amin` of a value over the reduced axes."""
+
+    kind: str
+    arg: Expr
+    dtype: torch.dtype
+
+
+Expr = Load | Index | Const | Op | Reduce
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Store:
+    """A write of a value, at every point or, where it does not depend on the reduced axes, once for all of them."""
+
+    access: Access
+    value: Expr
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A loop nest.
+
+    Attributes:
+        name: made of the names of its operators.
+        axes: sizes of the domain.
+        reduced: which axes the reductions run over.
+        stores: what it writes.
+        sources: the user's lines that it comes from.
+        why: how it came to be: what was joined, what is kept in memory.
+    """
+
+    name: str
+    axes: tuple[int, ...]
+    reduced: tuple[bool, ...]
+    stores: tuple[Store, ...]
+    sources: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def operands(e: Expr) -> tuple[Expr, ...]:
+    """The values that a value is computed from."""
+    return e.args if isinstance(e, Op) else (e.arg,) if isinstance(e, Reduce) else ()
+
+
+def walk(roots: tuple[Expr, ...]) -> list[Expr]:
+    """All values below the roots, operands before users, each once."""
+    seen: set[int] = set()
+    order: list[Expr] = []
+
+    def visit(e: Expr) -> None:
+        if id(e) in seen:
+            return
+        seen.add(id(e))
+        for operand in operands(e):
+            visit(operand)
+        order.append(e)
+
+    for root in roots:
+        visit(root)
+    return order
+
+
+def stages(kernel: Kernel) -> dict[int, int]:
+    """For each value, by id, the pass over the reduced axes in which it is first known; a reduction's is the next."""
+    found: dict[int, int] = {}
+    for e in walk(tuple(s.value for s in kernel.stores)):
+        below = max((found[id(o)] for o in operands(e)), default=0)
+        found[id(e)] = below + 1 if isinstance(e, Reduce) else below
+    return found
+
+
+def _affine(offset: int, strides: tuple[int, ...]) -> str:
+    terms = [f"i{a}" if s == 1 else f"{s}*i{a}" for a, s in enumerate(strides) if s]
+    return " + ".join([*terms, *([str(offset)] if offset or not terms else [])])
+
+
+def _lines(kernel: Kernel) -> Iterator[str]:
+    """The kernel as loops: `b3[...]` is the third buffer, `v7` a value."""
+    yield f"kernel {kernel.name}"
+    for line in kernel.sources:
+        yield f"  # {line}"
+    depth = 1
+    for axis, size in enumerate(kernel.axes):
+        if not kernel.reduced[axis]:
+            yield "  " * depth + f"for i{axis} in {size}:"
+            depth += 1
+    stage, names = stages(kernel), dict[int, str]()
+    values = walk(tuple(s.value for s in kernel.stores))
+    reduced = [a for a, r in enumerate(kernel.reduced) if r]
+    inner = "".join(f"for i{a} in {kernel.axes[a]}: " for a in reduced)
+    for e in values:
+        names[id(e)] = f"v{len(names)}"
+        uses = ", ".join(names[id(o)] for o in operands(e))
+        dtype = str(e.dtype).removeprefix("torch.")
+        match e:
+            case Load(access):
+                text = f"b{access.buffer}[{_affine(access.offset, access.strides)}]"
+            case Index(offset, strides):
+                text = _affine(offset, strides)
+            case Const(value):
+                text = repr(value)
+            case Op(prim):
+                text = f"{prim}({uses})"
+            case Reduce(kind):
+                text = f"{kind}({inner}{uses})"
+        yield "  " * depth + f"{names[id(e)]}: {dtype} = {text}" + (f"  # pass {stage[id(e)]}" if reduced else "")
+    for s in kernel.stores:
+        place = f"b{s.access.buffer}[{_affine(s.access.offset, s.access.strides)}]"
+        yield "  " * depth + f"{place} = {names[id(s.value)]}"

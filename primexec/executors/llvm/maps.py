@@ -1,0 +1,133 @@
+"""Index maps: which element of a tensor belongs to a point of a kernel's domain, and what views make of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """`offset + Σ strides[a] · i_a` over the axes of a domain: the index along one dimension of a tensor."""
+
+    offset: int
+    strides: tuple[int, ...]
+
+    def plus(self, other: Term) -> Term:
+        return Term(self.offset + other.offset, tuple(a + b for a, b in zip(self.strides, other.strides, strict=True)))
+
+    def times(self, factor: int, offset: int = 0) -> Term:
+        return Term(self.offset * factor + offset, tuple(s * factor for s in self.strides))
+
+
+Map = tuple[Term, ...]
+
+
+def unit(axis: int, rank: int, size: int) -> Term:
+    """The axis itself; nothing for an axis of size 1, so that equal maps compare equal."""
+    return Term(0, tuple(int(a == axis and size != 1) for a in range(rank)))
+
+
+def identity(shape: Sequence[int]) -> Map:
+    """The domain's own index."""
+    return tuple(unit(a, len(shape), n) for a, n in enumerate(shape))
+
+
+def constant(offset: int, rank: int) -> Term:
+    """The same index at every point."""
+    return Term(offset, (0,) * rank)
+
+
+def linear(index: Map, strides: Sequence[int], rank: int) -> Term:
+    """Element offset of an index in a tensor with these strides."""
+    total = constant(0, rank)
+    for term, stride in zip(index, strides, strict=True):
+        total = total.plus(term.times(stride))
+    return total
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor."""
+    return tuple(math.prod(max(n, 1) for n in shape[i + 1 :]) for i in range(len(shape)))
+
+
+# Each view: from the node, its argument's shape and an index of the result to the index of the argument; None where
+# no affine map does it.
+ViewMap = Callable[[fx.Node, Sequence[int], Map, int], "Map | None"]
+
+
+def _dims(node: fx.Node) -> Sequence[int]:
+    found: Any = node.args[1]
+    return found  # type: ignore[no-any-return]
+
+
+def _broadcast(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
+    places: Any = node.args[2]
+    return tuple(index[d] if shape[i] != 1 else constant(0, rank) for i, d in enumerate(places))
+
+
+def _squeeze(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
+    gone = {d % len(shape) for d in _dims(node)}
+    rest = iter(index)
+    return tuple(constant(0, rank) if i in gone else next(rest) for i in range(len(shape)))
+
+
+def _transpose(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
+    found: list[Term] = [constant(0, rank)] * len(shape)
+    for term, d in zip(index, _dims(node), strict=True):
+        found[d] = term
+    return tuple(found)
+
+
+def _slice(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
+    args: list[Any] = [*node.args[1:], *(None,) * 4][:4]
+    dim, start, _, step = (node.kwargs.get(n, a) for n, a in zip(("dim", "start", "end", "step"), args, strict=True))
+    dim, start, step = dim or 0, start or 0, step or 1
+    dim, size = dim % len(shape), shape[dim % len(shape)]
+    start = max(0, min(start + size if start < 0 else start, size))
+    return tuple(t.times(step, start) if d == dim else t for d, t in enumerate(index))
+
+
+def _reverse(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
+    dims = {d % len(shape) for d in _dims(node)}
+    return tuple(t.times(-1, shape[d] - 1) if d in dims else t for d, t in enumerate(index))
+
+
+def _reshape(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map | None:
+    """Dimensions that are split, or come and go with size 1."""
+    out: list[int] = list(node.meta["val"].shape)
+    found: list[Term] = []
+    j = 0
+    for size in shape:
+        if size == 1:
+            found.append(constant(0, rank))
+            continue
+        term, covered = constant(0, rank), 1
+        while covered < size:
+            if j == len(out):
+                return None
+            term, covered = term.times(out[j]).plus(index[j]), covered * out[j]
+            j += 1
+        if covered != size:
+            return None
+        found.append(term)
+    return tuple(found) if math.prod(out[j:]) == 1 else None
+
+
+def _same(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
+    return index
+
+
+VIEWS: dict[str, ViewMap] = {
+    "broadcast_in_dim": _broadcast,
+    "squeeze": _squeeze,
+    "transpose": _transpose,
+    "slice": _slice,
+    "rev": _reverse,
+    "view": _reshape,
+    "view_of": _same,
+}

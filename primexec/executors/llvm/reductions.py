@@ -1,0 +1,119 @@
+"""Accumulators: how partial results of a reduction are kept, joined and finished.
+
+Sums of float32 and half precision are accumulated in float64, those of float64 with the rounding error of every
+addition (Knuth's TwoSum), so that the error does not grow with the number of elements.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from primexec.executors.llvm.emit import Emitter, Value, literal, type_of
+from primexec.executors.llvm.instructions import F64, FLOATS, REGISTER, SIGNED, bits, convert, rounded
+from primexec.executors.llvm.ir import Reduce
+
+
+class Accumulator:
+    """The accumulator of one reduction."""
+
+    def __init__(self, reduction: Reduce) -> None:
+        self.kind, self.dtype, self.source = reduction.kind, reduction.dtype, reduction.arg.dtype
+        self.floats = self.dtype in FLOATS
+        wide = self.floats and self.kind in ("sum", "prod")
+        self.element = "f64" if wide else REGISTER[self.dtype]
+        self.compensated = self.kind == "sum" and self.dtype is F64
+
+    def initial(self, lanes: int) -> list[tuple[str, str]]:
+        """Types and values before the first element."""
+        text = literal(self.element, self._neutral())
+        if lanes > 1:
+            text = f"splat ({type_of(self.element)} {text})"
+        zero = literal("f64", 0.0) if lanes == 1 else "zeroinitializer"
+        one = (type_of(self.element, lanes), text)
+        return [one, (one[0], zero)] if self.compensated else [one]
+
+    def _neutral(self) -> float:
+        if self.kind in ("sum", "prod"):
+            return float(self.kind == "prod")
+        low = self.kind == "amax"
+        if self.floats:
+            return -math.inf if low else math.inf
+        if self.dtype is torch.bool:
+            return not low
+        width = bits(self.dtype)
+        smallest, largest = (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if self.dtype in SIGNED else (0, -1)
+        return smallest if low else largest
+
+    def values(self, e: Emitter, names: list[str], lanes: int) -> list[Value]:
+        return [Value(e, self.element, lanes, n) for n in names]
+
+    def add(self, state: list[Value], v: Value) -> list[Value]:
+        """With one more element (in each lane)."""
+        v = convert(v, self.source, self.dtype)
+        if v.element != self.element:
+            v = v.cast("fpext", self.element)
+        return self.merge(state, [v])
+
+    def merge(self, state: list[Value], other: list[Value]) -> list[Value]:
+        """With another partial result."""
+        v = other[0]
+        if self.compensated:
+            total, lost = state
+            made = total + v
+            part = made - total
+            error = (total - (made - part)) + (v - part)
+            return [made, lost + error if len(other) == 1 else lost + error + other[1]]
+        if self.kind == "sum":
+            return [state[0] + v] if self.dtype is not torch.bool else [state[0] | v]
+        if self.kind == "prod":
+            return [state[0] * v] if self.dtype is not torch.bool else [state[0] & v]
+        return [self._extreme(state[0], v)]
+
+    def _extreme(self, old: Value, new: Value) -> Value:
+        larger = self.kind == "amax"
+        if self.dtype is torch.bool:
+            return old | new if larger else old & new
+        if self.floats:
+            better = new.compare("ogt" if larger else "olt", old) | new.is_nan()
+        else:
+            sign = "s" if self.dtype in SIGNED else "u"
+            better = new.compare(sign + ("gt" if larger else "lt"), old)
+        return better.select(new, old)
+
+    def across(self, state: list[Value]) -> list[Value]:
+        """The lanes' partial results joined: a scalar state."""
+        lanes = state[0].lanes
+        if lanes == 1:
+            return state
+        e = state[0].e
+        while lanes > 1:
+            half = lanes // 2
+            parts = []
+            for start in (0, half):
+                mask = ", ".join(f"i32 {start + k}" for k in range(half))
+                picked = [
+                    e.emit(f"shufflevector {v.type} {v.name}, {v.type} poison, <{half} x i32> <{mask}>") for v in state
+                ]
+                parts.append([Value(e, v.element, half, name) for v, name in zip(state, picked, strict=True)])
+            if half == 1:
+                parts = [
+                    [
+                        Value(e, v.element, 1, e.emit(f"extractelement <1 x {type_of(v.element)}> {v.name}, i32 0"))
+                        for v in p
+                    ]
+                    for p in parts
+                ]
+            state, lanes = self.merge(parts[0], parts[1]), half
+        return state
+
+    def finish(self, state: list[Value]) -> Value:
+        """The result, in the register type of the reduction's dtype."""
+        v = state[0]
+        if self.compensated:
+            total = v + state[1]
+            return (v.abs().compare("olt", math.inf) & state[1].abs().compare("olt", math.inf)).select(total, v)
+        if v.element != REGISTER[self.dtype]:
+            v = rounded(v.cast("fptrunc", REGISTER[self.dtype]), self.dtype)
+        return v
