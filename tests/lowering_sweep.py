@@ -1,13 +1,12 @@
 """Which entries of op_db lower to prims only: the first float32 sample of each, captured and expanded.
 
-`sweep()` returns what `python -m tests.lowering_sweep` prints and docs/coverage.md lists.
+`section()` is what `python -m tests.lowering_sweep` prints and docs/coverage.md may hold.
 """
 
 from __future__ import annotations
 
 import operator
 import warnings
-from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -56,13 +55,16 @@ def sweep(names: Iterable[str] = tuple(OPS)) -> tuple[int, dict[str, dict[str, s
     return count, left
 
 
-def main() -> None:
+def section() -> list[str]:
+    """The lines of docs/coverage.md about lowering."""
     count, left = sweep()
-    print(f"{1 - len(left) / count:.1%} of {count} entries lower to prims only")
+    lines = ["## What does not lower to prims only", ""]
+    lines.append(f"{1 - len(left) / count:.1%} of the {count} captured entries lower to prims only; the others:")
+    lines.append("")
     for name, reasons in left.items():
-        print(name, reasons)
-    print(Counter(op for reasons in left.values() for op in reasons).most_common())
+        lines.append(f"- {name}: " + "; ".join(f"`{op}`, {reason}" for op, reason in reasons.items()))
+    return [*lines, ""]
 
 
 if __name__ == "__main__":
-    main()
+    print("\n".join(section()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from primexec import CaptureError, effects, make_traced, prims
 from primexec.lowering import expand, why_not
 from tests import prims_oracle
+from tests.lowering_sweep import sweep
 from tests.sweep import OPS, op_samples
 
 # Run on other samples than the tensors they were captured with, or on memory outside of the tensor.
@@ -180,3 +181,10 @@ def test_returned_views_still_alias() -> None:
     lowered = make_traced(lambda x: (x[1], x.t().diagonal())).trace(x).lower()
     for out in run(lowered, x):
         assert out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+
+
+@pytest.mark.exhaustive
+def test_share_of_op_db_that_lowers_to_prims_only() -> None:
+    count, left = sweep()
+    assert count > 600
+    assert len(left) / count < 0.08, left
