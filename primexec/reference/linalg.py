@@ -26,14 +26,14 @@ def _none(a: Array) -> Array:
 def _batched(function: Callable[..., tuple[Any, ...]], *arrays: tuple[Array, int]) -> tuple[Array, ...]:
     """A function of single matrices or vectors (arrays with the rank of one) over their batches."""
     batch = arrays[0][0].shape[: arrays[0][0].ndim - arrays[0][1]]
-    flat = [a.reshape(-1, *a.shape[a.ndim - rank :]) for a, rank in arrays]
     count = int(np.prod(batch))
+    flat = [a.reshape((count, *a.shape[a.ndim - rank :])) for a, rank in arrays]
     # An empty batch takes its shapes from zeros.
     results = [function(*(a[i] for a in flat)) for i in range(count)] or [
         function(*(np.zeros(a.shape[1:], a.dtype) for a in flat))
     ]
     parts = [np.stack([np.asarray(r[k]) for r in results]) for k in range(len(results[0]))]
-    return tuple(p[:count].reshape(*batch, *p.shape[1:]) for p in parts)
+    return tuple(p[:count].reshape((*batch, *p.shape[1:])) for p in parts)
 
 
 @reference("aten._linalg_svd.default")
