@@ -38,7 +38,7 @@ _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 @functools.cache
 def state_setters() -> dict[types.CodeType, str]:
     """Functions that change state of torch's without an operator; they are stopped before they do."""
-    random: Any = (torch.manual_seed, torch.seed, torch.set_rng_state)
+    random: Any = (torch.manual_seed, torch.seed, torch.random.set_rng_state)
     defaults: Any = (
         torch.set_default_dtype, torch.set_default_device, torch.set_default_tensor_type,
         torch.use_deterministic_algorithms, torch.set_float32_matmul_precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import warnings
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from primexec import _torch, passes
+from primexec import _torch, _torch_capture, passes
 from primexec._torch import pytree
+from primexec.autograd import bind
 from primexec.capture import Captured, Signature, capture, capture_lock
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
 from primexec.errors import RetraceWarning
@@ -22,6 +24,7 @@ from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, describe_call, differences, make_entry
 from primexec.partition import Plan, partition
 from primexec.passes.functionalize import Functionalize
+from primexec.program import Program
 from primexec.runtime import Executable, compile_plan
 from primexec.verify import verify_captured
 
@@ -138,7 +141,7 @@ class Cache:
 def runs_inline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the call belongs to somebody else's trace or transform, or to a capture of ours."""
     return (
-        _torch.capturing()
+        _torch_capture.capturing()
         or _torch.foreign_mode_active()
         or any(map(_torch.is_foreign_tensor, pytree.tree_leaves((args, kwargs))))
     )
@@ -148,20 +151,28 @@ def compile_captured(
     captured: Captured, options: Options, executors: tuple[Executor, ...]
 ) -> tuple[Captured, Executable]:
     """Passes, plan, executable."""
-    program = passes.run(captured.program)
+    compile_ = functools.partial(_compile, options=options, executors=executors)
+    forward = compile_(captured.program)
+    program = forward.plan.program
+    if captured.joint is not None:
+        forward = bind(captured.joint, forward, compile_)
+    return replace(captured, program=program), forward
+
+
+def _compile(program: Program, options: Options, executors: tuple[Executor, ...]) -> Executable:
+    program = passes.run(program)
     if any(executor.name != "aten" for executor in executors):
         program = Functionalize()(program)
-    captured = replace(captured, program=program)
-    verify_captured(captured.program)
-    plan = _make_plan(captured, options, executors)
+    verify_captured(program)
+    plan = _make_plan(program, options, executors)
     _plan_log.debug("%s", plan)
     parameters = {k: v for k, v in options.parameters if k != "strict"}
-    return captured, compile_plan(plan, {e.name: e for e in executors}, parameters)
+    return compile_plan(plan, {e.name: e for e in executors}, parameters)
 
 
-def _make_plan(captured: Captured, options: Options, executors: tuple[Executor, ...]) -> Plan:
+def _make_plan(program: Program, options: Options, executors: tuple[Executor, ...]) -> Plan:
     return partition(
-        captured.program,
+        program,
         executors,
         allowed=registry.allowed(options, executors, torch.get_default_device()),
         inference=torch.is_inference_mode_enabled(),

@@ -23,11 +23,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, statics
+from primexec import _torch, _torch_capture, statics
 from primexec._torch import pytree
 from primexec.bytecode import RANDOM, SEEDS, stores_attribute, user_source_of
 from primexec.config import logger
 from primexec.errors import CaptureError, SourceLine
+from primexec.joint import Joint, Recorder, Result, View, result_of
 from primexec.program import Program, Static
 from primexec.reads import Reads
 from primexec.shadow import Shadows
@@ -44,9 +45,7 @@ def _reset_lock_after_fork() -> None:
 
 os.register_at_fork(after_in_child=_reset_lock_after_fork)
 
-_GRAD_HINT = (
-    "call it under torch.no_grad() or torch.inference_mode(), or detach the inputs: traced programs are for inference"
-)
+_GRAD_HINT = "call it under torch.no_grad(), or work on a clone of the tensor"
 
 
 def capture_lock() -> threading.RLock:
@@ -65,6 +64,7 @@ class Captured:
         tied: arguments that the function also reached by itself: (position, places).
         stores: where the last outputs are written to: (dict, key).
         reads: the Python state that the program depends on.
+        joint: what ties the program to autograd, where results require grad.
     """
 
     program: Program
@@ -74,6 +74,7 @@ class Captured:
     tied: tuple[tuple[int, list[tuple[Any, Any, str]]], ...]
     stores: tuple[tuple[dict[str, Any], str], ...]
     reads: Reads
+    joint: Joint | None
     uses_layout: bool
     uses_sdpa: bool
     inference_segments: bool
@@ -164,7 +165,7 @@ def _capture(
     fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
     fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
     try:
-        with _torch.capture_environment():
+        with _torch_capture.capture_environment():
             result = tracer.run(run, fake_args, fake_kwargs)
     except BaseException as error:
         tracer.reads.restore(_torch.is_fake)
@@ -275,15 +276,15 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Capture
                 )
             places.append(Static(value))
         else:
-            if node.op != "placeholder" and _needs_autograd(leaf):
-                raise CaptureError("the result requires grad", hint=_GRAD_HINT, source=node.meta.get("source"))
             places.append(len(outputs))
             outputs.append(node)
+    differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
     stores = _stores(tracer, shadows)
     outputs += [node for _, _, node, _ in stores]
     _check_side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
-    tracer.graph.output(tuple(outputs))
+    joint, extras, backward = _join(tracer, name, outputs, differentiable) if differentiable else (None, [], None)
+    tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = fx.GraphModule(tracer.submodules, tracer.graph, class_name=name.title().replace("_", ""))
     program = Program(
@@ -294,6 +295,8 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Capture
         output_leaves=tuple(places),
         stored=tuple(label for *_, label in stores),
         calls=tuple(tracer.calls),
+        extras=len(extras),
+        backward=backward,
     )
     kinds: dict[str, list[Any]] = {"argument": [], "state": [], "constant": []}
     for i in tracer.inputs:
@@ -306,10 +309,61 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Capture
         tied=tuple(tracer.tied.values()),
         stores=tuple((held, key) for held, key, _, _ in stores),
         reads=tracer.reads,
+        joint=joint,
         uses_layout=tracer.uses_layout,
         uses_sdpa=tracer.uses_sdpa,
         inference_segments=tracer.inference_segments,
     )
+
+
+def _join(
+    tracer: Tracer, name: str, outputs: list[fx.Node], differentiable: list[fx.Node]
+) -> tuple[Joint, list[fx.Node], Program]:
+    """What ties the program to autograd, the outputs that it needs besides, and the backward program."""
+    placeholders = [n for n in tracer.graph.nodes if n.op == "placeholder"]
+    wanted = [n for n in placeholders if isinstance(t := n.meta.get("val"), Tensor) and t.requires_grad]
+    inside = next((n for n in differentiable if n.meta["val"].is_leaf), None)
+    if inside is not None or not wanted or not torch.is_grad_enabled():
+        raise CaptureError(
+            "the result requires grad, but not because of an input under grad mode",
+            hint="call requires_grad_() and enable grad outside of the traced function",
+            source=(inside or differentiable[0]).meta.get("source"),
+        )
+    made = [_result(node) for node in outputs]
+    roots = list(dict.fromkeys(root for node, (root, _) in zip(outputs, made, strict=True) if node in differentiable))
+    roots = [r for r in roots if r.op != "placeholder"]
+    recorder = Recorder(tracer, name, roots, wanted)
+    backward = recorder.record(recorder.gradients, recorder.needed)
+    forward = {n.name: n for n in tracer.graph.nodes}
+    taken = [forward[i.label] for i in backward.inputs if i.kind == "saved"]
+    sources = [root for root, _ in made if root.op != "placeholder"]
+    extras = [n for n in dict.fromkeys((*sources, *taken)) if n.op != "placeholder" and n not in outputs]
+    places = {n: i for i, n in enumerate((*outputs, *extras))}
+    results = [
+        Result(
+            root.op == "placeholder", (placeholders.index if root.op == "placeholder" else places.__getitem__)(root), v
+        )
+        for root, v in made
+    ]
+    joint = Joint(
+        inputs=tuple(map(placeholders.index, wanted)),
+        roots=tuple(places[n] for n in roots),
+        results=tuple(results),
+        places={
+            n.name: (n.op == "placeholder", i) for i, n in (*enumerate((*outputs, *extras)), *enumerate(placeholders))
+        },
+        recorder=recorder,
+    )
+    return joint, extras, backward
+
+
+def _result(node: fx.Node) -> tuple[fx.Node, tuple[View, ...]]:
+    try:
+        return result_of(node)
+    except CaptureError:
+        if _needs_autograd(node.meta["val"]):
+            raise
+        return node, ()
 
 
 def _spell_keywords(body: list[str]) -> list[str]:

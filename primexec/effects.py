@@ -68,6 +68,11 @@ def aliases_input(node: fx.Node) -> bool:
     return storage is not None and storage in {storage_of(n) for n in node.all_input_nodes}
 
 
+def is_view(node: fx.Node) -> bool:
+    """Whether the node does nothing but make an alias of its first argument, its only tensor."""
+    return aliases_input(node) and not has_effect(node) and node.all_input_nodes == [node.args[0]]
+
+
 def storage_of(node: fx.Node) -> int | None:
     """A number that two nodes share exactly when their tensors share memory; None for what is no tensor.
 

@@ -274,7 +274,9 @@ class _Writer:
         if captured.uses_layout:
             layout = self._constant(_torch.layout_of)
             self._miss_if(*(f"{layout}({v}) != {_torch.layout_of(t)}" for v, t in tensors.items()))
-        self.grad_off = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
+        self.grad_off = (
+            captured.joint is None and torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
+        )
         return inputs
 
     def _place(self, place: tuple[Any, Any, str]) -> str:
@@ -306,7 +308,7 @@ class _Writer:
             self.lines += [*before, "try:", f"  {run}", "finally:", *(f"  {line}" for line in after)]
         else:
             self.lines.append(run)
-        first = len(program.graph_module.graph.output_node().args[0]) - len(program.stored)  # type: ignore[arg-type]
+        first = len(program.outputs) - program.extras - len(program.stored)
         for i, (held, key) in enumerate(self.captured.stores):
             self.lines.append(f"{self._constant(held)}[{key!r}] = out[{first + i}]")
         self.lines.append(f"return {self._result(program.output_tree, iter(program.output_leaves))}")

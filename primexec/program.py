@@ -49,12 +49,13 @@ class Input:
     Attributes:
         name: the placeholder's name in the graph.
         kind: an `argument` of the call, `state` that is read again at every call (parameters, buffers,
-            closed-over tensors and generators), or a `constant` made while tracing.
+            closed-over tensors and generators), or a `constant` made while tracing; of a backward program what
+            the forward one has `saved`, or a `tangent`: the gradient of a result.
         label: where it comes from, as a user would write it.
     """
 
     name: str
-    kind: Literal["argument", "state", "constant"]
+    kind: Literal["argument", "state", "constant", "saved", "tangent"]
     label: str
 
 
@@ -91,7 +92,8 @@ class Program:
     """A traced function: a graph of ATen operators in the order in which eager runs them, and its signature.
 
     `graph_module(*inputs)` takes the inputs in the order of `inputs` and returns a tuple of tensors.
-    Operators that change a tensor in place are kept as they are.
+    Operators that change a tensor in place are kept as they are. Where results take part in autograd, the graph's
+    last outputs, `extras` in number, are what autograd and the backward program need besides.
     """
 
     name: str
@@ -101,6 +103,13 @@ class Program:
     output_leaves: tuple[int | Static, ...]  # index into the graph's outputs, or a Python value
     stored: tuple[str, ...] = ()  # labels of module attributes that the last outputs are written back to
     calls: tuple[ApiCall, ...] = field(default=(), repr=False)
+    extras: int = 0
+    backward: Program | None = None  # its `saved` inputs are labelled with the names of nodes of this program
+
+    @property
+    def outputs(self) -> list[fx.Node]:
+        """The nodes that the graph returns."""
+        return list(self.graph_module.graph.output_node().args[0])  # type: ignore[arg-type]
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -121,7 +130,8 @@ class Program:
         return _stages["lower"](self)
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        backward = f"\n\n{self.backward}" if self.backward is not None else ""
+        return "\n".join(_lines(self)) + backward
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
@@ -193,7 +203,8 @@ def _lines(program: Program) -> Iterator[str]:
     outputs = nodes["output"].args[0]
     leaves = [repr(x.value) if isinstance(x, Static) else outputs[x].name for x in program.output_leaves]
     yield f"    return {', '.join(leaves)}"
-    for label, node in zip(program.stored, outputs[len(outputs) - len(program.stored) :], strict=True):
+    end = len(outputs) - program.extras
+    for label, node in zip(program.stored, outputs[end - len(program.stored) : end], strict=True):
         yield f"    # then {label} = {node.name}"
 
 

@@ -86,6 +86,7 @@ class Reads:
         self._previous: Any = None
         self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
         self.suspects: dict[str, SourceLine] = {}
+        self.fn = fn
         self.reach(fn, "self" if isinstance(fn, torch.nn.Module) else getattr(fn, "__name__", "fn"))
 
     def refuse(self, reason: str, hint: str) -> Exception:

@@ -22,11 +22,13 @@ class Executable:
         run: takes the program's inputs in order and returns its outputs; where boxed, takes them in one list,
             which it empties.
         compiles: how many regions were compiled.
+        training: runs the program under autograd, where results require grad.
     """
 
     plan: Plan
     run: Callable[..., Sequence[Tensor]]
     compiles: int
+    training: Any = None
 
 
 def compile_plan(

@@ -12,8 +12,8 @@ import gc
 import operator
 import re
 import sys
-import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,6 +28,7 @@ from primexec.calls import READS_DATA, VALUE_HINT, Calls, name_of
 from primexec.errors import CaptureError, SourceLine
 from primexec.program import ApiCall, Input, TensorSpec
 from primexec.reads import Reads
+from primexec.references import outlives
 from primexec.statics import tensor_problem
 
 _UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
@@ -80,7 +81,10 @@ class Tracer:
         self._positions: dict[int, int] = {}  # id of an argument → its position
         self.tied: dict[int, tuple[int, list[tuple[Any, Any, str]]]] = {}  # id of an argument → (position, places)
         self._places: dict[int, list[tuple[Any, Any, str]]] | None = None
-        self._frames: dict[types.CodeType, bool] = {}
+        self._lifted_before: dict[int, tuple[Any, fx.Node]] = {}  # the same once the run is over, without owning it
+        self._histories: dict[int, Any] = {}  # id of an input's stand-in → its autograd node
+        self._lines: dict[int, SourceLine | None] = {}  # sequence number of an autograd node → line of its operator
+        self.taken: dict[fx.Node, fx.Node] = {}  # placeholder of a backward graph → node of the forward graph
 
     @property
     def graph(self) -> fx.Graph:
@@ -114,6 +118,9 @@ class Tracer:
             if _torch.identity(real) in self._positions and _torch.identity(real) not in self.tied:
                 self.tied[_torch.identity(real)] = self._positions[_torch.identity(real)], self._find(real)
             return self._lifts[_torch.identity(real)][1]
+        before = self._lifted_before.get(_torch.identity(real))
+        if before is not None and before[0]() is real:
+            return before[1].meta["val"]
         if isinstance(real, Tensor) and (problem := tensor_problem(real)):
             raise self.fail(f"the function uses {problem}", "pass plain strided tensors")
         places = self._find(real)
@@ -143,6 +150,7 @@ class Tracer:
             with _torch.modes_off(), torch.inference_mode(real.is_inference()):
                 stand_in = self.fake_mode.from_tensor(real)
             self._own_attributes |= stand_in.__dict__.keys()
+            self._histories[id(stand_in)] = stand_in.grad_fn
         else:
             stand_in = real
         self._lifts[_torch.identity(real)] = real, stand_in
@@ -212,6 +220,9 @@ class Tracer:
         if inference != self._inference:
             self.inference_segments = True
         node.meta["inference"] = inference
+        node.meta["grad_mode"] = torch.is_grad_enabled()
+        if node.meta["grad_mode"]:
+            self._lines[_torch.sequence_number()] = source
         if isinstance(out, Tensor):
             self._bind_output(out, node)
         elif isinstance(out, (tuple, list)):
@@ -219,7 +230,7 @@ class Tracer:
             for i, t in enumerate(out):
                 if isinstance(t, Tensor):
                     item = self.graph.create_node("call_function", operator.getitem, (node, i), name=f"{node.name}_{i}")
-                    item.meta["source"], item.meta["inference"] = node.meta["source"], inference
+                    item.meta.update({k: node.meta[k] for k in ("source", "inference", "grad_mode")})
                     self._bind_output(t, item)
         return out
 
@@ -324,8 +335,11 @@ class Tracer:
     # Errors and sources --------------------------------------------------------------------------------
 
     def source(self) -> SourceLine | None:
-        """The user's line that runs now; None before and after the run."""
-        return user_source(sys._getframe(1), Tracer.run.__code__) if self._running else None
+        """The user's line that runs now; None before and after the run. During a backward pass, the forward line."""
+        if not self._running:
+            return None
+        node = _torch.autograd_node()
+        return user_source(sys._getframe(1), Tracer.run.__code__) or (node and self._lines.get(node._sequence_nr()))
 
     def locate(self, error: Exception) -> Exception:
         """error with a note that names the user's line."""
@@ -378,24 +392,48 @@ class Tracer:
                         f"the function uses the Python attributes {', '.join(attributes)} of a tensor",
                         hint="pass such values as arguments of their own",
                     )
-            if isinstance(real, Tensor) and real.requires_grad != stand_in.requires_grad:
-                raise CaptureError("the function makes one of its inputs require grad", hint=grad_hint)
+            if not isinstance(real, Tensor):
+                continue
+            if real.requires_grad != stand_in.requires_grad or self._histories[id(stand_in)] is not stand_in.grad_fn:
+                raise CaptureError(
+                    "the function changes one of its inputs in a way that autograd records", hint=grad_hint
+                )
+            if stand_in.is_leaf and (stand_in.grad is None) != (real.grad is None):
+                raise CaptureError(
+                    "the function runs backward(), which sets the .grad of its inputs",
+                    hint="use torch.autograd.grad, or call backward() on what the traced function returns",
+                )
 
     def check_escapes(self) -> None:
         """Raise if a tensor of the trace is still referred to from outside, such as a list it was appended to."""
-        nodes = [n for n in self.scope.graph.nodes if isinstance(n.meta.get("val"), Tensor)]
+        graphs = [self.scope.graph, *{n.graph for n in self.taken}]
+        nodes = [n for graph in graphs for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)]
         self.scope.alive.clear()
+        self._lifted_before = {
+            key: (weakref.ref(real), self.scope.nodes[_torch.identity(stand_in)])
+            for key, (real, stand_in) in self._lifts.items()
+            if isinstance(real, Tensor)
+        }
         self._lifts.clear()
         if any(_torch.python_references(n.meta, "val") > 1 for n in nodes):
             gc.collect()  # exceptions that the user's code caught keep frames alive in cycles
-        for node in nodes:
-            if _torch.python_references(node.meta, "val") > 1:
-                raise CaptureError(
-                    "a tensor of the traced function is kept somewhere outside of it (a list, an attribute, a cache)",
-                    hint="return it instead",
-                    source=node.meta.get("source"),
-                )
-        for node in self.scope.graph.nodes:  # as FX has it: an operator with several results carries them all
+        own = [n.meta for n in nodes]
+        suspects = [n for n in nodes if _torch.python_references(n.meta, "val") > 1]
+        if suspects and outlives([n.meta["val"] for n in suspects], own, self.reads.fn):
+            kept = [n for n in suspects if outlives([n.meta["val"]], own, self.reads.fn)]
+            raise CaptureError(
+                "a tensor of the traced function is kept somewhere outside of it (a list, an attribute, a cache)",
+                hint="return it instead",
+                source=(kept or suspects)[0].meta.get("source"),
+            )
+        self.complete_metadata(graphs)
+
+    def complete_metadata(self, graphs: Iterable[fx.Graph]) -> None:
+        """As FX has it: an operator with several results carries them all, and inputs what they stand for."""
+        for placeholder, source in self.taken.items():
+            placeholder.meta["val"] = source.meta["val"]
+        self.taken.clear()
+        for node in (n for graph in graphs for n in graph.nodes):
             items = {u.args[1]: u.meta.get("val") for u in node.users if u.target is operator.getitem}
             if items and "val" not in node.meta:
                 node.meta["val"] = tuple(items.get(i) for i in range(len(node.meta["spec"])))

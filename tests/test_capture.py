@@ -152,18 +152,6 @@ def test_lazy_module_is_refused_until_it_ran(make: Callable[[], nn.Module]) -> N
     assert torch.equal(traced(X), module(X))
 
 
-def test_result_that_requires_grad_is_refused() -> None:
-    linear = nn.Linear(3, 2)
-    traced = make_traced(linear)
-    with pytest.raises(CaptureError, match="requires grad") as refused:
-        traced(X)
-    assert "torch.no_grad()" in refused.value.hint
-    with torch.no_grad():
-        assert torch.equal(traced(X), linear(X))
-    with torch.inference_mode():
-        assert torch.equal(traced(X), linear(X))
-
-
 # Exceptions of the user's code --------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from primexec import make_traced, passes
 from primexec.passes.constants import ShareConstants
 from primexec.passes.dead_code import RemoveDeadCode
+from primexec.passes.renames import RemoveRenames
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -21,7 +22,7 @@ def targets(fn: Callable[..., Any], *args: Any) -> list[str]:
 
 
 def test_pipeline() -> None:
-    assert (RemoveDeadCode(), ShareConstants()) == passes.PIPELINE
+    assert (RemoveRenames(), RemoveDeadCode(), ShareConstants()) == passes.PIPELINE
 
 
 # Dead code ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from primexec.config import verifies_passes
 from primexec.passes.common import MergeEqual, RemoveNoOps
 from primexec.passes.constants import ShareConstants
 from primexec.passes.dead_code import RemoveDeadCode
+from primexec.passes.renames import RemoveRenames
 from primexec.program import Program
 from primexec.verify import verify_captured, verify_prims
 
@@ -20,7 +21,7 @@ class Pass(Protocol):
 
 
 # Programs as eager runs them: nothing here changes strides, aliasing, errors or API calls.
-PIPELINE: tuple[Pass, ...] = (RemoveDeadCode(), ShareConstants())
+PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveDeadCode(), ShareConstants())
 # Programs in prims, whose results alone count. Functionalize comes before lowering.
 PRIMS: tuple[Pass, ...] = (RemoveNoOps(), MergeEqual(), RemoveNoOps())
 

@@ -299,13 +299,7 @@ for name, make in ARGUMENTS.items():
     )
 
 
-# Results that require grad: training is not there yet.
-def parameter_module() -> nn.Module:
-    return nn.Linear(4, 2)
-
-
-FAMILY.add("grad_input", lambda x: x * 2, lambda i: (draw(i, 3).requires_grad_(),), match="grad")
-FAMILY.add_factory("grad_parameters", parameter_module, X, match="grad")
+# Results that require grad, though no input does under grad mode.
 FAMILY.add("grad_made_inside", lambda x: torch.zeros(3).requires_grad_(), X, match="grad")
 
 

@@ -1,0 +1,146 @@
+"""What a capture replaces in PyTorch while it runs. Like `_torch.py`, this file touches private names."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from primexec._torch import modes_off, private, torch_directory
+
+_capturing = threading.local()
+
+
+def capturing() -> bool:
+    """Whether this thread is inside a capture of ours."""
+    return getattr(_capturing, "depth", 0) > 0
+
+
+class _CapturingFlag:
+    """Stands in for torch's process-wide `_is_compiling_flag`: true only in the thread that captures.
+
+    The plain flag is seen by every thread, and library code branches on it: another thread's eager call
+    would take the path meant for tracing.
+    """
+
+    def __init__(self, before: object) -> None:
+        self.before = before
+
+    def __bool__(self) -> bool:
+        asking = sys._getframe(1).f_code.co_filename
+        if asking.startswith(os.path.join(torch_directory(), "nn", "modules")):
+            return False  # torch.nn leaves its fast paths when compiling; eager takes them
+        return capturing() or bool(self.before)
+
+
+def _as_bool(name: str) -> Callable[..., Any]:
+    return lambda self, *other: getattr(bool(self), name)(*other)
+
+
+# Library code also combines the flag with others: transformers writes `is_compiling() | is_proxy(x)`.
+for _name in ("or", "ror", "and", "rand", "xor", "rxor", "eq", "ne", "int", "index", "hash", "repr"):
+    setattr(_CapturingFlag, f"__{_name}__", _as_bool(f"__{_name}__"))
+
+
+@contextmanager
+def capture_environment() -> Iterator[None]:
+    """What must hold in this thread while a capture runs. Callers hold the capture lock."""
+    _capturing.depth = getattr(_capturing, "depth", 0) + 1
+    autocast_cache = torch.is_autocast_cache_enabled()
+    collecting = gc.isenabled()
+    try:
+        with ExitStack() as patches:
+            for owner, name, stand_in in _stand_ins():
+                original = getattr(owner, name)
+                patches.callback(setattr, owner, name, original)
+                setattr(owner, name, stand_in(original))
+            torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
+            gc.disable()  # a callback of the collector is not the function's code
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+        torch.set_autocast_cache_enabled(autocast_cache)
+        _capturing.depth -= 1
+
+
+@cache
+def _stand_ins() -> list[tuple[Any, str, Callable[[Any], Any]]]:
+    """(owner, name, original → stand-in): what a capture replaces; other threads still get the original's answer."""
+    compiling = (torch.compiler, "_is_compiling_flag", _CapturingFlag)
+    control_flow = (private("torch._higher_order_ops.utils"), "_hop_compile_and_call", _call_directly)
+    fake_log = (logging.getLogger("torch._subclasses.fake_tensor"), "handle", _quietly)
+    questions = [(torch.overrides, "has_torch_function", _without_our_mode)]
+    # Python functions would hand themselves to our mode and then run unseen; so it sees what they call.
+    for module in (torch.nn.functional, torch.functional):
+        for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+            if hasattr(module, name):
+                questions.append((module, name, _without_our_mode))
+    rng = [
+        (torch, f"{verb}_rng_state", _recorded_rng(op)) for verb, op in (("get", "rng_state"), ("set", "set_rng_state"))
+    ]
+    return [compiling, control_flow, fake_log, *rng, *questions]
+
+
+def _call_directly(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Eagerly torch.cond and its like go through Dynamo; a capture records the operator itself."""
+
+    def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any = None) -> Any:
+        return fn(*args, **(kwargs or {})) if capturing() else original(fn, args, kwargs)
+
+    return call
+
+
+def _quietly(original: Callable[[logging.LogRecord], None]) -> Callable[[logging.LogRecord], None]:
+    """An error on fake tensors is raised; it need not be logged as well."""
+    return lambda record: None if capturing() else original(record)
+
+
+def _without_our_mode(original: Callable[..., bool]) -> Callable[..., bool]:
+    """has_torch_function says yes to any tensor while a mode is active; torch.nn then leaves its fast paths."""
+    plain = (Tensor, torch.nn.Parameter, private("torch._subclasses.fake_tensor.FakeTensor"))
+
+    def overridden(*args: Any) -> bool:
+        if not capturing():
+            return original(*args)
+        tensors = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+        return any(isinstance(t, Tensor) and type(t) not in plain for t in tensors)
+
+    return overridden
+
+
+@cache
+def rng_operators() -> Any:
+    """Operators that read and set the state of the CPU generator, so that checkpoints can be recorded."""
+    library = torch.library.Library("primexec", "DEF")
+    library.define("rng_state() -> Tensor")
+    library.define("set_rng_state(Tensor state) -> ()")
+    library.impl("rng_state", lambda: torch.default_generator.get_state(), "CompositeExplicitAutograd")
+    library.impl("set_rng_state", lambda state: torch.default_generator.set_state(state) and None, "CPU")
+    with modes_off():
+        size = torch.default_generator.get_state().numel()
+    torch.library.register_fake("primexec::rng_state", lambda: torch.empty(size, dtype=torch.uint8), lib=library)
+    torch.library.register_fake("primexec::set_rng_state", lambda state: None, lib=library)
+    return library, torch.ops.primexec
+
+
+def _recorded_rng(name: str) -> Callable[[Any], Any]:
+    """Checkpoints read the generator's state in forward, and set it in backward: both are recorded."""
+
+    def stand_in(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*state: Tensor) -> Any:
+            ours = capturing() and sys._getframe(1).f_code.co_filename.startswith(torch_directory())
+            return getattr(rng_operators()[1], name)(*state) if ours else original(*state)
+
+        return call
+
+    return stand_in

@@ -1,0 +1,234 @@
+"""Programs whose results take part in autograd: what ties them to it, and their backward programs.
+
+A capture under grad mode leaves the autograd graph of PyTorch itself behind, made of fake tensors. Running that
+graph under the tracer's modes records the operators of the backward pass, those of custom functions and of hooks
+included. One backward program is recorded with the forward one and decides what is saved; another one is recorded
+when a backward pass asks for other gradients or is given other ones (`loss.backward()` where the function also
+returns logits): a gradient that is absent in eager is never replaced by zeros, for zero times infinity is NaN.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch, _torch_capture, effects
+from primexec.errors import CaptureError
+from primexec.higher_order import add_placeholder
+from primexec.program import Input, Program, Static
+from primexec.tracer import Scope, Tracer
+
+Gradients = tuple[
+    tuple[int, ...] | None, ...
+]  # of each differentiable root the strides of its gradient, if it gets one
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One step from a tensor to an alias of it, repeated outside of the program so that autograd sees it."""
+
+    op: Any
+    args: tuple[Any, ...]  # behind the tensor
+    kwargs: dict[str, Any]
+    grad_mode: bool  # whether the function made the alias under grad mode
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a result is made: from an input or an output of the program, through views."""
+
+    is_input: bool
+    index: int
+    views: tuple[View, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """What ties a program to autograd.
+
+    Attributes:
+        inputs: positions of the program's inputs that may get gradients.
+        roots: positions of its outputs that have gradients and own their memory.
+        results: how each output that the function returns is made.
+        places: for the name of an input or output its position: (whether it is an input, position).
+        recorder: records backward programs.
+    """
+
+    inputs: tuple[int, ...]
+    roots: tuple[int, ...]
+    results: tuple[Result, ...]
+    places: dict[str, tuple[bool, int]]
+    recorder: Recorder
+
+
+class Recorder:
+    """The autograd graph that a capture left behind, and the backward programs recorded from it."""
+
+    def __init__(self, tracer: Tracer, name: str, roots: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> None:
+        self.tracer, self.name = tracer, name
+        self.roots, self.inputs = tuple(roots), tuple(inputs)
+        self.gradients: Gradients = tuple(tuple(n.meta["val"].stride()) for n in roots)
+        self.needed = (True,) * len(self.inputs)
+        # Passes may remove these nodes from the forward graph before another backward program is recorded.
+        self._steps = {n: Step.of(n) for n in tracer.graph.nodes if n.op == "call_function" and _is_step(n)}
+
+    def record(self, gradients: Gradients, needed: Sequence[bool]) -> Program:
+        """The backward program for these gradients of the roots and these of the inputs.
+
+        Its inputs are the values it takes from the forward program, labelled with their names there, and the
+        gradients of the roots. Its outputs are the gradients of the inputs, None where there is none.
+        """
+        tracer, forward = self.tracer, self.tracer.scope
+        tracer.scope = scope = Scope(forward)
+        try:
+            with _torch_capture.capture_environment(), _torch.autocast_off(), torch.enable_grad():
+                tangents = [self._tangent(scope, i, strides) for i, strides in enumerate(gradients)]
+                given = [(n.meta["val"], t) for n, t in zip(self.roots, tangents, strict=True) if t is not None]
+                wanted = [n.meta["val"] for n, need in zip(self.inputs, needed, strict=True) if need]
+                found = iter(tracer.run(_gradients, (given, wanted), {}))
+                results = [tracer.node_of(g) if need and (g := next(found)) is not None else None for need in needed]
+                g = found = None  # they would look like tensors that escaped
+        except BaseException:
+            tracer.raise_failure()
+            raise
+        finally:
+            tracer.scope = forward
+            del tangents, given, wanted
+        tracer.raise_failure()
+        return self._program(scope, results)
+
+    def _tangent(self, scope: Scope, index: int, strides: tuple[int, ...] | None) -> Tensor | None:
+        if strides is None:
+            return None
+        value = self.roots[index].meta["val"]
+        with _torch.modes_off(), self.tracer.fake_mode:
+            tangent = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
+        scope.bind(tangent, add_placeholder(scope.graph, f"gradient_{index}"))
+        return tangent
+
+    def _program(self, scope: Scope, results: list[fx.Node | None]) -> Program:
+        forward = self.tracer.scope
+        lifted = {scope.nodes[_torch.identity(t)]: forward.nodes[_torch.identity(t)] for t in scope.lifted}
+        taken = self._take_bases(scope.graph, lifted)
+        inputs = []
+        for node in scope.graph.nodes:
+            if node.op == "placeholder" and node in taken:
+                inputs.append(Input(node.name, "saved", taken[node].name))
+            elif node.op == "placeholder":
+                inputs.append(Input(node.name, "tangent", f"of {self.roots[int(node.name.rpartition('_')[2])].name}"))
+        outputs = [n for n in results if n is not None]
+        places = iter(range(len(outputs)))
+        scope.graph.output(tuple(outputs))
+        scope.alive.clear()
+        scope.lifted.clear()
+        return Program(
+            name=f"{self.name}_backward",
+            graph_module=fx.GraphModule(self.tracer.submodules, scope.graph, class_name="Backward"),
+            inputs=tuple(inputs),
+            output_tree=None,
+            output_leaves=tuple(Static(None) if n is None else next(places) for n in results),
+        )
+
+    def _take_bases(self, graph: fx.Graph, lifted: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+        """Let the graph take tensors that own their memory, and make views of them itself.
+
+        A view costs a microsecond, while one that is saved keeps the forward program from replaying `F.linear` whole.
+
+        Args:
+            lifted: placeholder → node of the forward graph.
+        """
+        taken: dict[fx.Node, fx.Node] = {}
+        made: dict[fx.Node, fx.Node] = {}
+        at = {source: placeholder for placeholder, source in lifted.items()}
+        last = next((n for n in reversed(graph.nodes) if n.op == "placeholder"), graph._root)
+
+        def make(node: fx.Node) -> fx.Node:
+            nonlocal last
+            if node in made:
+                return made[node]
+            step = self._steps.get(node)
+            if step is None or (step.op in _FRESH and node in node.graph.nodes):
+                new = at.get(node) or add_placeholder(graph, node.name)
+                new.name = new.target = graph._graph_namespace.create_name(f"saved_{node.name}", None)
+                new.meta["spec"] = node.meta["spec"]
+                taken[new] = node
+            elif step.op in _SAME:
+                new = make(step.source)
+            else:
+                base = make(step.source)
+                with graph.inserting_after(max(last, base)):
+                    last = new = graph.call_function(step.op, (base, *step.args), step.kwargs)
+                new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+                self.tracer.taken[new] = node
+            made[node] = new
+            return new
+
+        for placeholder, node in lifted.items():
+            new = make(node)
+            if new is not placeholder:
+                placeholder.replace_all_uses_with(new)
+                graph.erase_node(placeholder)
+        self.tracer.taken.update(taken)
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A node of the forward graph that makes an alias, or the tensor of a constant."""
+
+    op: Any
+    source: fx.Node
+    args: tuple[Any, ...]  # behind the source
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Step:
+        source: Any = node.args[0]
+        return cls(node.target, source, node.args[1:], dict(node.kwargs))
+
+
+_FRESH = frozenset({torch.ops.aten.lift_fresh_copy.default})
+_SAME = frozenset({torch.ops.aten.detach.default, *_FRESH})
+
+
+def _is_step(node: fx.Node) -> bool:
+    return node.target in _FRESH or effects.is_view(node)
+
+
+def _gradients(given: list[tuple[Tensor, Tensor]], wanted: list[Tensor]) -> tuple[Tensor | None, ...]:
+    if not given:
+        return (None,) * len(wanted)
+    outputs, tangents = zip(*given, strict=True)
+    # The graph stays: other gradients may be asked for later.
+    return torch.autograd.grad(outputs, wanted, tangents, retain_graph=True, allow_unused=True)
+
+
+def result_of(node: fx.Node) -> tuple[fx.Node, tuple[View, ...]]:
+    """The node that made the memory of a result, and the views that lead from it to the result.
+
+    Raises:
+        CaptureError: where autograd cannot be shown how the result aliases it.
+    """
+    views: list[View] = []
+    while node.op == "call_function" and effects.aliases_input(node):
+        if node.meta["val"].requires_grad and not node.meta["grad_mode"]:
+            break  # a custom autograd function returned an alias
+        source = node.args[0]
+        if node.target is operator.getitem and isinstance(source, fx.Node):
+            views.append(View(operator.getitem, node.args[1:], {}, node.meta["grad_mode"]))
+            node, source = source, source.args[0]
+        others = [n for n in node.all_input_nodes if n is not source]
+        if not isinstance(source, fx.Node) or others or effects.has_effect(node):
+            raise CaptureError(
+                f"the function returns an alias of a tensor, made by {node.target}, which autograd cannot follow",
+                hint="return a clone of it, or call under torch.no_grad()",
+                source=node.meta.get("source"),
+            )
+        views.append(View(node.target, node.args[1:], dict(node.kwargs), node.meta["grad_mode"]))
+        node = source
+    return node, tuple(reversed(views))
