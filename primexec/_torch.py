@@ -274,6 +274,23 @@ def autograd_node() -> Any:
     return private("torch._C._current_autograd_node")()
 
 
+def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
+    """What the autograd graph behind the roots keeps for backward: storage → bytes."""
+    kept: dict[int, int] = {}
+    stack, seen = [root.grad_fn for root in roots], set()
+    while stack:
+        node: Any = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        names = [n for n in dir(node) if n.startswith("_saved_")]
+        for tensor in pytree.tree_leaves([getattr(node, n) for n in names] + [getattr(node, "saved_tensors", ())]):
+            if isinstance(tensor, Tensor):
+                kept[storage_key(tensor)] = tensor.untyped_storage().nbytes()
+        stack += [following for following, _ in node.next_functions]
+    return kept
+
+
 def below_autograd() -> Any:
     """Operators record nothing for autograd, while kernels still see the grad mode as it is."""
     return private("torch._C._AutoDispatchBelowAutograd")()

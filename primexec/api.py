@@ -119,7 +119,8 @@ class Traced:
             raise PrimexecError("trace() was called inside another trace or transform")
         executors = registry.resolve(cache.options, torch.device("cpu"))
         with capture_lock():
-            captured, _ = compile_captured(capture(self._fn, args, kwargs, self._signature), cache.options, executors)
+            captured = capture(self._fn, args, kwargs, self._signature, cache.options.save)
+            captured, _ = compile_captured(captured, cache.options, executors)
         return captured.program
 
     def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:

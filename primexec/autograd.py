@@ -42,13 +42,22 @@ class Training:
         self.joint, self.forward, self.compile = joint, forward.run, compile_
         self.plans: list[Plan] = []  # of the backward programs, the one that decided what is saved first
         self.compiles = 0
-        program = forward.plan.program
-        backward: Any = program.backward
+        self.program = forward.plan.program
+        backward: Any = self.program.backward
         self.saved = [(i.label, *joint.places[i.label]) for i in backward.inputs if i.kind == "saved"]
         self._positions = {name: i for i, (name, _, _) in enumerate(self.saved)}
         self._backward: dict[tuple[Gradients, tuple[bool, ...]], _Compiled] = {}
         recorder = self.joint.recorder
         self._backward[recorder.gradients, recorder.needed] = self._prepare(backward, recorder.gradients)
+
+    def saved_bytes(self) -> tuple[int, int]:
+        """How many bytes are kept for backward, and how many eager keeps; memory that is shared counts once."""
+        recorder = self.joint.recorder
+        nodes = {n.name: n for n in self.program.graph_module.graph.nodes}
+        values = [nodes[name].meta["val"] for name, _, _ in self.saved]
+        ours = {_torch.storage_key(v): v.untyped_storage().nbytes() for v in values}
+        eager = _torch.saved_by_autograd([n.meta["val"] for n in recorder.roots])
+        return sum(ours.values()), sum(eager.values())
 
     def run(self, *inputs: Any) -> list[Any]:
         """What the program returns, tied to autograd."""

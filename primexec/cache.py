@@ -107,7 +107,7 @@ class Cache:
     ) -> Entry:
         devices = [t.device for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
-        captured = capture(fn, args, kwargs, self.signature)
+        captured = capture(fn, args, kwargs, self.signature, self.options.save)
         self.traces += 1
         captured, executable = compile_captured(captured, self.options, executors)
         self.compiles += executable.compiles
@@ -166,8 +166,7 @@ def _compile(program: Program, options: Options, executors: tuple[Executor, ...]
     verify_captured(program)
     plan = _make_plan(program, options, executors)
     _plan_log.debug("%s", plan)
-    parameters = {k: v for k, v in options.parameters if k != "strict"}
-    return compile_plan(plan, {e.name: e for e in executors}, parameters)
+    return compile_plan(plan, {e.name: e for e in executors}, options.for_executors())
 
 
 def _make_plan(program: Program, options: Options, executors: tuple[Executor, ...]) -> Plan:

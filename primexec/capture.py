@@ -118,8 +118,13 @@ class Signature:
         return self.parameters[index] if index < known else f"{self.rest}[{index - known}]"
 
 
-def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], signature: Signature) -> Captured:
+def capture(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], signature: Signature, save: str = "default"
+) -> Captured:
     """Trace one call.
+
+    Args:
+        save: "less" to compute cheap values again in backward rather than save them, "default", or "more".
 
     Raises:
         CaptureError: where the call cannot be captured soundly. What the user's own code raises passes
@@ -140,7 +145,7 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     tracer = Tracer(reads)
     before, same_globals, grad = _OutsideState(), _torch.global_state_check(), torch.is_grad_enabled()
     try:
-        captured = _capture(fn, leaves, labels, tree, tracer, shadows, signature.name)
+        captured = _capture(fn, leaves, labels, tree, tracer, shadows, signature.name, save)
     except CaptureError as error:
         reads.restore()
         torch.set_grad_enabled(grad)
@@ -159,7 +164,7 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _capture(
-    fn: Any, leaves: list[Any], labels: list[str], tree: Any, tracer: Tracer, shadows: Shadows, name: str
+    fn: Any, leaves: list[Any], labels: list[str], tree: Any, tracer: Tracer, shadows: Shadows, name: str, save: str
 ) -> Captured:
     run = shadows.function(fn)
     fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
@@ -175,7 +180,7 @@ def _capture(
         raise
     tracer.raise_failure()
     _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
-    captured = _finish(tracer, shadows, result, name)
+    captured = _finish(tracer, shadows, result, name, save)
     shadows.clear()
     del run, result, fakes, fake_args, fake_kwargs
     tracer.check_escapes()
@@ -258,7 +263,7 @@ def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
         )
 
 
-def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Captured:
+def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str) -> Captured:
     leaves, tree = _torch.flatten(result)
     outputs: list[fx.Node] = []
     places: list[int | Static] = []
@@ -283,7 +288,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Capture
     outputs += [node for _, _, node, _ in stores]
     _check_side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
-    joint, extras, backward = _join(tracer, name, outputs, differentiable) if differentiable else (None, [], None)
+    joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
     tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = fx.GraphModule(tracer.submodules, tracer.graph, class_name=name.title().replace("_", ""))
@@ -317,7 +322,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str) -> Capture
 
 
 def _join(
-    tracer: Tracer, name: str, outputs: list[fx.Node], differentiable: list[fx.Node]
+    tracer: Tracer, name: str, outputs: list[fx.Node], differentiable: list[fx.Node], save: str
 ) -> tuple[Joint, list[fx.Node], Program]:
     """What ties the program to autograd, the outputs that it needs besides, and the backward program."""
     placeholders = [n for n in tracer.graph.nodes if n.op == "placeholder"]
@@ -332,7 +337,7 @@ def _join(
     made = [_result(node) for node in outputs]
     roots = list(dict.fromkeys(root for node, (root, _) in zip(outputs, made, strict=True) if node in differentiable))
     roots = [r for r in roots if r.op != "placeholder"]
-    recorder = Recorder(tracer, name, roots, wanted)
+    recorder = Recorder(tracer, name, roots, wanted, save)
     backward = recorder.record(recorder.gradients, recorder.needed)
     forward = {n.name: n for n in tracer.graph.nodes}
     taken = [forward[i.label] for i in backward.inputs if i.kind == "saved"]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 Executors = str | Sequence[str]
 
+COMMON_PARAMETERS = frozenset({"strict", "save"})  # known whatever the executors are
+SAVE = ("less", "default", "more")  # how much a forward program saves for backward
 LOG_TOPICS = ("trace", "guards", "plan")
 RETRACES_BEFORE_WARNING = 8
 
@@ -40,7 +42,19 @@ class Options:
                 hash(value)
             except TypeError:
                 raise TypeError(f"executor parameter {name!r} cannot be hashed: {value!r}") from None
+        save = (parameters or {}).get("save", "default")
+        if save not in SAVE:
+            raise ValueError(f"executor parameter 'save' must be one of {', '.join(SAVE)}, got {save!r}")
         return cls(names, tuple(sorted((parameters or {}).items(), key=lambda item: item[0])))
+
+    @property
+    def save(self) -> str:
+        """How much a forward program saves for backward."""
+        return str(dict(self.parameters).get("save", "default"))
+
+    def for_executors(self) -> dict[str, object]:
+        """The parameters that executors are given: those that are not ours."""
+        return {k: v for k, v in self.parameters if k not in COMMON_PARAMETERS}
 
 
 def disabled() -> bool:

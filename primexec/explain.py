@@ -28,6 +28,8 @@ class Explanation:
         plan: regions, their executors, operator counts, and why operators were declined.
         cached: whether a cached program serves this call.
         differences: (label, in the nearest cached program, in this call); empty without cached programs.
+        backward: the plan of the backward program, where results require grad.
+        saved: how many bytes are saved for backward, and how many eager saves.
         guarded: how many Python values, dicts and tensors a call is checked against.
     """
 
@@ -36,12 +38,18 @@ class Explanation:
     cached: bool
     differences: tuple[tuple[str, str, str], ...]
     guarded: str
+    backward: Plan | None = None
+    saved: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         if self.plan is None:
             return f"{self.name}: runs inline, inside another trace or transform"
         lines = [f"{self.name}: {'served from the cache' if self.cached else 'not in the cache'}"]
         lines += [f"  {line}" for line in str(self.plan).splitlines()]
+        if self.backward is not None:
+            lines += [f"  backward: {line}" for line in str(self.backward).splitlines()]
+            ours, eager = (f"{count:,} bytes" for count in self.saved)
+            lines.append(f"  saved for backward: {ours} (eager: {eager})")
         lines.append(f"  checked at every call: {self.guarded}")
         if self.differences:
             lines.append("  differs from the nearest cached program in")
@@ -65,7 +73,8 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     executors = registry.resolve(cache.options, tensors[0].device if tensors else torch.get_default_device())
     with capture_lock():
-        captured, executable = compile_captured(capture(fn, args, kwargs, cache.signature), cache.options, executors)
+        captured = capture(fn, args, kwargs, cache.signature, cache.options.save)
+        captured, executable = compile_captured(captured, cache.options, executors)
     reads = captured.reads
     counts = {
         "tensors": len(captured.arguments) + len(captured.states),
@@ -75,4 +84,13 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
     }
     guarded = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     cached = any(e.call(args, kwargs, True) is not MISS for e in cache.entries)
-    return Explanation(name, executable.plan, cached, tuple(nearest), f"{guarded or 'nothing'}, global state")
+    training = executable.training
+    return Explanation(
+        name,
+        executable.plan,
+        cached,
+        tuple(nearest),
+        f"{guarded or 'nothing'}, global state",
+        training and training.plans[0],
+        training.saved_bytes() if training is not None else (0, 0),
+    )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch, _torch_capture, effects
+from primexec.cut import smallest_to_save
 from primexec.errors import CaptureError
 from primexec.higher_order import add_placeholder
 from primexec.program import Input, Program, Static
@@ -69,8 +70,11 @@ class Joint:
 class Recorder:
     """The autograd graph that a capture left behind, and the backward programs recorded from it."""
 
-    def __init__(self, tracer: Tracer, name: str, roots: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> None:
-        self.tracer, self.name = tracer, name
+    def __init__(
+        self, tracer: Tracer, name: str, roots: Sequence[fx.Node], inputs: Sequence[fx.Node], save: str
+    ) -> None:
+        self.tracer, self.name, self.save = tracer, name, save
+        self._kept: set[fx.Node] | None = None
         self.roots, self.inputs = tuple(roots), tuple(inputs)
         self.gradients: Gradients = tuple(tuple(n.meta["val"].stride()) for n in roots)
         self.needed = (True,) * len(self.inputs)
@@ -145,6 +149,8 @@ class Recorder:
         taken: dict[fx.Node, fx.Node] = {}
         made: dict[fx.Node, fx.Node] = {}
         at = {source: placeholder for placeholder, source in lifted.items()}
+        if self.save == "less" and self._kept is None:
+            self._kept = smallest_to_save(lifted.values())
         last = next((n for n in reversed(graph.nodes) if n.op == "placeholder"), graph._root)
 
         def make(node: fx.Node) -> fx.Node:
@@ -152,7 +158,13 @@ class Recorder:
             if node in made:
                 return made[node]
             step = self._steps.get(node)
-            if step is None or (step.op in _FRESH and node in node.graph.nodes):
+            if step is None and self._kept is not None and node.op == "call_function" and node not in self._kept:
+                sources = {n: make(n) for n in node.all_input_nodes}
+                with graph.inserting_after(max((last, *sources.values()))):
+                    last = new = graph.node_copy(node, sources.__getitem__)
+                new.meta.pop("val")
+                self.tracer.taken[new] = node
+            elif step is None or (step.op in _FRESH and node in node.graph.nodes):
                 new = at.get(node) or add_placeholder(graph, node.name)
                 new.name = new.target = graph._graph_namespace.create_name(f"saved_{node.name}", None)
                 new.meta["spec"] = node.meta["spec"]

@@ -12,6 +12,7 @@ import gc
 import operator
 import re
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -147,7 +148,8 @@ class Tracer:
     def _add_input(self, real: Any, kind: Any, binding: Any, name: str, label: str) -> fx.Node:
         node = higher_order.add_placeholder(self._outermost().graph, _identifier(name))
         if isinstance(real, Tensor):
-            with _torch.modes_off(), torch.inference_mode(real.is_inference()):
+            with _torch.modes_off(), torch.inference_mode(real.is_inference()), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
                 stand_in = self.fake_mode.from_tensor(real)
             self._own_attributes |= stand_in.__dict__.keys()
             self._histories[id(stand_in)] = stand_in.grad_fn

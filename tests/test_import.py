@@ -34,7 +34,7 @@ LAYERS = (
     "reference", "reference.pointwise", "reference.shape", "reference.reduction", "reference.indexing",
     "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",
     "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
-    "graphs", "capture", "joint", "tracer",
+    "graphs", "capture", "joint", "cut", "tracer",
     "calls", "higher_order", "effects", "shadow", "references", "reads", "bytecode", "statics", "program", "config",
     "_torch_capture", "_torch",
     "errors",

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import torch
 
-from primexec.config import Options
+from primexec.config import COMMON_PARAMETERS, Options
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, Executor
 
@@ -20,7 +20,6 @@ _BUILTIN: dict[str, str] = {
     "numpy": "primexec.executors.numpy_ref:NumpyExecutor",
     "llvm": "primexec.executors.llvm.executor:LlvmExecutor",
 }
-_COMMON_PARAMETERS = frozenset({"strict"})
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def resolve(options: Options, device: torch.device) -> tuple[Executor, ...]:
     """
     names = asked_for(options, device)
     chosen = [load(name) for name in dict.fromkeys((*names, "aten"))]
-    known = _COMMON_PARAMETERS.union(*(e.parameters for e in chosen))
+    known = COMMON_PARAMETERS.union(*(e.parameters for e in chosen))
     unknown = [name for name, _ in options.parameters if name not in known]
     if unknown:
         raise ValueError(

@@ -1,0 +1,159 @@
+"""How traced programs and their backward programs fit together; what models and operators do is tested elsewhere."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from primexec import PrimexecError, make_traced
+from primexec.autograd import Training
+
+X = torch.linspace(-2, 2, 24).reshape(4, 6)
+
+
+def leaf(value: Tensor = X) -> Tensor:
+    return value.clone().requires_grad_()
+
+
+def results_of(out: Any) -> list[Tensor]:
+    return list(out) if isinstance(out, tuple) else [out]
+
+
+def nothing_but_a_view(x: Tensor) -> Any:
+    return x.t(), x.view(-1)
+
+
+def base_and_views(x: Tensor) -> Any:
+    made = x.exp()
+    return made, made.t(), made.detach(), made[:, 1:3]
+
+
+def split(x: Tensor) -> Any:
+    return (x * 2).chunk(2, 1)
+
+
+def input_as_result(x: Tensor) -> Any:
+    return x, x * 3
+
+
+def integers_too(x: Tensor) -> Any:
+    return x.sin(), x.argmax(1)
+
+
+def without_grad_inside(x: Tensor) -> Any:
+    with torch.no_grad():
+        largest = x.abs().max()
+    return x / largest
+
+
+def changed_inside(x: Tensor) -> Any:
+    made = x * 2
+    made.add_(1)
+    made[:, 0] = 5
+    return made.relu_()
+
+
+ALIASES = [
+    nothing_but_a_view, base_and_views, split, input_as_result, integers_too, without_grad_inside, changed_inside,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fn", ALIASES, ids=lambda f: f.__name__)
+def test_results_as_eager_makes_them(fn: Callable[[Tensor], Any]) -> None:
+    traced = make_traced(fn)
+    for _ in range(2):
+        inputs = leaf(), leaf()
+        eager, ours = (results_of(f(x)) for f, x in zip((fn, traced), inputs, strict=True))
+        for a, b in zip(eager, ours, strict=True):
+            assert torch.equal(a, b)
+            assert (a.requires_grad, a._is_view(), a.is_leaf) == (b.requires_grad, b._is_view(), b.is_leaf)
+            assert a.data_ptr() - eager[0].data_ptr() == b.data_ptr() - ours[0].data_ptr() or not a._is_view()
+        for out in (eager, ours):
+            sum(r.sin().sum() for r in out if r.requires_grad).backward()  # type: ignore[union-attr]
+        assert torch.equal(inputs[0].grad, inputs[1].grad)  # type: ignore[arg-type]
+    assert traced.cache_info()[:3] == (1, 1, 1)
+
+
+def test_a_gradient_that_is_absent_is_not_zero() -> None:
+    traced = make_traced(lambda x: (x.log(), x * 2))
+    x = leaf(torch.zeros(3))
+    traced(x)[1].sum().backward()  # 0 * (1 / 0) would be NaN
+    assert torch.equal(x.grad, torch.full((3,), 2.0))  # type: ignore[arg-type]
+
+
+def test_only_the_gradients_that_are_asked_for() -> None:
+    traced = make_traced(torch.mul)
+    a, b = leaf(), leaf()
+    (gradient,) = torch.autograd.grad(traced(a, b), a, torch.ones_like(X))
+    assert torch.equal(gradient, X)
+    assert b.grad is None
+
+
+def test_second_derivatives_raise() -> None:
+    x = leaf()
+    with pytest.raises(PrimexecError, match=r"create_graph=True.*(?s:.)*primexec.disable"):
+        torch.autograd.grad(make_traced(torch.exp)(x).sum(), x, create_graph=True)
+
+
+def test_grad_set_inside_raises() -> None:
+    def step(x: Tensor) -> Tensor:
+        loss = x.square().sum()
+        loss.backward()
+        return loss.detach()
+
+    with pytest.raises(PrimexecError, match=r"sets the \.grad of its inputs"):
+        make_traced(step)(leaf())
+
+
+def model() -> nn.Module:
+    layers = nn.Linear(6, 6), nn.GELU(), nn.LayerNorm(6), nn.Sigmoid(), nn.Linear(6, 6), nn.Tanh(), nn.Dropout(0.2)
+    return nn.Sequential(*layers)
+
+
+def training_of(traced: Any, *args: Any) -> Training:
+    traced(*args)
+    found = traced._primexec_traced._cache.entries[0].executable.training
+    assert isinstance(found, Training)
+    return found
+
+
+@pytest.mark.parametrize("save", ["less", "default", "more"])
+def test_what_is_saved_and_what_is_computed_again(save: str) -> None:
+    torch.manual_seed(1)
+    eager = model()
+    module = copy.deepcopy(eager)
+    traced = make_traced(module, executor_parameters={"save": save})
+    for seed in range(2):
+        for m in (eager, traced):
+            torch.manual_seed(seed)
+            m(X).square().mean().backward()
+    for a, b in zip(eager.parameters(), module.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
+    ours, theirs = training_of(traced, X).saved_bytes()
+    assert ours < theirs if save == "less" else ours == theirs
+    assert traced.cache_info() == (2, 1, 1, 2, 0, 1)  # type: ignore[attr-defined]
+
+
+def test_save_is_checked() -> None:
+    with pytest.raises(ValueError, match="'save' must be one of less, default, more, got 'least'"):
+        make_traced(model(), executor_parameters={"save": "least"})
+
+
+def test_explain_shows_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
+    traced: Any = make_traced(model())
+    shown = str(traced.explain(X))
+    assert "region0 on aten: 12 operators" in shown
+    assert "backward: region0 on aten" in shown
+    assert "saved for backward: " in shown
+    assert "gradient_0: f32[4, 6]" in str(traced.trace(X))
+    capsys.readouterr()
+
+
+def test_anomaly_mode_and_inputs_that_are_no_leaves() -> None:
+    with torch.autograd.set_detect_anomaly(True):
+        x = leaf()
+        make_traced(torch.exp)(x * 2).sum().backward()
+    assert torch.equal(x.grad, 2 * (X * 2).exp())  # type: ignore[arg-type]
