@@ -150,7 +150,10 @@ class Tracer:
         if isinstance(real, Tensor):
             with _torch.modes_off(), torch.inference_mode(real.is_inference()), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-                stand_in = self.fake_mode.from_tensor(real)
+                with warnings.catch_warnings():
+                    # torch asks for `.grad` of every tensor, whether it can have one or not.
+                    warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf")
+                    stand_in = self.fake_mode.from_tensor(real)
             self._own_attributes |= stand_in.__dict__.keys()
             self._histories[id(stand_in)] = stand_in.grad_fn
         else:
