@@ -139,11 +139,16 @@ def _ask_prims(executor: Executor, expansion: Expansion) -> Support:
 
 def _ask(executor: Executor, node: fx.Node) -> Support:
     try:
-        return executor.supports(node)
+        support = executor.supports(node)
     except Exception as error:
         raise ExecutorError(
             f"the executor {executor.name!r} failed to judge {op_name(node.target)}: {error}"
         ) from error
+    if not isinstance(support, Support):
+        raise ExecutorError(
+            f"the executor {executor.name!r} answered {support!r} for {op_name(node.target)}, not YES or no(reason)"
+        )
+    return support
 
 
 def _pinned(program: Program) -> dict[fx.Node, str]:

@@ -51,16 +51,27 @@ def _compile(region: Region, executor: Executor, options: Mapping[str, Any]) -> 
         function = executor.compile(region, options)
     except Exception as error:
         raise ExecutorError(f"the executor {executor.name!r} failed to compile {region.name}: {error}") from error
+    if not callable(function):
+        kind = type(function).__name__
+        raise ExecutorError(f"the executor {executor.name!r} compiled {region.name} to a {kind}, not a callable")
     return function if executor.name == "aten" else _checked(region, executor.name, function)
 
 
 def _checked(region: Region, executor: str, function: RegionFunction) -> RegionFunction:
-    """The function with its results' number, dtypes and shapes checked against the region's metadata."""
+    """The function, its results checked against the region's metadata and laid out in memory as eager lays them out."""
     nodes = region.graph_module.graph.output_node().args[0]
     expected = [(n.name, n.meta["val"].dtype, n.meta["val"].shape) for n in nodes]  # type: ignore[union-attr]
+    strides = [n.meta["val"].stride() for n in nodes]  # type: ignore[union-attr]
 
     def run(*inputs: Any) -> Sequence[Tensor]:
-        outputs = function(*inputs)
+        try:
+            outputs = function(*inputs)
+        except Exception as error:
+            error.add_note(f"raised by the executor {executor!r} while it ran {region.name}")
+            raise
+        if not isinstance(outputs, (list, tuple)):
+            kind = type(outputs).__name__
+            raise ExecutorError(f"{executor} returned {kind} for {region.name}, not a list or tuple of tensors")
         if len(outputs) != len(expected):
             raise ExecutorError(f"{executor} returned {len(outputs)} results for {region.name}, not {len(expected)}")
         for out, (name, dtype, shape) in zip(outputs, expected, strict=True):
@@ -69,9 +80,18 @@ def _checked(region: Region, executor: str, function: RegionFunction) -> RegionF
                 raise ExecutorError(
                     f"{executor} returned {got} for {name} in {region.name}, not {dtype} {tuple(shape)}"
                 )
-        return outputs
+        if all(out.stride() == stride for out, stride in zip(outputs, strides, strict=True)):
+            return outputs
+        return [_laid_out(out, stride) for out, stride in zip(outputs, strides, strict=True)]
 
     return run
+
+
+def _laid_out(t: Tensor, strides: tuple[Any, ...]) -> Tensor:
+    """The tensor with these strides: itself where it has them, else a copy, for eager's strides show to the user."""
+    if t.stride() == strides or not all(type(s) is int for s in strides):
+        return t
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
 
 
 def _join(plan: Plan, functions: Sequence[RegionFunction], boxed: bool) -> Callable[..., Sequence[Tensor]]:

@@ -21,7 +21,7 @@ class Finding:
     """One thing that an executor does wrong.
 
     Attributes:
-        name: the operator, such as `prims.exp.default`; `programs` and `gradients` for these.
+        name: the operator, such as `prims.exp.default`; `programs` for the random programs.
         dtype: such as `float32`; empty where it does not matter.
         check: which rule was broken.
         message: what happened, and for which arguments.
@@ -109,7 +109,6 @@ class Report:
         unexpected: what is wrong and was not expected.
         stale: expected failures that passed, or name nothing that was tried, in words.
         programs: how many random programs were run.
-        gradients: how many gradients were compared.
     """
 
     executor: str
@@ -118,7 +117,6 @@ class Report:
     unexpected: tuple[Finding, ...]
     stale: tuple[str, ...]
     programs: int
-    gradients: int
 
     def __bool__(self) -> bool:
         return not self.unexpected and not self.stale
@@ -140,7 +138,7 @@ class Report:
         cases = sum(r.cases for r in self.rows.values())
         lines = [
             f"{self.executor}: {len(self.declared)} of {len(self.rows)} pairs of operator and dtype declared, "
-            f"{cases} calls, {self.programs} programs, {self.gradients} gradients",
+            f"{cases} calls, {self.programs} programs",
             f"{'operator':<36} {'dtype':<10} {'calls':>6} {'declined':>8} {'max ulp':>9}",
         ]
         for (name, dtype), row in self.rows.items():

@@ -79,7 +79,7 @@ def check_executor(
         findings.append(Finding("supports", "", "claim", "the executor declares no operator of the table"))
     unexpected, unmet = expected.split(findings)
     stale = tuple(_stale(key, expected, rows) for key in sorted(unmet))
-    return Report(executor.name, rows, tuple(findings), tuple(unexpected), stale, ran, 0)
+    return Report(executor.name, rows, tuple(findings), tuple(unexpected), stale, ran)
 
 
 def _stale(key: tuple[str, str], expected: Expected, rows: dict[tuple[str, str], Tried]) -> str:
