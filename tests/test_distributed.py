@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_modul
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+import primexec
 from tests import distributed
 
 STEPS = 3
@@ -63,6 +64,18 @@ def inside(rank: int) -> tuple[list[Tensor], list[Tensor]]:
 
 def test_data_parallel_around_a_compiled_module(results: Any) -> None:
     for actual, expected in results("inside"):
+        torch.testing.assert_close(actual, expected)
+
+
+def traced(rank: int) -> tuple[list[Tensor], list[Tensor]]:
+    eager, mine = make_model(), make_model()
+    expected = train(DistributedDataParallel(eager), list(eager.parameters()), rank)
+    module = DistributedDataParallel(primexec.make_traced(mine))
+    return train(module, list(mine.parameters()), rank), expected
+
+
+def test_data_parallel_around_a_traced_module(results: Any) -> None:
+    for actual, expected in results("traced"):
         torch.testing.assert_close(actual, expected)
 
 
@@ -131,5 +144,5 @@ def test_module_on_a_sharded_batch(results: Any) -> None:
 @pytest.fixture(scope="module")
 def results() -> Callable[[str], list[Any]]:
     """The values of a function of this file, one a rank; all of them run in the same two processes."""
-    ranks = distributed.run([data_parallel, inside, distributed_tensors, sharded_batch])
+    ranks = distributed.run([data_parallel, inside, traced, distributed_tensors, sharded_batch])
     return lambda name: [rank[name] for rank in ranks]
