@@ -424,15 +424,19 @@ def _references_of_a_call() -> int:
 # AOTAutograd --------------------------------------------------------------------------------------------
 
 
-def aot_autograd(compile_graph: Callable[[fx.GraphModule, list[Any]], Callable[[list[Any]], Sequence[Any]]]) -> Any:
+def aot_autograd(
+    compile_graph: Callable[[fx.GraphModule, list[Any]], Callable[[list[Any]], Sequence[Any]]], save: str
+) -> Any:
     """A compiler for Dynamo's graphs: AOTAutograd makes forward and backward, compile_graph compiles each.
 
+    PyTorch's own partitioners divide the joint graph here, for they also know symbolic sizes and subclasses.
     The operators are those that eager runs, random ones included, so the same seed gives the same numbers.
     """
+    partitioner = "min_cut_rematerialization_partition" if save == "less" else "default_partition"
     return private("torch._dynamo.backends.common.aot_autograd")(
         fw_compiler=compile_graph,
         bw_compiler=compile_graph,
         inference_compiler=compile_graph,
-        partition_fn=private("torch._functorch.partitioners.default_partition"),
+        partition_fn=private("torch._functorch.partitioners." + partitioner),
         keep_inference_input_mutations=True,
     )

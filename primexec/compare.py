@@ -308,7 +308,7 @@ def _enter(rows: list[Row], executor: str, errors: dict[str, OpError]) -> None:
 def _parts(program: Program, inputs: list[Any]) -> Iterator[tuple[str, Program, list[Any]]]:
     """The forward program, and the backward one with what a forward run on aten saves for it."""
     yield "forward", program, inputs
-    backward: Program | None = getattr(program, "backward", None)
+    backward: Program | None = program.backward
     if backward is None:
         return
     _, _, results = with_draws_as_inputs(replace(program), inputs)

@@ -63,7 +63,7 @@ def primexec(
         )
     chosen = Options.of(given.get("executor", "auto"), given.get("executor_parameters"))
     registry.resolve(chosen, torch.device("cpu"))
-    compiled = _torch.aot_autograd(functools.partial(compile_graph, options=chosen))(gm, example_inputs)
+    compiled = _torch.aot_autograd(functools.partial(compile_graph, options=chosen), chosen.save)(gm, example_inputs)
     changed: list[int] | None = None  # positions of the inputs that the graph changes in place; None: not yet run
 
     def run(*args: Any) -> Any:

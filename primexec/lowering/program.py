@@ -42,7 +42,8 @@ def lower(program: Program) -> Program:
             else:
                 copies[node] = results[0]
     module = fx.GraphModule(program.graph_module, graph)
-    return run_prims(replace(program, graph_module=module, calls=()))
+    backward = lower(program.backward) if program.backward is not None else None
+    return run_prims(replace(program, graph_module=module, calls=(), backward=backward))
 
 
 def _seen_memory(program: Program) -> set[int | None]:
