@@ -4,6 +4,7 @@ from primexec.api import execute, make_traced
 from primexec.compare import Comparison, compare
 from primexec.config import disable
 from primexec.errors import CaptureError, ExecutorError, PrimexecError, RetraceWarning, VerificationError
+from primexec.executors.llvm.pool import empty_cache
 from primexec.executors.registry import executors
 from primexec.program import Program
 
@@ -19,6 +20,7 @@ __all__ = [
     "VerificationError",
     "compare",
     "disable",
+    "empty_cache",
     "execute",
     "executors",
     "make_traced",

@@ -223,7 +223,6 @@ _FLOAT: dict[str, Callable[[torch.dtype], Emit]] = {
     **COMPARISONS,
 }
 COPIES = frozenset({"clone", "device_put"})
-SELECTION = {"where"}
 REDUCTIONS = frozenset({"sum", "prod", "amax", "amin"})
 # What costs an order of magnitude more than an addition.
 DEAR = frozenset(n for n, _ in FUNCTIONS) - {
