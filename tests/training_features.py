@@ -5,23 +5,13 @@ Each takes `trace` (the identity, or `make_traced`); how many programs it may tr
 
 from __future__ import annotations
 
-import copy
-import gc
-import re
-import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-import primexec
-from tests.copies import COPIES
-from tests.test_transformers import assert_same
 
 Trace = Callable[..., Any]
 Feature = Callable[[Trace], Any]
