@@ -139,7 +139,9 @@ def resnet() -> nn.Module:
 def resnet_classifier() -> nn.Module:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    return ResNetForImageClassification(ResNetConfig(num_labels=10, **RESNET_18))
+    return ResNetForImageClassification(
+        ResNetConfig(num_labels=10, problem_type="single_label_classification", **RESNET_18)
+    )
 
 
 CASES = {

@@ -63,7 +63,7 @@ class Training:
         """What the program returns, tied to autograd."""
         joint, made = self.joint, []  # type: ignore[var-annotated]
         if joint.roots:
-            rooted = _Run.apply(self, inputs, made, *[inputs[i] for i in joint.inputs])  # type: ignore[no-untyped-call]
+            rooted = _apply(self, inputs, made, *[inputs[i] for i in joint.inputs])
             for i, root in zip(joint.roots, rooted, strict=True):
                 made[i] = root
         else:  # nothing but views of inputs
@@ -86,8 +86,12 @@ class Training:
                 program = self.joint.recorder.record(*key)
                 self.joint.recorder.tracer.complete_metadata([program.graph_module.graph])
                 compiled = self._backward[key] = self._prepare(program, key[0])
-        with _torch.autocast_off():
-            out = compiled.run(*compiled.select((*saved, *(g for g in gradients if g is not None))))
+        values = compiled.select((*saved, *(g for g in gradients if g is not None)))
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            with _torch.autocast_off():
+                out = compiled.run(*values)
+        else:
+            out = compiled.run(*values)
         return [None if i is None else out[i] for i in compiled.places]
 
     def _prepare(self, program: Program, gradients: Gradients) -> _Compiled:
@@ -136,6 +140,10 @@ class _Run(torch.autograd.Function):
             )
         found = ctx.training.backward(ctx.saved_tensors, gradients, ctx.needs_input_grad[3:])
         return None, None, None, *found
+
+
+# Function.apply looks at every argument for functorch's sake first (0.1 µs each); no transform is active here.
+_apply: Any = super(torch.autograd.Function, _Run).apply
 
 
 def bind(joint: Joint, forward: Executable, compile_: Compile) -> Executable:

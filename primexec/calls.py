@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -38,10 +39,20 @@ class Calls(_torch.TorchFunctionMode):
         self.tracer = tracer
 
     def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tracer, kwargs = self.tracer, kwargs or {}
+        # Only fn may run the user's code: what is done around it would be recorded as read, and guarded.
+        watching = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return self._call(fn, args, kwargs or {}, watching)
+        finally:
+            sys.settrace(watching)
+
+    def _call(self, fn: Any, args: Any, kwargs: dict[str, Any], watching: Any) -> Any:
+        tracer = self.tracer
         if fn in forbidden():
             raise tracer.fail(forbidden()[fn], VALUE_HINT)
         if _torch.functorch_active():
+            sys.settrace(watching)
             return fn(*args, **kwargs)
         if fn in _sensitive():
             tracer.uses_sdpa = True
@@ -51,7 +62,9 @@ class Calls(_torch.TorchFunctionMode):
         graph = tracer.graph
         before = graph._root.prev
         try:
+            sys.settrace(watching)
             out = fn(*args, **kwargs)
+            sys.settrace(None)
         except CaptureError:
             raise
         except Exception as error:

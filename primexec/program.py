@@ -122,7 +122,7 @@ class Program:
         >>> import torch, primexec
         >>> print(primexec.make_traced(torch.nn.functional.silu).trace(torch.ones(2)).lower())
         def silu(
-            input: f32[2],    # argument input
+            input_1: f32[2], # argument input
         ):
             ...
             return mul

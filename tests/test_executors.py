@@ -162,9 +162,9 @@ def test_parameters_are_those_of_the_chosen_executors(monkeypatch: pytest.Monkey
     traced = make_traced(lambda x, y: x + y, executor="toy", executor_parameters={"fast": 3, "strict": False})
     assert torch.equal(traced(X, Y), X + Y)
     assert loaded("toy").regions == [("region0", ["aten.add.Tensor"], {"fast": 3})]
-    with pytest.raises(ValueError, match=r"parameters: slow\. Allowed parameters of toy are: fast, strict"):
+    with pytest.raises(ValueError, match=r"parameters: slow\. Allowed parameters of toy are: fast, save, strict"):
         traced(X, Y, executor_parameters={"slow": 1})
-    with pytest.raises(ValueError, match="Allowed parameters of toy, other are: fast, slow, strict"):
+    with pytest.raises(ValueError, match="Allowed parameters of toy, other are: fast, save, slow, strict"):
         make_traced(mixed, executor=["toy", "other"], executor_parameters={"nonsense": 1})
 
 
