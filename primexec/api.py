@@ -238,7 +238,9 @@ def make_traced(
             or a `torch.export.ExportedProgram`. Of a module comes back a module that shares the original's state,
             of an exported program a module that shares the program's. Without fn, a decorator.
         executor: a name, or names in order of priority; "auto" is the best one for the inputs' device.
-        executor_parameters: options of the executors; `{"strict": True}` forbids falling back to `aten`.
+        executor_parameters: options of the executors; `{"strict": True}` forbids falling back to `aten`;
+            `{"save": "less"}` computes cheap values again in backward rather than save them ("default" and
+            "more" save what eager saves).
         cache_size: how many programs are kept; the least recently used one goes first.
 
     Returns:
