@@ -64,7 +64,6 @@ def capture_environment() -> Iterator[None]:
                 patches.callback(setattr, owner, name, original)
                 setattr(owner, name, stand_in(original))
             patches.enter_context(torch.autograd.set_detect_anomaly(False))  # it reads values, which are not there
-            patches.enter_context(torch.autograd.set_detect_anomaly(False))  # it reads the values of gradients
             torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
             gc.disable()  # a callback of the collector is not the function's code
             yield

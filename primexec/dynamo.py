@@ -144,11 +144,10 @@ def _compile(
     _trace_log.debug("%s", program)
     program = passes.run(program)
     verify_captured(program)
-    parameters = {k: v for k, v in options.parameters if k != "strict"}
     allowed = registry.allowed(options, executors, _device_of(program))
     plan = partition(program, executors, allowed=allowed, inference=False)
     _plan_log.debug("%s", plan)
-    executable = compile_plan(plan, {e.name: e for e in executors}, parameters, boxed=True)
+    executable = compile_plan(plan, {e.name: e for e in executors}, options.for_executors(), boxed=True)
     dropped = imported.sizes if program.inputs != imported.program.inputs else ()
     return boxed(executable.run, program, imported.constants, dropped)
 

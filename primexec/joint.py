@@ -24,9 +24,8 @@ from primexec.higher_order import add_placeholder
 from primexec.program import Input, Program, Static
 from primexec.tracer import Scope, Tracer
 
-Gradients = tuple[
-    tuple[int, ...] | None, ...
-]  # of each differentiable root the strides of its gradient, if it gets one
+# Of each differentiable root the strides of its gradient, if it gets one.
+Gradients = tuple[tuple[int, ...] | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,11 +149,9 @@ class Tracer:
         node = higher_order.add_placeholder(self._outermost().graph, _identifier(name))
         if isinstance(real, Tensor):
             with _torch.modes_off(), torch.inference_mode(real.is_inference()), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-                with warnings.catch_warnings():
-                    # torch asks for `.grad` of every tensor, whether it can have one or not.
-                    warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf")
-                    stand_in = self.fake_mode.from_tensor(real)
+                # torch asks for `.grad` of every tensor, whether it can have one or not.
+                warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf")
+                stand_in = self.fake_mode.from_tensor(real)
             self._own_attributes |= stand_in.__dict__.keys()
             self._histories[id(stand_in)] = stand_in.grad_fn
         else:
