@@ -14,10 +14,11 @@ from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunctio
 from primexec.executors.llvm import engine, launch, threads
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
-from primexec.executors.llvm.fuse import Schedule, Scheduler, prim, reduced_axes
+from primexec.executors.llvm.fuse import Scheduler
 from primexec.executors.llvm.instructions import COPIES, DTYPES, F16, FLOATS, REDUCTIONS, pointwise
 from primexec.executors.llvm.layout import plan
 from primexec.executors.llvm.maps import VIEWS
+from primexec.executors.llvm.schedule import Schedule, prim, reduced_axes
 from primexec.executors.llvm.target import Target, host
 from primexec.prims import lookup
 

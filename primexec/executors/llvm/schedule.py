@@ -1,0 +1,119 @@
+"""What a region becomes: kernels in order, and the memory that they use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from primexec.executors.llvm import maps
+from primexec.executors.llvm.instructions import REDUCTIONS
+from primexec.executors.llvm.ir import Kernel
+from primexec.executors.llvm.maps import VIEWS, Map
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory of one tensor.
+
+    Attributes:
+        kind: `input`, `output` (returned by the region) or `arena`.
+        shape, strides: in elements; strides are the program's own.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Kernels in the order in which they run, and the memory that they use.
+
+    Attributes:
+        outputs: for each result of the region the number of its buffer.
+    """
+
+    buffers: tuple[Buffer, ...]
+    kernels: tuple[Kernel, ...]
+    outputs: tuple[int, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"b{i}: {b.kind} {str(b.dtype).removeprefix('torch.')}{list(b.shape)} strides {list(b.strides)}"
+            for i, b in enumerate(self.buffers)
+        ]
+        return "\n".join([*lines, *map(str, self.kernels)])
+
+
+@dataclass
+class Group:
+    """A kernel in the making: its domain, and the roots in it."""
+
+    shape: tuple[int, ...]
+    axes: frozenset[int] | None  # reduced ones; None as long as no reduction is in it
+    strides: tuple[int, ...] | None
+    roots: list[fx.Node] = field(default_factory=list)
+    work: int = 0
+    buffers: set[fx.Node] = field(default_factory=set)
+    why: list[str] = field(default_factory=list)
+
+
+def prim(node: fx.Node) -> str:
+    """`exp`, for a node of `prims.exp`."""
+    return str(node.target._schema.name).partition("::")[2] if node.op == "call_function" else ""  # type: ignore[union-attr]
+
+
+def value(node: fx.Node) -> Any:
+    """The fake tensor of a node."""
+    return node.meta["val"]
+
+
+def reduced_axes(node: fx.Node) -> frozenset[int]:
+    """The dimensions that a reduction runs over."""
+    rank = value(node.args[0]).dim()  # type: ignore[arg-type]
+    dims: Any = node.args[1] if len(node.args) > 1 else None
+    return frozenset(range(rank)) if dims is None or rank == 0 else frozenset(d % rank for d in dims)
+
+
+class State:
+    """A schedule in the making: what is known of the region's nodes so far.
+
+    Attributes:
+        place: for each root the number of its kernel.
+        buffer_of: for each node that is kept in memory the number of its buffer.
+        roots: the nodes that have a place of their own, and why.
+    """
+
+    def __init__(self) -> None:
+        self.place: dict[fx.Node, int] = {}
+        self.groups: list[Group] = []
+        self.buffers: list[Buffer] = []
+        self.buffer_of: dict[fx.Node, int] = {}
+        self.roots: dict[fx.Node, str] = {}
+
+
+def step(node: fx.Node, index: Map, rank: int) -> Map | None:
+    """The index of a view's argument for an index of the view."""
+    return VIEWS[prim(node)](node, value(node.args[0]).shape, index, rank)  # type: ignore[arg-type]
+
+
+def kept(shape: tuple[int, ...], axes: frozenset[int]) -> tuple[int, ...]:
+    """The sizes that a reduction over the axes leaves."""
+    return tuple(n for a, n in enumerate(shape) if a not in axes)
+
+
+def projection(shape: tuple[int, ...], axes: frozenset[int]) -> Map:
+    """The index of a reduction's result, as a map from the domain."""
+    return tuple(m for a, m in enumerate(maps.identity(shape)) if a not in axes)
+
+
+def embedding(node: fx.Node, shape: tuple[int, ...], axes: frozenset[int] | None) -> Map | None:
+    """Where a root of a kernel is known, as a map from the kernel's domain."""
+    own = tuple(value(node).shape)
+    if prim(node) not in REDUCTIONS and own == shape:
+        return maps.identity(shape)
+    return projection(shape, axes) if axes is not None and own == kept(shape, axes) else None
