@@ -97,7 +97,7 @@ def freeze(value: object) -> Any:
     if isinstance(value, torch.Tensor):
         return _TENSOR  # tensors that a program uses are its inputs, read again at every call
     if is_container(value):
-        return freeze_container(value, Identity)
+        return _freeze_container(value)
     if is_array(value):
         return type(value), value.dtype.str, value.shape, value.tobytes()  # type: ignore[attr-defined]
     return Identity(value)
@@ -128,8 +128,8 @@ def contents(container: Any) -> list[Any]:
     return list(base.values(container) if base is dict else base.__iter__(container))
 
 
-def freeze_container(value: Any, other: Callable[[object], Any]) -> Any:
-    """Deep form of a list, tuple, dict or set; `other` freezes what is none of these and not static."""
+def _freeze_container(value: Any) -> Any:
+    """Deep form of a list, tuple, dict or set. Where it holds tensors, its identity too: they are read from it."""
     seen: set[int] = set()
 
     def deep(v: Any) -> Any:
@@ -139,13 +139,11 @@ def freeze_container(value: Any, other: Callable[[object], Any]) -> Any:
         if isinstance(v, torch.Tensor):
             return _TENSOR
         if not is_container(v) or id(v) in seen:
-            return other(v)
+            return Identity(v)
         seen.add(id(v))
-        if isinstance(v, dict):
-            return type(v), tuple((deep(k), deep(x)) for k, x in dict.items(v))
-        if isinstance(v, (set, frozenset)):
-            return type(v), frozenset(map(deep, contents(v)))
-        return type(v), tuple(map(deep, contents(v)))
+        parts = [x for item in dict.items(v) for x in item] if isinstance(v, dict) else contents(v)
+        held = Identity(v) if any(isinstance(x, torch.Tensor) for x in parts) else None
+        return type(v), (frozenset if isinstance(v, (set, frozenset)) else tuple)(map(deep, parts)), held
 
     return deep(value)
 

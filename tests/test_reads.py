@@ -172,6 +172,32 @@ def test_tensors_in_python_state_are_read_again() -> None:
     assert traces(traced) == 2
 
 
+def test_container_of_tensors_is_replaced() -> None:
+    holder, table = Holder(), {"w": torch.ones(3)}
+    holder.items = [torch.ones(3)]  # type: ignore[list-item]
+    holder.pair = (torch.ones(3), {"deep": [torch.ones(3)]})  # type: ignore[attr-defined]
+
+    def f(x: Tensor) -> Tensor:
+        return x * holder.items[0] + table["w"] - holder.pair[0] / holder.pair[1]["deep"][0]  # type: ignore[attr-defined]
+
+    traced = make_traced(f)
+
+    def check(count: int) -> None:
+        for _ in range(2):
+            assert torch.equal(traced(X), f(X))
+        assert traces(traced) == count
+
+    check(1)
+    holder.items = [torch.full((3,), 2.0)]  # type: ignore[list-item]
+    check(2)
+    table = {"w": torch.full((3,), 3.0)}
+    check(3)
+    holder.pair = (torch.full((3,), 4.0), holder.pair[1])  # type: ignore[attr-defined]
+    check(4)
+    holder.pair[1]["deep"] = [torch.full((3,), 5.0)]  # type: ignore[attr-defined]
+    check(5)
+
+
 def test_unread_state_does_not_retrace() -> None:
     holder = Holder()
     traced = make_traced(lambda x: x * holder.k)
