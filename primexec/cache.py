@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from primexec import _torch, _torch_capture, passes
+from primexec import _torch, _torch_capture
 from primexec._torch import pytree
 from primexec.autograd import bind
 from primexec.capture import Captured, Signature, capture, capture_lock
@@ -22,13 +22,10 @@ from primexec.errors import RetraceWarning
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, describe_call, differences, make_entry
-from primexec.partition import Plan, partition
-from primexec.passes.functionalize import Functionalize
-from primexec.program import Program
-from primexec.runtime import Executable, compile_plan
-from primexec.verify import verify_captured
+from primexec.pipeline import compile_program
+from primexec.runtime import Executable
 
-_guards_log, _plan_log = logger("guards"), logger("plan")
+_guards_log = logger("guards")
 
 
 class CacheInfo(NamedTuple):
@@ -151,28 +148,11 @@ def compile_captured(
     captured: Captured, options: Options, executors: tuple[Executor, ...]
 ) -> tuple[Captured, Executable]:
     """Passes, plan, executable."""
-    compile_ = functools.partial(_compile, options=options, executors=executors)
+    compile_ = functools.partial(
+        compile_program, options=options, executors=executors, inference=torch.is_inference_mode_enabled()
+    )
     forward = compile_(captured.program)
     program = forward.plan.program
     if captured.joint is not None:
         forward = bind(captured.joint, forward, compile_)
     return replace(captured, program=program), forward
-
-
-def _compile(program: Program, options: Options, executors: tuple[Executor, ...]) -> Executable:
-    program = passes.run(program)
-    if any(executor.name != "aten" for executor in executors):
-        program = Functionalize()(program)
-    verify_captured(program)
-    plan = _make_plan(program, options, executors)
-    _plan_log.debug("%s", plan)
-    return compile_plan(plan, {e.name: e for e in executors}, options.for_executors())
-
-
-def _make_plan(program: Program, options: Options, executors: tuple[Executor, ...]) -> Plan:
-    return partition(
-        program,
-        executors,
-        allowed=registry.allowed(options, executors, torch.get_default_device()),
-        inference=torch.is_inference_mode_enabled(),
-    )

@@ -10,19 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, config, passes
+from primexec import _torch, config
 from primexec.config import Options, logger
 from primexec.errors import PrimexecError
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.graphs import Imported, boxed, import_graph, specialise
-from primexec.partition import partition
+from primexec.pipeline import compile_program, device_of
 from primexec.program import Program
-from primexec.runtime import compile_plan
-from primexec.verify import verify_captured
 
 _OPTIONS = ("executor", "executor_parameters")
-_trace_log, _plan_log = logger("trace"), logger("plan")
+_trace_log = logger("trace")
 
 
 def primexec(
@@ -108,7 +106,7 @@ def compile_graph(
     """Compile one side that AOTAutograd made, forward or backward."""
     with _torch.modes_off():
         imported = import_graph(gm, "graph")
-        executors = registry.resolve(options, _device_of(imported.program))
+        executors = registry.resolve(options, device_of(imported.program))
         if imported.sizes and any(e.name != "aten" for e in executors):
             return _BySizes(imported, options, executors)
         return _compile(imported, imported.program, options, executors)
@@ -142,16 +140,6 @@ def _compile(
     imported: Imported, program: Program, options: Options, executors: tuple[Executor, ...]
 ) -> Callable[[list[Any]], Sequence[Any]]:
     _trace_log.debug("%s", program)
-    program = passes.run(program)
-    verify_captured(program)
-    allowed = registry.allowed(options, executors, _device_of(program))
-    plan = partition(program, executors, allowed=allowed, inference=False)
-    _plan_log.debug("%s", plan)
-    executable = compile_plan(plan, {e.name: e for e in executors}, options.for_executors(), boxed=True)
+    executable = compile_program(program, options, executors, boxed=True)
     dropped = imported.sizes if program.inputs != imported.program.inputs else ()
     return boxed(executable.run, program, imported.constants, dropped)
-
-
-def _device_of(program: Program) -> torch.device:
-    values = (n.meta.get("val") for n in program.graph_module.graph.nodes)
-    return next((v.device for v in values if isinstance(v, Tensor)), torch.get_default_device())

@@ -37,6 +37,16 @@ def writes(node: fx.Node) -> list[fx.Node]:
     return found
 
 
+def written_result(node: fx.Node) -> fx.Node | None:
+    """The argument that the node changes in place and returns as it is; None where there is none."""
+    written = writes(node)
+    if len(written) != 1 or torch.Tag.inplace_view in node.target.tags:  # type: ignore[union-attr]
+        return None
+    returns = node.target._schema.returns  # type: ignore[union-attr]
+    marked = len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write
+    return written[0] if marked else None
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether the node draws from a random generator."""
     tagged = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

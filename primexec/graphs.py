@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch
+from primexec import _torch, effects
 from primexec.bytecode import is_layer, is_library
 from primexec.errors import CaptureError, SourceLine
 from primexec.program import Input, Program, Static, TensorSpec
@@ -62,6 +62,7 @@ def import_graph(gm: fx.GraphModule, name: str) -> Imported:
         if node not in copies and node.op != "output":
             copies[node] = copy = graph.node_copy(node, copies.__getitem__)
             _set_meta(copy, node)
+            copies[node] = effects.written_result(copy) or copy
     results: Any = fx.node.map_arg(gm.graph.output_node().args[0], copies.__getitem__)
     program = _finish(gm, graph, name, inputs, results)
     sizes = [i for i, n in enumerate(_placeholders(program)) if _is_number(n.meta.get("val"))]

@@ -20,7 +20,7 @@ LAYERS = (
     "testing.oracle", "testing.families", "testing.samples", "testing.values", "testing.regions", "testing.report",
     "testing.tolerance",
     "primexec", "compare", "repro", "bisection", "divergence", "runs", "slices", "rounding", "exact", "ulp",
-    "dynamo", "api", "explain", "cache", "guards", "autograd", "runtime", "partition", "executors",
+    "dynamo", "api", "explain", "cache", "guards", "autograd", "pipeline", "runtime", "partition", "executors",
     "executors.registry", "executors.llvm.executor", "executors.llvm.codegen", "executors.llvm.layout",
     "executors.llvm.fuse", "executors.llvm.build", "executors.llvm.schedule",
     "executors.llvm.maps", "executors.llvm.reductions", "executors.llvm.instructions",

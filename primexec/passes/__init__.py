@@ -9,6 +9,7 @@ from primexec.config import verifies_passes
 from primexec.passes.common import MergeEqual, RemoveNoOps
 from primexec.passes.constants import ShareConstants
 from primexec.passes.dead_code import RemoveDeadCode
+from primexec.passes.functionalize import Functionalize
 from primexec.passes.renames import RemoveRenames
 from primexec.program import Program
 from primexec.verify import verify_captured, verify_prims
@@ -22,13 +23,15 @@ class Pass(Protocol):
 
 # Programs as eager runs them: nothing here changes strides, aliasing, errors or API calls.
 PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveDeadCode(), ShareConstants())
-# Programs in prims, whose results alone count. Functionalize comes before lowering.
+# What executors other than `aten`, which take operators without effects only, ask for besides.
+FUNCTIONAL: tuple[Pass, ...] = (Functionalize(),)
+# Programs in prims, whose results alone count.
 PRIMS: tuple[Pass, ...] = (RemoveNoOps(), MergeEqual(), RemoveNoOps())
 
 
-def run(program: Program) -> Program:
-    """Run the PIPELINE on a captured program."""
-    return _run(PIPELINE, program, verify_captured)
+def run(program: Program, *, functional: bool = False) -> Program:
+    """Run the PIPELINE on a captured program, then FUNCTIONAL where that is asked for."""
+    return _run(PIPELINE + FUNCTIONAL * functional, program, verify_captured)
 
 
 def run_prims(program: Program) -> Program:
