@@ -12,6 +12,7 @@ from itertools import repeat
 from typing import Any
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Timed = Callable[[int, int], float]
 
 # Long enough for the clock, and short enough that a slow spell of the machine meets every contender.
 TURN_SECONDS = 0.004
@@ -49,19 +50,33 @@ def turn(function: Callable[..., Any], call: Call, count: int) -> float:
 
 def by_turns(contenders: Mapping[str, Callable[..., Any]], inputs: Callable[[], Call], seconds: float) -> Turns:
     """Let warm contenders take turns for about so many seconds, each round on fresh inputs."""
+    call, drawn = inputs(), 0
+
+    def timed(function: Callable[..., Any]) -> Timed:
+        def one(number: int, count: int) -> float:
+            nonlocal call, drawn
+            if number != drawn:
+                call, drawn = inputs(), number
+            return turn(function, call, count)
+
+        return one
+
+    return take_turns({name: timed(function) for name, function in contenders.items()}, seconds)
+
+
+def take_turns(contenders: Mapping[str, Timed], seconds: float) -> Turns:
+    """As `by_turns`, of contenders that time themselves: from a round's number and a count to seconds a call."""
     names = list(contenders)
-    call = inputs()
-    warm = {name: min(turn(contenders[name], call, 1) for _ in range(3)) for name in names}
+    warm = {name: min(contenders[name](0, 1) for _ in range(3)) for name in names}
     counts = {name: max(1, math.ceil(TURN_SECONDS / warm[name])) for name in names}
     one_round = sum(counts[name] * warm[name] for name in names)
     rounds = min(max(round(seconds / one_round), ROUNDS.start), ROUNDS.stop - 1)
     results: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        call = inputs()
+    for number in range(1, rounds + 1):
         first = number % len(names)
         gc.collect(0)
         gc.disable()
         for name in names[first:] + names[:first]:
-            results[name].append(turn(contenders[name], call, counts[name]))
+            results[name].append(contenders[name](number, counts[name]))
         gc.enable()
     return Turns(results)
