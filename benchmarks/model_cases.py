@@ -1,0 +1,86 @@
+"""Whole models to measure, built from configurations of `transformers`: the table MODELS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.cases import Case, bert, gpt2, minilm, mlp, resnet, tensors, tokens
+from benchmarks.timing import Call
+
+
+def of(name: str, head: str, **config: Any) -> nn.Module:
+    """`<name><head>` with random weights."""
+    import transformers
+
+    made: nn.Module = getattr(transformers, f"{name}{head}")(getattr(transformers, f"{name}Config")(**config))
+    return made
+
+
+def vit_tiny() -> nn.Module:
+    return of("ViT", "Model", hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768)
+
+
+def convnext() -> nn.Module:
+    return of("ConvNext", "Model")
+
+
+def mobilenet() -> nn.Module:
+    return of("MobileNetV2", "Model")
+
+
+def llama() -> nn.Module:
+    """Four query heads to each head of keys and values."""
+    return of(
+        "Llama",
+        "ForCausalLM",
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+    )
+
+
+class WhisperEncoder(nn.Module):
+    """The encoder of Whisper-tiny."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
+        self.encoder = of("Whisper", "Model", **sizes, decoder_layers=1).encoder
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.encoder(frames).last_hidden_state
+        return found
+
+
+def t5_small() -> nn.Module:
+    return of("T5", "Model")
+
+
+def sequences() -> Call:
+    _, kwargs = tokens(32128, 1, 64, use_cache=False)()
+    return (), kwargs | {"decoder_input_ids": torch.randint(32128, (1, 16))}
+
+
+def pixels() -> Call:
+    return (), {"pixel_values": torch.randn(1, 3, 224, 224)}
+
+
+MODELS = {
+    "mlp": Case("MLP, batch 1", mlp, tensors((1, 256))),
+    "gpt2": Case("GPT-2 small, 1x64 tokens", gpt2, tokens(50257, 1, 64, use_cache=False)),
+    "bert": Case("BERT base, 1x128 tokens", bert, tokens(30522, 1, 128)),
+    "vit": Case("ViT-tiny, 224x224", vit_tiny, pixels),
+    "resnet": Case("ResNet-18, 224x224", resnet, pixels),
+    "convnext": Case("ConvNeXt-tiny, 224x224", convnext, pixels),
+    "mobilenet": Case("MobileNetV2, 224x224", mobilenet, pixels),
+    "llama": Case("Llama, 8 layers of 512, grouped queries, 1x64 tokens", llama, tokens(8192, 1, 64, use_cache=False)),
+    "whisper": Case("Whisper-tiny's encoder, 30 s", WhisperEncoder, tensors((1, 80, 3000))),
+    "minilm": Case("MiniLM, real weights, 4x32 tokens", minilm, tokens(30522, 4, 32)),
+    "t5": Case("T5-small, 1x64 tokens, 16 decoded", t5_small, sequences),
+}
