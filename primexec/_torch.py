@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -353,11 +354,28 @@ def torch_directory() -> str:
     return os.path.dirname(torch.__file__) + os.sep
 
 
+@cache
 def load_libtorch() -> ctypes.CDLL | None:
     """The library of torch's CPU operators, through which its OpenMP runtime is found; None where it is elsewhere."""
     names = ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll")
     found = [path for name in names if os.path.exists(path := os.path.join(torch_directory(), "lib", name))]
     return ctypes.CDLL(found[0]) if found else None
+
+
+@cache
+def tensor_object_offsets() -> tuple[int, int] | None:
+    """Where a tensor's Python object holds its type and its C++ handle, in bytes; None where that is not so simple."""
+    header = object.__basicsize__  # an object's header ends with its type
+    type_offset = header - struct.calcsize("P")
+
+    def read(t: Tensor, offset: int) -> int | None:
+        return ctypes.c_void_p.from_address(id(t) + offset).value
+
+    with modes_off():
+        some = torch.empty(6, device="cpu")
+        samples: list[Any] = [some, some[1:], torch.nn.Parameter(some)]
+    held = all(read(t, header) == t._cdata and read(t, type_offset) == id(type(t)) for t in samples)
+    return (type_offset, header) if held and struct.calcsize("P") == 8 else None
 
 
 def identity(value: Any) -> int:

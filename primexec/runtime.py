@@ -54,7 +54,7 @@ def _compile(region: Region, executor: Executor, options: Mapping[str, Any]) -> 
     if not callable(function):
         kind = type(function).__name__
         raise ExecutorError(f"the executor {executor.name!r} compiled {region.name} to a {kind}, not a callable")
-    return function if executor.name == "aten" else _checked(region, executor.name, function)
+    return function if getattr(executor, "exact", False) else _checked(region, executor.name, function)
 
 
 def _checked(region: Region, executor: str, function: RegionFunction) -> RegionFunction:

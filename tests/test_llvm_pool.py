@@ -14,7 +14,7 @@ import torch
 from primexec._torch import empty_strided_cpu
 from primexec.executors.llvm import engine, pool, threads
 from primexec.executors.llvm.emit import Emitter, ModuleText
-from primexec.executors.llvm.launch import Output, bind
+from primexec.executors.llvm.launch import Operand, bind
 from primexec.executors.llvm.target import host
 
 N = 1 << 19  # 2 MiB of float32
@@ -53,7 +53,10 @@ def program(n: int, grain: int, *, arena: bool = False) -> engine.Module:
 def launcher(n: int = N, grain: int = 1 << 14, *, arena: bool = False) -> Callable[..., list[torch.Tensor]]:
     module = program(n, grain, arena=arena)
     extra: dict[str, Any] = {"slots": (64,), "arena_bytes": 64 + 4 * n} if arena else {}
-    return bind(module.address("program"), 1, [Output((n,), (1,), torch.float32)], keep=module, **extra)
+    return bind(
+        module.address("program"), [Operand((1,), (1,), torch.float32)], [Operand((n,), (1,), torch.float32)],
+        keep=module, **extra,
+    )  # fmt: skip
 
 
 def expected(start: float, n: int = N) -> torch.Tensor:

@@ -44,6 +44,7 @@ class AtenExecutor:
     protocol_version = PROTOCOL_VERSION
     parameters: frozenset[str] = frozenset()
     fuses = False
+    exact = True
 
     def supports(self, node: fx.Node) -> Support:
         return YES

@@ -71,6 +71,9 @@ class Executor(Protocol):
     An executor may say `fuses = False`: it runs the operators of a region one by one, so that a region of one
     operator tells how it runs that operator anywhere. `primexec.compare` then judges each alone, and does not bisect.
 
+    An executor may say `exact = True`: when it compiles, it makes sure that its code returns what the region's
+    metadata says, strides included. Results of all others are checked at every call.
+
     An executor may have an attribute `strict`: where it is true, naming the executor forbids falling back to
     `aten`, as `{"strict": True}` among the parameters does.
     """

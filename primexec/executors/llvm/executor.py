@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support, no
 from primexec.executors.llvm import engine, launch, threads
 from primexec.executors.llvm.codegen import KernelWriter
@@ -52,6 +53,7 @@ class LlvmExecutor:
 
     name = "llvm"
     protocol_version = PROTOCOL_VERSION
+    exact = True
     parameters = frozenset({"fuel", "precise_casts"})
 
     def supports(self, node: fx.Node) -> Support:
@@ -73,6 +75,7 @@ class LlvmExecutor:
     def compile(self, region: Region, options: Mapping[str, Any]) -> RegionFunction:
         compiled = lower(region.graph_module.graph, options)
         module = engine.compile_module(compiled.llvm, compiled.target, threads.symbols())
+        _check_results(region, compiled.schedule)
         return _bound(compiled.schedule, module)
 
 
@@ -156,11 +159,20 @@ def _order(schedule: Schedule) -> dict[int, int]:
     return {b: i for i, b in enumerate(numbers)}
 
 
+def _check_results(region: Region, schedule: Schedule) -> None:
+    """What the program returns is what the region says, in number, shape, strides and dtype."""
+    results: Any = region.graph_module.graph.output_node().args[0]
+    wanted = [(tuple(v.shape), v.stride(), v.dtype) for v in (n.meta["val"] for n in results)]
+    made = [(b.shape, b.strides, b.dtype) for b in (schedule.buffers[i] for i in schedule.outputs)]
+    if made != wanted:
+        raise ExecutorError(f"the loops of {region.name} return {made}, and the region {wanted}")
+
+
 def _bound(schedule: Schedule, module: engine.Module) -> RegionFunction:
     buffers = schedule.buffers
-    inputs = [b for b in buffers if b.kind == "input"]
+    operands = [launch.Operand(b.shape, b.strides, b.dtype) for b in buffers]
+    inputs = [o for o, b in zip(operands, buffers, strict=True) if b.kind == "input"]
     made = [i for i, b in enumerate(buffers) if b.kind == "output"]
-    outputs = [launch.Output(buffers[i].shape, buffers[i].strides, buffers[i].dtype) for i in made]
     slots, size = [], 0
     for b in buffers:
         if b.kind == "arena":
@@ -170,29 +182,18 @@ def _bound(schedule: Schedule, module: engine.Module) -> RegionFunction:
                 count *= n
             size += -(-max(count, 1) * b.dtype.itemsize // 64) * 64
     work = sum(i.dtype.itemsize * _numel(i.shape) for i in inputs)
-    call = launch.bind(module.address("program"), len(inputs), outputs, slots=slots, arena_bytes=size,
+    call = launch.bind(module.address("program"), inputs, [operands[i] for i in made], slots=slots, arena_bytes=size,
                        work_bytes=work, keep=module)  # fmt: skip
-    strides = [b.strides for b in inputs]
     picked = [made.index(b) if b in made else ~b for b in schedule.outputs]
-    plain = picked == list(range(len(outputs)))
+    if picked == list(range(len(made))):
+        return call
 
     def run(*tensors: Tensor) -> list[Tensor]:
-        for t, wanted in zip(tensors, strides, strict=True):
-            if t.stride() != wanted:
-                tensors = tuple(map(_with_strides, tensors, strides))
-                break
         results = call(*tensors)
-        return results if plain else [results[i] if i >= 0 else tensors[~i] for i in picked]
+        return [results[i] if i >= 0 else tensors[~i] for i in picked]
 
     return run
 
 
 def _numel(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
-
-
-def _with_strides(t: Tensor, wanted: tuple[int, ...]) -> Tensor:
-    """The tensor laid out as the program expects it: results of other executors may differ from the fake ones."""
-    if t.stride() == wanted:
-        return t
-    return torch.empty_strided(t.shape, wanted, dtype=t.dtype).copy_(t)

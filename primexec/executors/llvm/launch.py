@@ -1,7 +1,7 @@
 """The way from Python to compiled code: pointers in, new tensors out.
 
-The pointers are packed into a bytes object, which lives as long as the call and belongs to it alone: calls may come
-from many threads, and from inside one another.
+Pointers are packed into memory that belongs to the call alone: calls may come from many threads, and from inside one
+another.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from primexec._torch import empty_strided_cpu
-from primexec.executors.llvm import pool
+from primexec.errors import ExecutorError
+from primexec.executors.llvm import entry, pool
 
 # Releasing and taking the GIL costs as much as touching some kilobytes.
 RELEASE_GIL_BYTES = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """A tensor that a program makes: sizes and strides in elements."""
+class Operand:
+    """A tensor that a program reads or makes: sizes and strides in elements."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -34,11 +34,29 @@ class Output:
     def nbytes(self) -> int:
         return pool.storage_bytes(self.shape, self.strides, self.dtype)
 
+    @property
+    def maker(self) -> entry.Make:
+        """What makes such a tensor."""
+        layout = self.shape, self.strides, self.dtype
+        nbytes = self.nbytes
+        return (pool.outputs.empty, (*layout, nbytes)) if nbytes >= pool.SMALLEST else (empty_strided_cpu, layout)
+
+    def fitted(self, t: Tensor, place: int) -> Tensor:
+        """The tensor laid out like this: results of other executors may differ from the fake ones."""
+        if t.shape != self.shape or t.dtype != self.dtype or t.device.type != "cpu":
+            raise ExecutorError(
+                f"operand {place} of a compiled program is {t.dtype} {tuple(t.shape)} on {t.device}, "
+                f"and the program was compiled for {self.dtype} {self.shape} on the CPU"
+            )
+        if t.stride() == self.strides:
+            return t
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="cpu").copy_(t)
+
 
 def bind(
     address: int,
-    inputs: int,
-    outputs: Sequence[Output],
+    inputs: Sequence[Operand],
+    outputs: Sequence[Operand],
     *,
     slots: Sequence[int] = (),
     arena_bytes: int = 0,
@@ -51,12 +69,15 @@ def bind(
 
     Args:
         address: of the program.
-        inputs: their number. Nothing is checked: guards have seen to devices, shapes, strides and dtypes.
+        inputs: what it takes. Tensors with other strides are copied.
         outputs: what to allocate, in order.
         slots: offsets into the arena in bytes.
         arena_bytes: the arena's size.
         work_bytes: bytes that the program reads and writes, about; the GIL is released where they are many.
         keep: lives as long as the callable, the module of the address for instance.
+
+    Raises:
+        ExecutorError: by the callable, for tensors of other shapes or dtypes, or on other devices.
 
     >>> from primexec.executors.llvm.engine import compile_module
     >>> module = compile_module(
@@ -70,40 +91,48 @@ def bind(
     ...   ret void
     ... }'''
     ... )
-    >>> twice = bind(module.address("twice"), 1, [Output((1,), (1,), torch.float32)], keep=module)
+    >>> one = Operand((1,), (1,), torch.float32)
+    >>> twice = bind(module.address("twice"), [one], [one], keep=module)
     >>> twice(torch.tensor([21.0]))
     [tensor([42.])]
     """
     touched = work_bytes + sum(o.nbytes for o in outputs) + arena_bytes
-    large = touched > RELEASE_GIL_BYTES
-    prototype = ctypes.CFUNCTYPE if large else ctypes.PYFUNCTYPE
-    names = [f"a{i}" for i in range(inputs)]
-    made = [f"o{i}" for i in range(len(outputs))]
-    pointers = [f"{name}.data_ptr()" for name in names + made]
-    scope: dict[str, Any] = {
-        "call": prototype(None, ctypes.c_char_p)(address),
-        "empty": empty_strided_cpu,
-        "pooled": pool.outputs.empty,
-        "take": pool.arenas.take,
-        "give_back": pool.arenas.give_back,
-        "wake_threads": torch.get_num_threads,
-        "keep": keep,
-    }
-    lines = [f"def launch({', '.join(names)}):"]
-    for i, output in enumerate(outputs):
-        scope |= {f"shape{i}": output.shape, f"strides{i}": output.strides, f"dtype{i}": output.dtype}
-        nbytes = output.nbytes
-        maker, size = ("pooled", f", {nbytes}") if nbytes >= pool.SMALLEST else ("empty", "")
-        lines.append(f"    o{i} = {maker}(shape{i}, strides{i}, dtype{i}{size})")
-    if large:
-        lines.append("    wake_threads()  # a thread that never ran ATen has not heard of torch.set_num_threads")
-    if slots:
-        lines += [f"    arena = take({arena_bytes})", "    base = arena.data_ptr()"]
-        pointers += [f"base + {offset}" for offset in slots]
-    scope["pack"] = struct.Struct(f"{len(pointers)}P").pack
-    lines.append(f"    call(pack({', '.join(pointers)}))")
-    if slots:
-        lines.append("    give_back(arena)")
-    lines.append(f"    return [{', '.join(made)}]")
-    exec(compile("\n".join(lines), "<primexec launch>", "exec"), scope)
-    return scope["launch"]  # type: ignore[no-any-return]
+    job = entry.Job(
+        program=address,
+        inputs=[(i.dtype, i.shape, i.strides) for i in inputs],
+        makers=[o.maker for o in outputs],
+        slots=slots,
+        take=(pool.arenas.take, (arena_bytes,)),
+        give_back=pool.arenas.give_back,
+        # A thread that never ran ATen has not heard of torch.set_num_threads.
+        before=torch.get_num_threads if touched > RELEASE_GIL_BYTES else None,
+        keep=keep,
+    )
+    careful = _careful(job, inputs)
+    return entry.native(job, careful) or careful
+
+
+def _careful(job: entry.Job, inputs: Sequence[Operand]) -> Callable[..., list[Tensor]]:
+    """The same in Python, for tensors that have to be copied first, and for machines without a native function."""
+    call = (ctypes.PYFUNCTYPE if job.before is None else ctypes.CFUNCTYPE)(None, ctypes.c_char_p)(job.program)
+
+    def launch(*tensors: Tensor) -> list[Tensor]:
+        if len(tensors) != len(inputs):
+            raise ExecutorError(f"a compiled program takes {len(inputs)} tensors, not {len(tensors)}")
+        tensors = tuple(operand.fitted(t, i) for i, (operand, t) in enumerate(zip(inputs, tensors, strict=True)))
+        made = [make(*arguments) for make, arguments in job.makers]
+        pointers = [t.data_ptr() for t in (*tensors, *made)]
+        if job.before is not None:
+            job.before()
+        if not job.slots:
+            call(struct.pack(f"{len(pointers)}P", *pointers))
+            return made
+        make, arguments = job.take
+        arena = make(*arguments)
+        base = arena.data_ptr()
+        pointers += [base + offset for offset in job.slots]
+        call(struct.pack(f"{len(pointers)}P", *pointers))
+        job.give_back(arena)
+        return made
+
+    return launch
