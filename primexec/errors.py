@@ -63,5 +63,12 @@ class VerificationError(PrimexecError):
     """A program that breaks a law of its level: a bug in primexec or in an executor, never the user's."""
 
 
+class IndexOutOfRangeError(PrimexecError, IndexError):
+    """An index in a tensor lies beyond the dimension that it indexes.
+
+    Eager PyTorch raises IndexError for some operators and RuntimeError for others: this is both.
+    """
+
+
 class ExecutorError(PrimexecError):
     """An executor that was asked for cannot be loaded, or broke its protocol."""

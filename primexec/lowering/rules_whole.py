@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec.lowering.rules import RULES, rule
+from primexec.lowering.rules import rule
+from primexec.lowering.rules_indexing import RULES
 
 __all__ = ["RULES"]
 

@@ -9,9 +9,9 @@ from torch import fx
 
 from primexec.executors.llvm import maps
 from primexec.executors.llvm.instructions import REDUCTIONS
-from primexec.executors.llvm.ir import Access, Const, Expr, Index, Kernel, Load, Op, Reduce, Store
-from primexec.executors.llvm.maps import VIEWS, Map
-from primexec.executors.llvm.schedule import Group, State, embedding, prim, step, value
+from primexec.executors.llvm.ir import Access, Const, Expr, Index, Kernel, Load, Op, Place, Reduce, Store
+from primexec.executors.llvm.maps import VIEWS, Map, Read, Term
+from primexec.executors.llvm.schedule import MOVES, Check, Group, State, embedding, prim, step, value
 
 
 class Builder:
@@ -21,6 +21,7 @@ class Builder:
         self.s, self.number, self.group = state, number, group
         self.rank = len(group.shape)
         self.memo: dict[tuple[fx.Node, Map], Expr] = {}
+        self.places: dict[Read, Place] = {}
 
     def kernel(self) -> Kernel:
         stores = []
@@ -64,7 +65,16 @@ class Builder:
         number = self.s.buffer_of[node]
         buffer = self.s.buffers[number]
         term = maps.linear(index, buffer.strides, self.rank)
-        return Access(number, term.offset, term.strides, buffer.dtype)
+        return Access(number, term.offset, term.strides, buffer.dtype, self._indirect(term))
+
+    def _indirect(self, term: Term) -> tuple[tuple[int, Expr], ...]:
+        return tuple((factor, self._place(read)) for factor, read in term.reads)
+
+    def _place(self, read: Read) -> Place:
+        if read not in self.places:
+            check = self.s.number_of(Check(read.user, read.size))
+            self.places[read] = Place(self._expr(read.node, read.index), read.size, read.wraps, check)
+        return self.places[read]
 
     def _expr(self, node: fx.Node, index: Map) -> Expr:
         key = node, index
@@ -89,7 +99,7 @@ class Builder:
         name, dtype = prim(node), value(node).dtype
         if name in REDUCTIONS:
             return Reduce(name, self._expr(node.args[0], maps.identity(self.group.shape)), dtype)  # type: ignore[arg-type]
-        if name in VIEWS:
+        if name in MOVES:
             source: Any = node.args[0]
             at = step(node, index, self.rank)
             if at is not None:
@@ -116,10 +126,13 @@ class Builder:
         buffer = self.s.buffers[number]
         t = torch.empty_strided(buffer.shape, buffer.strides, device="meta").view(value(node).shape)
         term = maps.linear(index, t.stride(), self.rank)
-        return Load(Access(number, term.offset, term.strides, buffer.dtype), buffer.dtype)
+        access = Access(number, term.offset, term.strides, buffer.dtype, self._indirect(term))
+        return Load(access, buffer.dtype)
 
     def _iota(self, node: fx.Node, index: Map) -> Expr:
         start, step = int(str(node.kwargs["start"])), int(str(node.kwargs["step"]))
         (term,) = index
         scaled = term.times(step, start)
-        return Op("convert_element_type", (Index(scaled.offset, scaled.strides),), value(node).dtype)
+        return Op(
+            "convert_element_type", (Index(scaled.offset, scaled.strides, self._indirect(scaled)),), value(node).dtype
+        )

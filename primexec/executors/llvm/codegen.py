@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from primexec.executors.llvm import addresses
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import (
     COPIES,
@@ -28,6 +29,7 @@ from primexec.executors.llvm.ir import (
     Kernel,
     Load,
     Op,
+    Place,
     Reduce,
     Store,
     operands,
@@ -50,6 +52,7 @@ class KernelWriter:
     ) -> None:
         self.e, self.kernel, self.layout, self.precise = Emitter(module), kernel, layout, precise
         self.order = order
+        self.flags = ""
         roots = tuple(s.value for s in kernel.stores)
         self.values = walk(roots)
         self.stage = stages(kernel)
@@ -65,7 +68,11 @@ class KernelWriter:
 
     def write(self) -> None:
         e = self.e
-        self.pointers = {b: self._pointer(b) for b in sorted({a.buffer for a in accesses(self.kernel)})}
+        self.pointers = {
+            b: addresses.pointer(e, self.order[b]) for b in sorted({a.buffer for a in accesses(self.kernel)})
+        }
+        if any(isinstance(v, Place) for v in self.values):
+            self.flags = addresses.pointer(self.e, len(self.order))
         self._make_scratch()
         if self.layout.flat:
             self._flat()
@@ -76,19 +83,14 @@ class KernelWriter:
 
     def _varies(self, v: Expr) -> bool:
         """Whether a value depends on the axes that are walked inside a unit (columns apart)."""
-        if isinstance(v, Load):
-            return any(v.access.strides[a] for a in self.inner)
-        if isinstance(v, Index):
-            return any(v.strides[a] for a in self.inner)
+        own = v.access.strides if isinstance(v, Load) else v.strides if isinstance(v, Index) else ()
+        if own and any(own[a] for a in self.inner):
+            return True
         return not isinstance(v, Reduce) and any(self.varies[id(o)] for o in operands(v))
 
     def _moves(self, s: Store) -> bool:
         """Whether a store belongs into the loops of a unit."""
         return self.layout.flat or self.varies[id(s.value)] or any(s.access.strides[a] for a in self.inner)
-
-    def _pointer(self, buffer: int) -> str:
-        place = self.e.emit(f"getelementptr ptr, ptr %args, i64 {self.order[buffer]}")
-        return self.e.emit(f"load ptr, ptr {place}")
 
     def _make_scratch(self) -> None:
         """Room for what is dear and needed in several passes."""
@@ -338,9 +340,13 @@ class KernelWriter:
     def _value(self, v: Expr, lanes: int, at: Positions, local: dict[int, Value]) -> Value:
         match v:
             case Load(access):
-                return from_memory(self._load(access, lanes, at), access.dtype)
+                parts = [(f, self._get(i, lanes, at, local)) for f, i in access.indirect]
+                return from_memory(self._load(access, lanes, at, parts), access.dtype)
             case Index():
-                return self._index(v, lanes, at)
+                parts = [(f, self._get(i, lanes, at, local)) for f, i in v.indirect]
+                return addresses.total([(1, self._index(v, lanes, at)), *parts])
+            case Place(arg):
+                return addresses.place(v, self._get(arg, lanes, at, local), self.flags)
             case Const(number):
                 return constant(Value(self.e, "i1", 1, ""), v.dtype, number)
             case Op():
@@ -363,25 +369,15 @@ class KernelWriter:
         emit = pointwise(v.prim, source)
         assert emit is not None, v.prim
         if lanes == 1 and all(not a.name.startswith("%") for a in same):
-            same[0] = self._materialised(same[0])
+            same[0] = addresses.materialised(same[0])
         made = emit(*same)
         return rounded(made, v.dtype) if made.element == "f32" and self.precise else made
 
-    def _materialised(self, v: Value) -> Value:
-        """A constant under a name."""
-        kind = "fadd" if v.is_float else "or"
-        zero = v.const(-0.0 if v.is_float else 0).name
-        return Value(self.e, v.element, 1, self.e.emit(f"{kind} {v.type} {v.name}, {zero}"))
-
     def _index(self, v: Index, lanes: int, at: Positions) -> Value:
         outer = {} if self.layout.flat else self.outer
-        total = self._offset(v, {**outer, **at})
-        one = Value(self.e, "i64", 1, total)
+        one = Value(self.e, "i64", 1, self._offset(v, {**outer, **at}))
         step = v.strides[self._lane_axis] if self.layout.lane else 0
-        if lanes == 1 or not step:
-            return one
-        ramp = "<" + ", ".join(f"i64 {k * step}" for k in range(lanes)) + ">"
-        return splat(self._materialised(one), lanes) + Value(self.e, "i64", lanes, ramp)
+        return addresses.ramp(one, step, lanes)
 
     # Memory ---------------------------------------------------------------------------------------------
 
@@ -390,23 +386,31 @@ class KernelWriter:
         assert self.layout.lane is not None
         return self.layout.lane.axis
 
-    def _places(self, access: Access, lanes: int, at: Positions) -> tuple[list[str], int]:
+    def _places(
+        self, access: Access, lanes: int, at: Positions, parts: Sequence[tuple[int, Value]] = ()
+    ) -> tuple[list[str], int]:
         """Pointers to an access's elements (one where they follow each other), and their distance."""
         element = type_of(MEMORY[access.dtype])
         base = self.bases.get(id(access))
         total = self._offset(access, at, base)
         step = access.strides[self._lane_axis] if lanes > 1 else 0
         pointer = self.pointers[access.buffer]
+        if parts:
+            index = addresses.total([(1, Value(self.e, "i64", 1, total)), *parts])
+            if index.lanes > 1:
+                steps = [(1, addresses.ramp(Value(self.e, "i64", 1, "0"), step, lanes))]
+                return addresses.scattered(addresses.total([*steps, (1, index)]), element, pointer), addresses.SCATTERED
+            total = index.name
         count = lanes if step not in (0, 1) else 1
         places = []
         for k in range(count):
-            index = total if k == 0 else self.e.emit(f"add i64 {total}, {k * step}")
-            places.append(self.e.emit(f"getelementptr {element}, ptr {pointer}, i64 {index}"))
+            here = total if k == 0 else self.e.emit(f"add i64 {total}, {k * step}")
+            places.append(self.e.emit(f"getelementptr {element}, ptr {pointer}, i64 {here}"))
         return places, step
 
-    def _load(self, access: Access, lanes: int, at: Positions) -> Value:
+    def _load(self, access: Access, lanes: int, at: Positions, parts: Sequence[tuple[int, Value]] = ()) -> Value:
         element = MEMORY[access.dtype]
-        places, step = self._places(access, lanes, at)
+        places, step = self._places(access, lanes, at, parts)
         align = ELEMENT_BYTES[element]
         if step in (0, 1):
             width = lanes if step else 1

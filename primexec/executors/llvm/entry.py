@@ -31,6 +31,7 @@ _PYTHON = {
     "PyBytes_AsString": "ptr (ptr)",
     "PyEval_RestoreThread": "void (ptr)",
     "PyEval_SaveThread": "ptr ()",
+    "PyLong_FromLongLong": "ptr (i64)",
     "PyList_New": "ptr (i64)",
     "PyList_SetItem": "i32 (ptr, i64, ptr)",
     "PyObject_Call": "ptr (ptr, ptr, ptr)",
@@ -56,6 +57,7 @@ _HEADER = {
     "parameter_type": "ptr",
     "fallback": "ptr",
     "before": "ptr",
+    "failed": "ptr",
     "take": "ptr",
     "take_arguments": "ptr",
     "give_back": "ptr",
@@ -250,25 +252,41 @@ bad:
   ret i1 false
 }
 
-; Run the program, without the GIL where the plan names what to call before.
+; Run the program, without the GIL where the plan names what to call before. Where the plan names what to call after a
+; failure, the program returns a number, which is 0 if all went well.
 define internal i1 @run(ptr %plan, ptr %places) {
   $program
+  $failed
   $before
   %short = icmp eq ptr %before, null
   br i1 %short, label %held, label %wake
 held:
-  call void %program(ptr %places)
-  ret i1 true
+  %code.held = call i64 %program(ptr %places)
+  br label %ran
 wake:
   %result = call ptr @PyObject_CallNoArgs(ptr %before)
   %woke = call i1 @dropped(ptr %result)
-  br i1 %woke, label %released, label %failed
+  br i1 %woke, label %released, label %asleep
 released:
   %thread = call ptr @PyEval_SaveThread()
-  call void %program(ptr %places)
+  %code.released = call i64 %program(ptr %places)
   call void @PyEval_RestoreThread(ptr %thread)
+  br label %ran
+ran:
+  %code = phi i64 [ %code.held, %held ], [ %code.released, %released ]
+  %reports = icmp ne ptr %failed, null
+  %is.code = icmp ne i64 %code, 0
+  %bad = and i1 %reports, %is.code
+  br i1 %bad, label %report, label %well
+report:
+  %number = call ptr @PyLong_FromLongLong(i64 %code)
+  %raised = call ptr @PyObject_CallOneArg(ptr %failed, ptr %number)
+  call void @Py_DecRef(ptr %number)
+  %forgiven = call i1 @dropped(ptr %raised)
+  ret i1 %forgiven
+well:
   ret i1 true
-failed:
+asleep:
   ret i1 false
 }
 
@@ -347,13 +365,14 @@ class Job:
     """What a native function does.
 
     Attributes:
-        program: address of `void @program(ptr %pointers)`.
+        program: address of `void @program(ptr %pointers)`, or with `failed` of one that returns an i64.
         inputs: of each tensor its dtype, sizes and strides.
         makers: what makes each output.
         slots: offsets into the arena in bytes.
         take: what makes the arena.
         give_back: takes the arena when the program has run.
         before: called before a program that runs without the GIL; None where it keeps it.
+        failed: called with what the program returns where that is not 0, to raise; None where it returns nothing.
         keep: lives as long as the function.
     """
 
@@ -364,6 +383,7 @@ class Job:
     take: Make
     give_back: Callable[..., Any]
     before: Callable[[], Any] | None
+    failed: Callable[[int], None] | None
     keep: object
 
 
@@ -387,6 +407,7 @@ def native(job: Job, fallback: Callable[..., list[Tensor]]) -> Callable[..., lis
         "parameter_type": id(torch.nn.Parameter),
         "fallback": id(fallback),
         "before": 0 if job.before is None else id(job.before),
+        "failed": 0 if job.failed is None else id(job.failed),
         "take": id(job.take[0]),
         "take_arguments": id(job.take[1]),
         "give_back": id(job.give_back),

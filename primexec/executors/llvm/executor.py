@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -12,11 +12,21 @@ from torch import Tensor, fx
 
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support, no
-from primexec.executors.llvm import engine, launch, threads
+from primexec.executors.llvm import addresses, engine, launch, threads
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
 from primexec.executors.llvm.fuse import Scheduler
-from primexec.executors.llvm.instructions import COPIES, DTYPES, F16, FLOATS, REDUCTIONS, pointwise
+from primexec.executors.llvm.indirect import INDIRECT, why_not
+from primexec.executors.llvm.instructions import (
+    COPIES,
+    DTYPES,
+    F16,
+    FLOATS,
+    INTEGER_DIVISIONS,
+    INTEGERS,
+    REDUCTIONS,
+    pointwise,
+)
 from primexec.executors.llvm.layout import plan
 from primexec.executors.llvm.maps import VIEWS
 from primexec.executors.llvm.schedule import Schedule, prim, reduced_axes
@@ -102,6 +112,9 @@ def _judge(node: fx.Node) -> Support:
     name, t = prim(node), node.meta["val"]
     if name in VIEWS or name in COPIES or name == "full":
         return YES
+    if name in INDIRECT:
+        reason = why_not(node, name)
+        return no(reason) if reason else YES
     if name == "iota":
         whole = all(isinstance(node.kwargs[k], int) for k in ("start", "step"))
         return YES if whole and t.dtype is torch.int64 else no("iota in other dtypes than int64")
@@ -118,9 +131,15 @@ def _judge(node: fx.Node) -> Support:
         return no("an argument is neither tensor nor number")
     if operands[0].dtype not in FLOATS and any(isinstance(a, float) for a in node.args):
         return no("a float beside integers")
+    if name in INTEGER_DIVISIONS and operands[0].dtype in INTEGERS and not _divides(node.args[1]):
+        return no("a division of integers by what may be 0")
     if pointwise(name, operands[0].dtype) is None:
         return no(f"there is no code for {name} of {operands[0].dtype}")
     return YES
+
+
+def _divides(divisor: Any) -> bool:
+    return isinstance(divisor, int) and divisor != 0
 
 
 def _judge_reduction(node: fx.Node, source: Tensor, result: Tensor) -> Support:
@@ -142,14 +161,29 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     threads.define(module)
     order = _order(schedule)
     e = Emitter(module)
+    args = _with_flags(e, len(order)) if schedule.checks else "%args"
     for kernel in schedule.kernels:
         layout = plan(kernel, target)
         KernelWriter(module, kernel, layout, order, bool(options.get("precise_casts", True))).write()
         grain = max(1, GRAIN // max(1, layout.unit_size))
-        e.do(f"call void @{threads.PARALLEL}(ptr @{kernel.name}, ptr %args, i64 {layout.units}, i64 {grain})")
-    e.do("ret void")
-    e.function("void @program(ptr %args)")
+        e.do(f"call void @{threads.PARALLEL}(ptr @{kernel.name}, ptr {args}, i64 {layout.units}, i64 {grain})")
+    if schedule.checks:
+        e.do(f"ret i64 {e.emit('load i64, ptr %flags')}")
+    else:
+        e.do("ret void")
+    e.function(f"{'i64' if schedule.checks else 'void'} @program(ptr %args)")
     return Compiled(schedule, module.text(), target)
+
+
+def _with_flags(e: Emitter, count: int) -> str:
+    """The arguments, and behind them a pointer to what kernels report."""
+    e.do("%flags = alloca i64, align 8")
+    e.do("store i64 0, ptr %flags")
+    table = e.emit(f"alloca [{count + 1} x ptr], align 8")
+    for number, name in enumerate([*(addresses.pointer(e, k) for k in range(count)), "%flags"]):
+        place = e.emit(f"getelementptr ptr, ptr {table}, i64 {number}")
+        e.do(f"store ptr {name}, ptr {place}")
+    return table
 
 
 def _order(schedule: Schedule) -> dict[int, int]:
@@ -183,7 +217,7 @@ def _bound(schedule: Schedule, module: engine.Module) -> RegionFunction:
             size += -(-max(count, 1) * b.dtype.itemsize // 64) * 64
     work = sum(i.dtype.itemsize * _numel(i.shape) for i in inputs)
     call = launch.bind(module.address("program"), inputs, [operands[i] for i in made], slots=slots, arena_bytes=size,
-                       work_bytes=work, keep=module)  # fmt: skip
+                       work_bytes=work, keep=module, failed=_failure(schedule))  # fmt: skip
     picked = [made.index(b) if b in made else ~b for b in schedule.outputs]
     if picked == list(range(len(made))):
         return call
@@ -193,6 +227,18 @@ def _bound(schedule: Schedule, module: engine.Module) -> RegionFunction:
         return [results[i] if i >= 0 else tensors[~i] for i in picked]
 
     return run
+
+
+def _failure(schedule: Schedule) -> Callable[[int], None] | None:
+    """What raises the error that kernels reported; None where nothing is checked."""
+    if not schedule.checks:
+        return None
+
+    def failed(code: int) -> None:
+        check, index = addresses.reported(code)
+        raise schedule.checks[check].error(index)
+
+    return failed
 
 
 def _numel(shape: tuple[int, ...]) -> int:

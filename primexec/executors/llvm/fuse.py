@@ -12,17 +12,19 @@ from torch import fx
 
 from primexec.executors.llvm import maps
 from primexec.executors.llvm.build import Builder
+from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import DEAR, REDUCTIONS
 from primexec.executors.llvm.maps import VIEWS, Map
 from primexec.executors.llvm.schedule import (
+    MOVES,
     Buffer,
     Group,
     Schedule,
     State,
     embedding,
-    kept,
+    fitted,
+    moving,
     prim,
-    projection,
     reduced_axes,
     step,
     value,
@@ -61,7 +63,8 @@ class Scheduler(State):
             kernel = Builder(self, number, group).kernel()
             if kernel.stores:
                 kernels.append(kernel)
-        return Schedule(tuple(self.buffers), tuple(kernels), tuple(self.buffer_of[n] for n in self.returned))
+        return Schedule(tuple(self.buffers), tuple(kernels), tuple(self.buffer_of[n] for n in self.returned),
+                        tuple(self.checks))  # fmt: skip
 
     def _buffer(self, kind: str, t: torch.Tensor) -> int:
         strides = maps.row_major(t.shape) if kind == "arena" else t.stride()
@@ -86,6 +89,9 @@ class Scheduler(State):
                     weight[node] = weight[source]
             else:
                 weight[node] = 1 + sum(weight[a] for a in arguments)
+            if name in INDIRECT and weight[arguments[0]] and value(node).numel() > value(arguments[0]).numel():
+                self.roots.setdefault(arguments[0], "kept: read more often than it has elements")
+                weight[arguments[0]] = 0
             why = ""
             if node in returned:
                 why = "returned"
@@ -116,7 +122,7 @@ class Scheduler(State):
             if not reason:
                 self._join(number, root, axes, work, f"{root.name} joins ({self.roots[root]})")
                 return
-        strides = None if axes is not None else tuple(t.stride())
+        strides = None if axes is not None else moving(t)
         self.groups.append(Group(shape, axes, strides))
         self._join(len(self.groups) - 1, root, axes, work, f"{root.name} opens ({self.roots[root]})")
 
@@ -148,13 +154,14 @@ class Scheduler(State):
         reduced = group.axes if axes is None else axes
         if axes is not None and group.axes not in (None, axes):
             return "reduces other axes"
-        inside: Map | None = None
-        if shape == group.shape:
-            if axes is None and group.axes is None and tuple(value(root).stride()) != group.strides:
+        inside = fitted(shape, group.shape, frozenset())
+        if axes is not None and shape != group.shape:
+            return "another domain"
+        if inside is not None:
+            if axes is None and group.axes is None and moving(value(root)) != group.strides:
                 return "another layout"
-            inside = maps.identity(shape)
-        elif reduced is not None and axes is None and shape == kept(group.shape, reduced):
-            inside = projection(group.shape, reduced)
+        elif reduced is not None and axes is None:
+            inside = fitted(shape, group.shape, reduced)
         if inside is None:
             return "another domain"
         for node, _ in reads:
@@ -191,8 +198,12 @@ class Scheduler(State):
                 expand(node, at)
 
         def expand(node: fx.Node, at: Map | None) -> None:
-            if prim(node) in VIEWS:
-                visit(node.args[0], step(node, at, rank) if at is not None else None)  # type: ignore[arg-type]
+            if prim(node) in MOVES:
+                there = step(node, at, rank) if at is not None else None
+                visit(node.args[0], there)  # type: ignore[arg-type]
+                for read in maps.reads_of(there or ()):
+                    if read.user is node:
+                        visit(read.node, read.index)
                 return
             for argument in node.all_input_nodes:
                 visit(argument, () if value(argument).dim() == 0 else at)

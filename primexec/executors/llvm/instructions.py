@@ -22,6 +22,8 @@ REGISTER = {**INTEGERS, F32: "f32", F64: "f64", BF16: "f32", F16: "f32", torch.b
 MEMORY = {**INTEGERS, F32: "f32", F64: "f64", BF16: "i16", F16: "f16", torch.bool: "i8"}
 LIMITS = {"i32": (-(2**31), 2**31 - 1), "i64": (-(2**63), 2**63 - 1)}
 
+INTEGER_DIVISIONS = ("div", "fmod", "remainder")
+
 Emit = Callable[..., Value]
 
 
@@ -173,6 +175,29 @@ def _shift(name: str) -> Callable[[torch.dtype], Emit]:
     return chosen
 
 
+def _divide(name: str) -> Callable[[torch.dtype], Emit]:
+    """Division by a number that is not 0; by -1 no instruction divides, for the smallest integer would trap."""
+
+    def chosen(dtype: torch.dtype) -> Emit:
+        sign = "s" if dtype in SIGNED else "u"
+
+        def emit(a: Value, b: Value) -> Value:
+            minus_one = b.compare("eq", -1)
+            by = minus_one.select(b.const(1), b) if dtype in SIGNED else b
+            if name == "div":
+                quotient = a._op(f"{sign}div", by)
+                return minus_one.select(-a, quotient) if dtype in SIGNED else quotient
+            rest = a._op(f"{sign}rem", by)
+            if name == "fmod" or dtype not in SIGNED:
+                return rest
+            behind = rest.compare("ne", 0) & (rest ^ by).compare("slt", 0)
+            return behind.select(rest + by, rest)
+
+        return emit
+
+    return chosen
+
+
 def _sign(dtype: torch.dtype) -> Emit:
     if dtype in UNSIGNED or dtype is torch.bool:
         return lambda a: a.compare("ne", 0).select(a.const(1), a.const(0))
@@ -195,6 +220,7 @@ _INTEGER: dict[str, Callable[[torch.dtype], Emit]] = {
     "bitwise_not": _same(lambda a: ~a),
     "shift_left": _shift("shift_left"),
     "shift_right_arithmetic": _shift("shift_right_arithmetic"),
+    **{name: _divide(name) for name in INTEGER_DIVISIONS},
     "maximum": _larger("gt"),
     "minimum": _larger("lt"),
     "fmax": _larger("gt"),

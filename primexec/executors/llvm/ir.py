@@ -15,12 +15,16 @@ import torch
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Access:
-    """Where an operand's element lies: `offset + Σ strides[a] · i_a` elements from its start, over the axes a."""
+    """Where an operand's element lies: `offset + Σ strides[a] · i_a` elements from its start, over the axes a.
+
+    What `indirect` holds, factors and indices that are data, is added to that.
+    """
 
     buffer: int
     offset: int
     strides: tuple[int, ...]
     dtype: torch.dtype
+    indirect: tuple[tuple[int, Expr], ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -33,10 +37,27 @@ class Load:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Index:
-    """`offset + Σ strides[a] · i_a` itself, as an int64."""
+    """`offset + Σ strides[a] · i_a` itself, and what `indirect` adds to it, as an int64."""
 
     offset: int
     strides: tuple[int, ...]
+    indirect: tuple[tuple[int, Expr], ...] = ()
+    dtype: torch.dtype = torch.int64
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Place:
+    """An index that is data, as an int64 inside of [0, size); one outside is reported, and 0 taken in its place.
+
+    Attributes:
+        wraps: whether negative ones count from the end.
+        check: number under which it is reported.
+    """
+
+    arg: Expr
+    size: int
+    wraps: bool
+    check: int
     dtype: torch.dtype = torch.int64
 
 
@@ -66,7 +87,7 @@ class Reduce:
     dtype: torch.dtype
 
 
-Expr = Load | Index | Const | Op | Reduce
+Expr = Load | Index | Place | Const | Op | Reduce
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -103,7 +124,14 @@ class Kernel:
 
 def operands(e: Expr) -> tuple[Expr, ...]:
     """The values that a value is computed from."""
-    return e.args if isinstance(e, Op) else (e.arg,) if isinstance(e, Reduce) else ()
+    match e:
+        case Op(_, args):
+            return args
+        case Reduce(_, arg) | Place(arg):
+            return (arg,)
+        case Load(Access(indirect=indirect)) | Index(indirect=indirect):
+            return tuple(i for _, i in indirect)
+    return ()
 
 
 def walk(roots: tuple[Expr, ...]) -> list[Expr]:
@@ -133,8 +161,11 @@ def stages(kernel: Kernel) -> dict[int, int]:
     return found
 
 
-def _affine(offset: int, strides: tuple[int, ...]) -> str:
+def _affine(
+    offset: int, strides: tuple[int, ...], indirect: tuple[tuple[int, Expr], ...], names: dict[int, str]
+) -> str:
     terms = [f"i{a}" if s == 1 else f"{s}*i{a}" for a, s in enumerate(strides) if s]
+    terms += [names[id(i)] if f == 1 else f"{f}*{names[id(i)]}" for f, i in indirect]
     return " + ".join([*terms, *([str(offset)] if offset or not terms else [])])
 
 
@@ -158,9 +189,11 @@ def _lines(kernel: Kernel) -> Iterator[str]:
         dtype = str(e.dtype).removeprefix("torch.")
         match e:
             case Load(access):
-                text = f"b{access.buffer}[{_affine(access.offset, access.strides)}]"
-            case Index(offset, strides):
-                text = _affine(offset, strides)
+                text = f"b{access.buffer}[{_affine(access.offset, access.strides, access.indirect, names)}]"
+            case Index(offset, strides, indirect):
+                text = _affine(offset, strides, indirect, names)
+            case Place(_, size, wraps):
+                text = f"place({uses}) in {size}" + (", negative from the end" if wraps else "")
             case Const(value):
                 text = repr(value)
             case Op(prim):
@@ -169,5 +202,5 @@ def _lines(kernel: Kernel) -> Iterator[str]:
                 text = f"{kind}({inner}{uses})"
         yield "  " * depth + f"{names[id(e)]}: {dtype} = {text}" + (f"  # pass {stage[id(e)]}" if reduced else "")
     for s in kernel.stores:
-        place = f"b{s.access.buffer}[{_affine(s.access.offset, s.access.strides)}]"
+        place = f"b{s.access.buffer}[{_affine(s.access.offset, s.access.strides, s.access.indirect, names)}]"
         yield "  " * depth + f"{place} = {names[id(s.value)]}"

@@ -62,6 +62,7 @@ def bind(
     arena_bytes: int = 0,
     work_bytes: int = 0,
     keep: object = None,
+    failed: Callable[[int], None] | None = None,
 ) -> Callable[..., list[Tensor]]:
     """A callable from tensors to new tensors around `void @program(ptr %args)`.
 
@@ -74,6 +75,7 @@ def bind(
         slots: offsets into the arena in bytes.
         arena_bytes: the arena's size.
         work_bytes: bytes that the program reads and writes, about; the GIL is released where they are many.
+        failed: for a program that returns an i64 instead of nothing: called with it where it is not 0; raises.
         keep: lives as long as the callable, the module of the address for instance.
 
     Raises:
@@ -106,6 +108,7 @@ def bind(
         give_back=pool.arenas.give_back,
         # A thread that never ran ATen has not heard of torch.set_num_threads.
         before=torch.get_num_threads if touched > RELEASE_GIL_BYTES else None,
+        failed=failed,
         keep=keep,
     )
     careful = _careful(job, inputs)
@@ -114,7 +117,13 @@ def bind(
 
 def _careful(job: entry.Job, inputs: Sequence[Operand]) -> Callable[..., list[Tensor]]:
     """The same in Python, for tensors that have to be copied first, and for machines without a native function."""
-    call = (ctypes.PYFUNCTYPE if job.before is None else ctypes.CFUNCTYPE)(None, ctypes.c_char_p)(job.program)
+    prototype = ctypes.PYFUNCTYPE if job.before is None else ctypes.CFUNCTYPE
+    program = prototype(None if job.failed is None else ctypes.c_int64, ctypes.c_char_p)(job.program)
+
+    def call(pointers: list[int]) -> None:
+        code = program(struct.pack(f"{len(pointers)}P", *pointers))
+        if code and job.failed is not None:
+            job.failed(code)
 
     def launch(*tensors: Tensor) -> list[Tensor]:
         if len(tensors) != len(inputs):
@@ -125,13 +134,13 @@ def _careful(job: entry.Job, inputs: Sequence[Operand]) -> Callable[..., list[Te
         if job.before is not None:
             job.before()
         if not job.slots:
-            call(struct.pack(f"{len(pointers)}P", *pointers))
+            call(pointers)
             return made
         make, arguments = job.take
         arena = make(*arguments)
         base = arena.data_ptr()
         pointers += [base + offset for offset in job.slots]
-        call(struct.pack(f"{len(pointers)}P", *pointers))
+        call(pointers)
         job.give_back(arena)
         return made
 

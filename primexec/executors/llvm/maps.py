@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,45 @@ from torch import fx
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """`offset + Σ strides[a] · i_a` over the axes of a domain: the index along one dimension of a tensor."""
+    """`offset + Σ strides[a] · i_a + Σ factor · read`: the index along one dimension of a tensor.
+
+    Attributes:
+        strides: one for each axis of the domain.
+        reads: indices that are data, with their factors.
+    """
 
     offset: int
     strides: tuple[int, ...]
+    reads: tuple[tuple[int, Read], ...] = ()
 
     def plus(self, other: Term) -> Term:
-        return Term(self.offset + other.offset, tuple(a + b for a, b in zip(self.strides, other.strides, strict=True)))
+        strides = tuple(a + b for a, b in zip(self.strides, other.strides, strict=True))
+        return Term(self.offset + other.offset, strides, self.reads + other.reads)
 
     def times(self, factor: int, offset: int = 0) -> Term:
-        return Term(self.offset * factor + offset, tuple(s * factor for s in self.strides))
+        reads = tuple((f * factor, r) for f, r in self.reads) if factor else ()
+        return Term(self.offset * factor + offset, tuple(s * factor for s in self.strides), reads)
 
 
 Map = tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An element of an integer tensor that is an index along a dimension of another one.
+
+    Attributes:
+        node: the integer tensor; `index` tells which of its elements.
+        size: of the dimension; what lies outside of it is an error.
+        wraps: whether negative ones count from the end.
+        user: the operator that indexes.
+    """
+
+    node: fx.Node
+    index: Map
+    size: int
+    wraps: bool
+    user: fx.Node
 
 
 def unit(axis: int, rank: int, size: int) -> Term:
@@ -53,6 +79,13 @@ def linear(index: Map, strides: Sequence[int], rank: int) -> Term:
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides of a contiguous tensor."""
     return tuple(math.prod(max(n, 1) for n in shape[i + 1 :]) for i in range(len(shape)))
+
+
+def reads_of(index: Map) -> Iterator[Read]:
+    """The indices among the data that a map depends on, those of these indices left out."""
+    for term in index:
+        for _, read in term.reads:
+            yield read
 
 
 # Each view: from the node, its argument's shape and an index of the result to the index of the argument; None where

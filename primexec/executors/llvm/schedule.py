@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
+from primexec.errors import IndexOutOfRangeError
 from primexec.executors.llvm import maps
+from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import REDUCTIONS
 from primexec.executors.llvm.ir import Kernel
 from primexec.executors.llvm.maps import VIEWS, Map
@@ -30,16 +33,32 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class Check:
+    """What an index that is data must fit: the operator that indexes, and the size of the dimension."""
+
+    user: fx.Node
+    size: int
+
+    def error(self, index: int | None) -> IndexOutOfRangeError:
+        """What to raise for an index (None: one that is not known) that does not fit."""
+        found = "an index" if index is None else f"index {index}"
+        where = f"\n  {self.user.meta['source']}" if self.user.meta.get("source") else ""
+        return IndexOutOfRangeError(f"{found} is out of bounds for a dimension of size {self.size}{where}")
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Kernels in the order in which they run, and the memory that they use.
 
     Attributes:
         outputs: for each result of the region the number of its buffer.
+        checks: what indices that are data must fit, by their numbers.
     """
 
     buffers: tuple[Buffer, ...]
     kernels: tuple[Kernel, ...]
     outputs: tuple[int, ...]
+    checks: tuple[Check, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -94,26 +113,38 @@ class State:
         self.buffers: list[Buffer] = []
         self.buffer_of: dict[fx.Node, int] = {}
         self.roots: dict[fx.Node, str] = {}
+        self.checks: dict[Check, int] = {}
+
+    def number_of(self, check: Check) -> int:
+        """The number under which kernels report that an index does not fit."""
+        return self.checks.setdefault(check, len(self.checks))
+
+
+MOVES = {**VIEWS, **INDIRECT}  # what rearranges elements, by a map from each result to an argument
 
 
 def step(node: fx.Node, index: Map, rank: int) -> Map | None:
     """The index of a view's argument for an index of the view."""
-    return VIEWS[prim(node)](node, value(node.args[0]).shape, index, rank)  # type: ignore[arg-type]
+    return MOVES[prim(node)](node, value(node.args[0]).shape, index, rank)  # type: ignore[arg-type]
 
 
-def kept(shape: tuple[int, ...], axes: frozenset[int]) -> tuple[int, ...]:
-    """The sizes that a reduction over the axes leaves."""
-    return tuple(n for a, n in enumerate(shape) if a not in axes)
-
-
-def projection(shape: tuple[int, ...], axes: frozenset[int]) -> Map:
-    """The index of a reduction's result, as a map from the domain."""
-    return tuple(m for a, m in enumerate(maps.identity(shape)) if a not in axes)
+def fitted(own: Sequence[int], shape: tuple[int, ...], axes: frozenset[int]) -> Map | None:
+    """A tensor of these sizes as a map from a domain: it has the domain's sizes apart from the axes and from ones."""
+    unit = maps.identity(shape)
+    left = [a for a, n in enumerate(shape) if a not in axes and n != 1]
+    if [n for n in own if n != 1] != [shape[a] for a in left]:
+        return None
+    rest = iter(left)
+    return tuple(unit[next(rest)] if n != 1 else maps.constant(0, len(shape)) for n in own)
 
 
 def embedding(node: fx.Node, shape: tuple[int, ...], axes: frozenset[int] | None) -> Map | None:
     """Where a root of a kernel is known, as a map from the kernel's domain."""
-    own = tuple(value(node).shape)
-    if prim(node) not in REDUCTIONS and own == shape:
-        return maps.identity(shape)
-    return projection(shape, axes) if axes is not None and own == kept(shape, axes) else None
+    own = value(node).shape
+    whole = fitted(own, shape, frozenset()) if prim(node) not in REDUCTIONS else None
+    return fitted(own, shape, axes) if whole is None and axes is not None else whole
+
+
+def moving(t: torch.Tensor) -> tuple[int, ...]:
+    """The strides of the dimensions along which a tensor has several elements."""
+    return tuple(s for s, n in zip(t.stride(), t.shape, strict=True) if n != 1)

@@ -1,0 +1,89 @@
+"""Instructions for places in memory that depend on data, and for the report of those that do not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from primexec.executors.llvm.emit import Emitter, Value, type_of
+from primexec.executors.llvm.instructions import convert, splat
+from primexec.executors.llvm.ir import Place
+
+SCATTERED = -1  # distance of elements that lie anywhere
+CHECK_BITS = 16  # of a report: the number of the check from 1; the index stands above them
+INDEX_LIMIT = 1 << (63 - CHECK_BITS)
+
+
+def pointer(e: Emitter, number: int) -> str:
+    """The pointer at a place among the arguments."""
+    place = e.emit(f"getelementptr ptr, ptr %args, i64 {number}")
+    return e.emit(f"load ptr, ptr {place}")
+
+
+def materialised(v: Value) -> Value:
+    """A constant under a name."""
+    kind = "fadd" if v.is_float else "or"
+    zero = v.const(-0.0 if v.is_float else 0).name
+    return Value(v.e, v.element, 1, v.e.emit(f"{kind} {v.type} {v.name}, {zero}"))
+
+
+def ramp(start: Value, step: int, lanes: int) -> Value:
+    """`start + step · lane`; the scalar itself where that is the same in all lanes."""
+    if lanes == 1 or not step:
+        return start
+    steps = "<" + ", ".join(f"i64 {k * step}" for k in range(lanes)) + ">"
+    return splat(materialised(start), lanes) + Value(start.e, "i64", lanes, steps)
+
+
+def total(parts: Sequence[tuple[int, Value]]) -> Value:
+    """The sum of values times their factors."""
+    lanes = max(v.lanes for _, v in parts)
+    scaled = [splat(v if f == 1 else v * f, lanes) for f, v in parts]
+    made = scaled[0]
+    for v in scaled[1:]:
+        made = made + v
+    return made
+
+
+def scattered(index: Value, element: str, start: str) -> list[str]:
+    """Pointers to the elements with these numbers."""
+    found = []
+    for lane in range(index.lanes):
+        one = index.e.emit(f"extractelement {index.type} {index.name}, i32 {lane}")
+        found.append(index.e.emit(f"getelementptr {type_of(element)}, ptr {start}, i64 {one}"))
+    return found
+
+
+def place(v: Place, found: Value, flags: str) -> Value:
+    """An index inside of its dimension; one that is not is reported, and replaced by 0."""
+    index = convert(found, v.arg.dtype, torch.int64)
+    here = index.compare("slt", 0).select(index + v.size, index) if v.wraps else index
+    outside = here.compare("uge", v.size)
+    _report(outside, index, v.check, flags)
+    return outside.select(here.const(0), here)
+
+
+def _report(outside: Value, index: Value, check: int, flags: str) -> None:
+    """Writes one of the indices, with the number of its check, where any is outside."""
+    e, seldom, join = outside.e, outside.e.new_label("outside"), outside.e.new_label("checked")
+    e.do(f"br i1 {outside.any()}, label %{seldom}, label %{join}, !prof !1")
+    e.start(seldom)
+    near = index.intrinsic("smin", INDEX_LIMIT - 1).intrinsic("smax", -INDEX_LIMIT)
+    code = (near << CHECK_BITS) | (check + 1)
+    one = code.name
+    if code.lanes > 1:
+        one = "0"
+        for lane in range(code.lanes):
+            bad = e.emit(f"extractelement {outside.type} {outside.name}, i32 {lane}")
+            this = e.emit(f"extractelement {code.type} {code.name}, i32 {lane}")
+            one = e.emit(f"select i1 {bad}, i64 {this}, i64 {one}")
+    e.do(f"store atomic i64 {one}, ptr {flags} monotonic, align 8")
+    e.do(f"br label %{join}")
+    e.start(join)
+
+
+def reported(code: int) -> tuple[int, int | None]:
+    """The number of the check and the index that a report holds (None for an index that it has no room for)."""
+    check, index = code & ((1 << CHECK_BITS) - 1), code >> CHECK_BITS
+    return check - 1, index if -INDEX_LIMIT < index < INDEX_LIMIT - 1 else None

@@ -1,0 +1,66 @@
+"""Index maps of operators that index by data: from an index of their result to one of the tensor that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec.executors.llvm import maps
+from primexec.executors.llvm.maps import Map, Read, Term, ViewMap
+
+_INDICES = frozenset({torch.int64, torch.int32})
+
+
+def _term(read: Read, rank: int) -> Term:
+    return Term(0, (0,) * rank, ((1, read),))
+
+
+def _gather(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
+    given: Any = node.args[1]
+    dim = given % len(shape)
+    read = Read(node.args[2], index, shape[dim], False, node)  # type: ignore[arg-type]
+    return tuple(_term(read, rank) if d == dim else t for d, t in enumerate(index))
+
+
+def _index(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
+    """NumPy's rule: the indexed dimensions' place is the first one's, or the front if they stand apart."""
+    given: Any = node.args[1]
+    places: list[fx.Node | None] = [*given, *[None] * (len(shape) - len(given))]
+    indexed = [d for d, p in enumerate(places) if p is not None]
+    width = max(p.meta["val"].dim() for p in places if p is not None)
+    first = indexed[0] if indexed[-1] - indexed[0] == len(indexed) - 1 else 0
+    common, rest = index[first : first + width], iter((*index[:first], *index[first + width :]))
+    found = []
+    for d, place in enumerate(places):
+        if place is None:
+            found.append(next(rest))
+            continue
+        sizes = place.meta["val"].shape
+        at = common[width - len(sizes) :]
+        own = tuple(maps.constant(0, rank) if n == 1 else t for n, t in zip(sizes, at, strict=True))
+        found.append(_term(Read(place, own, shape[d], True, node), rank))
+    return tuple(found)
+
+
+INDIRECT: dict[str, ViewMap] = {"gather": _gather, "index": _index}
+
+
+def why_not(node: fx.Node, name: str) -> str:
+    """Why an operator of INDIRECT has no map; empty where it has one."""
+    source, *rest = node.args
+    shape = source.meta["val"].shape  # type: ignore[union-attr]
+    if not shape:
+        return "it indexes a number"
+    given: Any = {rest[0]: rest[1]} if name == "gather" else dict(enumerate(rest[0]))  # type: ignore[arg-type]
+    places = {d: p for d, p in given.items() if p is not None}
+    if not places:
+        return "it indexes nothing"
+    if any(p.meta["val"].dtype not in _INDICES for p in places.values()):
+        return "an index is neither int64 nor int32"
+    result: Tensor = node.meta["val"]
+    if any(shape[d] == 0 for d in places) and result.numel():
+        return "it indexes a dimension of size 0"
+    return ""
