@@ -98,6 +98,8 @@ class Calls(_torch.TorchFunctionMode):
         if out is not None and any(n is None for n in known):
             return
         made = set(nodes)
+        if not inputs.isdisjoint(made):  # an argument took another shape, and goes by another name since
+            return
         if any(a.op == "placeholder" and tracer.input_kind(a) == "constant" for n in nodes for a in n.all_input_nodes):
             return
         tracer.calls.append(
@@ -108,7 +110,7 @@ class Calls(_torch.TorchFunctionMode):
                 nodes=tuple(nodes),
                 results=tuple(n for n in known if n is not None) if out is not None else (),
                 sequence=isinstance(out, (tuple, list)),
-                inputs=frozenset(inputs - made),
+                inputs=frozenset(inputs),
             )
         )
 

@@ -291,7 +291,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str)
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
     tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
-    graph_module = fx.GraphModule(tracer.submodules, tracer.graph, class_name=name.title().replace("_", ""))
+    graph_module = _torch.graph_module(tracer.submodules, tracer.graph, name.title().replace("_", ""))
     program = Program(
         name=name,
         graph_module=graph_module,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,30 +18,60 @@ _UNDECLARED_WRITES = {
     "miopen_batch_norm": (3, 4),
     "batch_norm_update_stats": (1, 2),
 }
+_VIEWS = {f"{name}_": f"aten.{name}.{{}}" for name in ("as_strided", "detach", "squeeze", "t", "unsqueeze")}
+_VIEWS["transpose_"] = "aten.transpose.int"
 _MADE_HERE = frozenset({"aten", "prims"})
 
 
 def writes(node: fx.Node) -> list[fx.Node]:
     """The nodes whose tensors this node changes in place."""
     op: Any = node.target
-    if not isinstance(op, _torch.OpOverload):
+    formals = written_arguments(op) if isinstance(op, _torch.OpOverload) else ()
+    if not formals or (str(op) == "aten.native_batch_norm.default" and argument(node, "training") is False):
         return []
-    name = op._schema.name.partition("::")[2]
-    undeclared = _UNDECLARED_WRITES.get(name, ())
-    if name == "native_batch_norm" and argument(node, "training") is False:
-        undeclared = ()
-    found = [a for i in undeclared if i < len(node.args) and isinstance(a := node.args[i], fx.Node)]
-    for i, formal in enumerate(op._schema.arguments):
-        if formal.alias_info is not None and formal.alias_info.is_write:
-            actual = node.kwargs.get(formal.name, node.args[i] if i < len(node.args) else None)
-            fx.node.map_arg(actual, found.append)
+    found: list[fx.Node] = []
+    for i, name in formals:
+        fx.node.map_arg(node.kwargs.get(name, node.args[i] if i < len(node.args) else None), found.append)
     return found
+
+
+@cache
+def written_arguments(op: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of each argument that an operator overload writes to."""
+    undeclared = _UNDECLARED_WRITES.get(op._schema.name.partition("::")[2], ())
+    formals = enumerate(op._schema.arguments)
+    return tuple(
+        (i, f.name) for i, f in formals if i in undeclared or (f.alias_info is not None and f.alias_info.is_write)
+    )
+
+
+def written_memory(graph: fx.Graph) -> set[int | None]:
+    """Storages that an operator of the graph writes to."""
+    return {storage_of(w) for n in graph.nodes if n.op == "call_function" for w in writes(n)}
+
+
+def seen_memory(graph: fx.Graph, *, inputs: bool = False) -> set[int | None]:
+    """Storages in which it shows who shares them: those written to and those of results; if asked, of inputs too."""
+    ends = graph.output_node().all_input_nodes + (graph.find_nodes(op="placeholder") if inputs else [])
+    return written_memory(graph).union(map(storage_of, ends))
+
+
+def changes_metadata(op: Any) -> bool:
+    """Whether an operator gives the very tensor it takes another shape or other strides, as `aten.squeeze_` does."""
+    return torch.Tag.inplace_view in getattr(op, "tags", ())
+
+
+@cache
+def view_form(op: Any) -> Any | None:
+    """The operator that makes a view where this one changes the tensor itself: `aten.squeeze` for `aten.squeeze_`."""
+    name = op._schema.name.partition("::")[2] if changes_metadata(op) else ""
+    return _torch.operator(_VIEWS[name].format(op._overloadname or "default")) if name in _VIEWS else None
 
 
 def written_result(node: fx.Node) -> fx.Node | None:
     """The argument that the node changes in place and returns as it is; None where there is none."""
     written = writes(node)
-    if len(written) != 1 or torch.Tag.inplace_view in node.target.tags:  # type: ignore[union-attr]
+    if len(written) != 1 or changes_metadata(node.target):
         return None
     returns = node.target._schema.returns  # type: ignore[union-attr]
     marked = len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write

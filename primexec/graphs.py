@@ -155,7 +155,7 @@ def _finish(
     positions = iter(range(len(nodes)))
     leaves = tuple(next(positions) if isinstance(r, fx.Node) else Static(r) for r in results)
     graph.output(tuple(nodes))
-    module = fx.GraphModule(root, graph, class_name=name.title().replace("_", ""))
+    module = _torch.graph_module(root, graph, name.title().replace("_", ""))
     return Program(name=name, graph_module=module, inputs=tuple(inputs), output_tree=None, output_leaves=leaves)
 
 

@@ -37,6 +37,11 @@ class View:
     kwargs: dict[str, Any]
     grad_mode: bool  # whether the function made the alias under grad mode
 
+    @classmethod
+    def of(cls, node: fx.Node) -> View:
+        op = effects.view_form(node.target) or node.target
+        return cls(op, node.args[1:], dict(node.kwargs), node.meta.get("grad_mode", True))
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -78,7 +83,8 @@ class Recorder:
         self.gradients: Gradients = tuple(tuple(n.meta["val"].stride()) for n in roots)
         self.needed = (True,) * len(self.inputs)
         # Passes may remove these nodes from the forward graph before another backward program is recorded.
-        self._steps = {n: Step.of(n) for n in tracer.graph.nodes if n.op == "call_function" and _is_step(n)}
+        nodes = (n for n in tracer.graph.nodes if n.op == "call_function" and _is_step(n))
+        self._steps: dict[fx.Node, tuple[Any, View]] = {n: (n.args[0], View.of(n)) for n in nodes}
 
     def record(self, gradients: Gradients, needed: Sequence[bool]) -> Program:
         """The backward program for these gradients of the roots and these of the inputs.
@@ -131,7 +137,7 @@ class Recorder:
         scope.lifted.clear()
         return Program(
             name=f"{self.name}_backward",
-            graph_module=fx.GraphModule(self.tracer.submodules, scope.graph, class_name="Backward"),
+            graph_module=_torch.graph_module(self.tracer.submodules, scope.graph, "Backward"),
             inputs=tuple(inputs),
             output_tree=None,
             output_leaves=tuple(Static(None) if n is None else next(places) for n in results),
@@ -156,7 +162,8 @@ class Recorder:
             nonlocal last
             if node in made:
                 return made[node]
-            step = self._steps.get(node)
+            source: Any
+            source, step = self._steps.get(node, (None, None))
             if step is None and self._kept is not None and node.op == "call_function" and node not in self._kept:
                 sources = {n: make(n) for n in node.all_input_nodes}
                 with graph.inserting_after(max((last, *sources.values()))):
@@ -169,9 +176,9 @@ class Recorder:
                 new.meta["spec"] = node.meta["spec"]
                 taken[new] = node
             elif step.op in _SAME:
-                new = make(step.source)
+                new = make(source)
             else:
-                base = make(step.source)
+                base = make(source)
                 with graph.inserting_after(max(last, base)):
                     last = new = graph.call_function(step.op, (base, *step.args), step.kwargs)
                 new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
@@ -186,21 +193,6 @@ class Recorder:
                 graph.erase_node(placeholder)
         self.tracer.taken.update(taken)
         return taken
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A node of the forward graph that makes an alias, or the tensor of a constant."""
-
-    op: Any
-    source: fx.Node
-    args: tuple[Any, ...]  # behind the source
-    kwargs: dict[str, Any]
-
-    @classmethod
-    def of(cls, node: fx.Node) -> Step:
-        source: Any = node.args[0]
-        return cls(node.target, source, node.args[1:], dict(node.kwargs))
 
 
 _FRESH = frozenset({torch.ops.aten.lift_fresh_copy.default})
@@ -219,6 +211,13 @@ def _gradients(given: list[tuple[Tensor, Tensor]], wanted: list[Tensor]) -> tupl
     return torch.autograd.grad(outputs, wanted, tangents, retain_graph=True, allow_unused=True)
 
 
+def _owns_memory(node: fx.Node) -> bool:
+    """Whether a tensor that changed its own shape made its memory, and so is no alias of another one."""
+    while effects.changes_metadata(node.target):
+        node = node.args[0]  # type: ignore[assignment]
+    return node.op == "call_function" and not effects.aliases_input(node)
+
+
 def result_of(node: fx.Node) -> tuple[fx.Node, tuple[View, ...]]:
     """The node that made the memory of a result, and the views that lead from it to the result.
 
@@ -229,17 +228,23 @@ def result_of(node: fx.Node) -> tuple[fx.Node, tuple[View, ...]]:
     while node.op == "call_function" and effects.aliases_input(node):
         if node.meta["val"].requires_grad and not node.meta["grad_mode"]:
             break  # a custom autograd function returned an alias
+        if effects.changes_metadata(node.target) and _owns_memory(node):
+            break
         source = node.args[0]
         if node.target is operator.getitem and isinstance(source, fx.Node):
-            views.append(View(operator.getitem, node.args[1:], {}, node.meta["grad_mode"]))
+            views.append(View.of(node))
             node, source = source, source.args[0]
         others = [n for n in node.all_input_nodes if n is not source]
-        if not isinstance(source, fx.Node) or others or effects.has_effect(node):
+        if (
+            not isinstance(source, fx.Node)
+            or others
+            or (effects.has_effect(node) and not effects.view_form(node.target))
+        ):
             raise CaptureError(
                 f"the function returns an alias of a tensor, made by {node.target}, which autograd cannot follow",
                 hint="return a clone of it, or call under torch.no_grad()",
                 source=node.meta.get("source"),
             )
-        views.append(View(node.target, node.args[1:], dict(node.kwargs), node.meta["grad_mode"]))
+        views.append(View.of(node))
         node = source
     return node, tuple(reversed(views))

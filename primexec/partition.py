@@ -154,10 +154,8 @@ def _ask(executor: Executor, node: fx.Node) -> Support:
 def _pinned(program: Program) -> dict[fx.Node, str]:
     """Nodes that only `aten` may run, with the reason: what they do shows outside of their own result."""
     nodes = program.nodes
-    written = {effects.storage_of(w) for n in nodes for w in effects.writes(n)}
-    returned = list(program.graph_module.graph.output_node().all_input_nodes)
-    inputs = [n for n in program.graph_module.graph.nodes if n.op == "placeholder"]
-    visible = {effects.storage_of(n) for n in (*returned, *inputs)}
+    written = effects.written_memory(program.graph_module.graph)
+    returned = set(program.outputs)
     pinned: dict[fx.Node, str] = {}
     for node in nodes:
         results = [u for u in node.users if u.target is operator.getitem] or [node]
@@ -167,7 +165,7 @@ def _pinned(program: Program) -> dict[fx.Node, str]:
             pinned[node] = "it has effects"
         elif any(effects.aliases_input(r) and effects.storage_of(r) in written for r in results):
             pinned[node] = "it aliases memory that is changed in place"
-        elif any(effects.aliases_input(r) and r in returned and effects.storage_of(r) in visible for r in results):
+        elif any(effects.aliases_input(r) and r in returned for r in results):
             pinned[node] = "it returns an alias"
     # An alias that is returned shares its memory along the whole chain of views it came through.
     for node in reversed(nodes):
@@ -239,7 +237,7 @@ def _region(
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[n] for n in outputs))
-    module = fx.GraphModule(program.graph_module, graph)
+    module = _torch.graph_module(program.graph_module, graph)
     whole = {n for n in nodes if claims[n].expansion is None}
     calls = tuple(c.copied(copies) for c in program.calls if whole.issuperset(c.nodes))
     return Region(f"region{index}", executor, module, calls, inference)

@@ -210,7 +210,12 @@ class Tracer:
             return self._record_constant(op, args[0])
         args, kwargs = self._stand_ins(args), self._stand_ins(kwargs)
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
+        view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
         out = self._fake_call(op, args, kwargs)
+        if view_before is not None and (node := node_args[0]).op == "call_function":
+            # From here on the tensor is another one: `x.squeeze_()` is what it is known by, and x keeps its shape.
+            del self.scope.nodes[_torch.identity(args[0])]
+            node.meta["val"] = view_before
         return self.add_node(op, node_args, node_kwargs, out)
 
     def add_node(self, op: Any, node_args: Any, node_kwargs: Any, out: Any) -> Any:
@@ -263,6 +268,10 @@ class Tracer:
             placeholder = self.constant(real.detach())
         out = op(real)  # a fake tensor that remembers its value
         return self.add_node(torch.ops.aten.lift_fresh_copy.default, (self._in_scope(placeholder),), {}, out)
+
+    def _alias(self, t: Tensor) -> Tensor:
+        with _torch.modes_off(), self.fake_mode, torch.no_grad():
+            return t.detach()
 
     def _in_scope(self, placeholder: fx.Node) -> fx.Node:
         return placeholder if self.scope.parent is None else self.node_of(placeholder.meta["val"])

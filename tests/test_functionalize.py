@@ -87,7 +87,7 @@ STAY: dict[str, Callable[[Tensor], Any]] = {
     "input": lambda x: x.add_(1),
     "view of an input": lambda x: x[0].add_(1),
     "seen by two results": two_views,
-    "metadata": lambda x: (x * 2).squeeze_(),
+    "metadata of an input": lambda x: x.unsqueeze_(0),
 }
 
 
@@ -138,3 +138,40 @@ def test_the_door_takes_writing_out_too() -> None:
     graph = make_fx(written, tracing_mode="fake")(X)
     run = compile_graph(graph, [X], options=Options.of("numpy", None))  # strict: it never falls back
     assert torch.equal(run([X])[0], written(X)[0])
+
+
+# Views in place: the tensor itself takes another shape ---------------------------------------------------
+
+SHAPED: list[Callable[[Tensor], Any]] = [
+    lambda x: (x * 2).unsqueeze_(0).squeeze_(0).t_() + 1,
+    lambda x: (y := x * 2, z := y + 1, y.transpose_(0, 1), y @ z)[1:],  # y + 1 saw the shape before
+    lambda x: (x * 2).view(1, 4, 4).squeeze_(0),
+    lambda x: (x * 1).as_strided_((4,), (5,)) * 3,
+]
+
+
+@pytest.mark.parametrize("fn", SHAPED)
+@pytest.mark.parametrize("executor", ["aten", "llvm"])
+def test_views_in_place(fn: Callable[[Tensor], Any], executor: str) -> None:
+    traced = make_traced(fn, executor=executor)
+    for x in (X, X + 1):
+        mine, eagers = x.clone().requires_grad_(), x.clone().requires_grad_()
+        got, expected = (torch.utils._pytree.tree_leaves(f(t)) for f, t in ((traced, mine), (fn, eagers)))
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, check_stride=True)
+            a.square().sum().backward(retain_graph=True)
+            b.square().sum().backward(retain_graph=True)
+        torch.testing.assert_close(mine.grad, eagers.grad)
+    assert traced.cache_info()[:3] == (1, 1, 1)
+    names = [str(n.target) for n in traced.trace(X).lower().nodes]
+    assert not any(name.partition(".")[2].split(".")[0].endswith("_") for name in names)
+
+
+def test_argument_that_changes_shape_does_so_for_the_caller() -> None:
+    def shaped(x: Tensor) -> Tensor:
+        return x.unsqueeze_(0) * 2
+
+    x, traced = X.clone(), make_traced(shaped, executor="llvm")
+    assert torch.equal(traced(x), shaped(X.clone()))
+    assert x.shape == (1, 4, 4)
+    assert any(effects.has_effect(n) for n in traced.trace(X.clone()).lower().nodes)

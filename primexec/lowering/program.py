@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from primexec import effects
+from primexec import _torch, effects
 from primexec.lowering.expand import Expansion, expand, inline, why_not
 from primexec.passes import run_prims
 from primexec.passes.functionalize import Functionalize
@@ -23,7 +23,7 @@ def lower(program: Program) -> Program:
     """
     program = Functionalize(copy_back=True)(program)
     source = program.graph_module.graph
-    seen = _seen_memory(program)
+    seen = effects.seen_memory(source, inputs=True)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node | None] = {}
     parts: dict[fx.Node, tuple[fx.Node | None, ...]] = {}
@@ -41,17 +41,9 @@ def lower(program: Program) -> Program:
                 parts[node] = results
             else:
                 copies[node] = results[0]
-    module = fx.GraphModule(program.graph_module, graph)
+    module = _torch.graph_module(program.graph_module, graph)
     backward = lower(program.backward) if program.backward is not None else None
     return run_prims(replace(program, graph_module=module, calls=(), backward=backward))
-
-
-def _seen_memory(program: Program) -> set[int | None]:
-    """Storages in which sharing shows: those of inputs and results, and those that are written to."""
-    graph = program.graph_module.graph
-    ends = (*graph.find_nodes(op="placeholder"), *graph.output_node().all_input_nodes)
-    written = (w for n in program.nodes for w in effects.writes(n))
-    return {effects.storage_of(n) for n in (*ends, *written)}
 
 
 def _expansion(node: fx.Node, seen: set[int | None]) -> Expansion | None:

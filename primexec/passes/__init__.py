@@ -26,7 +26,7 @@ PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveDeadCode(), ShareConstants(
 # What executors other than `aten`, which take operators without effects only, ask for besides.
 FUNCTIONAL: tuple[Pass, ...] = (Functionalize(),)
 # Programs in prims, whose results alone count.
-PRIMS: tuple[Pass, ...] = (RemoveNoOps(), MergeEqual(), RemoveNoOps())
+PRIMS: tuple[Pass, ...] = (RemoveNoOps(), MergeEqual())
 
 
 def run(program: Program, *, functional: bool = False) -> Program:

@@ -21,14 +21,7 @@ class MergeEqual:
     """Of prims with equal arguments the first one stays (common subexpression elimination)."""
 
     def __call__(self, program: Program) -> Program:
-        seen = _seen_memory(program)
-        first: dict[Any, fx.Node] = {}
-        for node in program.nodes:
-            if _is_plain(node, seen):
-                kept = first.setdefault((node.target, _freeze(node.args), _freeze(node.kwargs)), node)
-                if kept is not node:
-                    node.replace_all_uses_with(kept)
-                    program.graph_module.graph.erase_node(node)
+        merge_equal(program.graph_module.graph)
         return program
 
 
@@ -37,17 +30,33 @@ class RemoveNoOps:
     """Views and copies of the very same metadata give way to their argument; unused prims that cannot fail go."""
 
     def __call__(self, program: Program) -> Program:
-        seen = _seen_memory(program)
-        graph = program.graph_module.graph
-        for node in program.nodes:
-            if _is_plain(node, seen) and str(node.target) in _IDENTITIES and _is_identity(node):
-                node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-                graph.erase_node(node)
-        for node in reversed(program.nodes):
-            row = lookup(node.target)
-            if not node.users and row is not None and row.effects == "none" and row.recompute != "dear":
-                graph.erase_node(node)
+        remove_no_ops(program.graph_module.graph)
         return program
+
+
+def merge_equal(graph: fx.Graph) -> None:
+    """What MergeEqual does, to any graph in prims."""
+    seen = effects.seen_memory(graph)
+    first: dict[Any, fx.Node] = {}
+    for node in graph.nodes:
+        if _is_plain(node, seen):
+            kept = first.setdefault((node.target, _freeze(node.args), _freeze(node.kwargs)), node)
+            if kept is not node:
+                node.replace_all_uses_with(kept)
+                graph.erase_node(node)
+
+
+def remove_no_ops(graph: fx.Graph) -> None:
+    """What RemoveNoOps does, to any graph in prims."""
+    seen = effects.seen_memory(graph)
+    for node in graph.nodes:
+        if str(node.target) in _IDENTITIES and _is_plain(node, seen) and _is_identity(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for node in reversed(graph.nodes):
+        row = lookup(node.target)
+        if not node.users and row is not None and row.effects == "none" and row.recompute != "dear":
+            graph.erase_node(node)
 
 
 # Prims that return their argument's own elements in order, where shape and strides come out as they went in.
@@ -70,13 +79,6 @@ def _is_identity(node: fx.Node) -> bool:
 
 def _layout(t: torch.Tensor) -> tuple[object, ...]:
     return t.dtype, t.shape, t.stride(), t.device, t.is_conj(), t.is_neg()
-
-
-def _seen_memory(program: Program) -> set[int | None]:
-    """Storages that are written to, and those of results."""
-    results = program.graph_module.graph.output_node().all_input_nodes
-    written = (w for n in program.nodes for w in effects.writes(n))
-    return {effects.storage_of(n) for n in (*results, *written)}
 
 
 def _is_plain(node: fx.Node, seen: set[int | None]) -> bool:

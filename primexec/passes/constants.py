@@ -23,8 +23,7 @@ class ShareConstants:
         copies = [n for n in graph.nodes if n.target is torch.ops.aten.lift_fresh_copy.default]
         if not copies:
             return program
-        kept = {effects.storage_of(n) for node in graph.nodes for n in effects.writes(node)}
-        kept |= {effects.storage_of(n) for n in graph.output_node().all_input_nodes}
+        kept = effects.seen_memory(graph)
         kept |= {effects.storage_of(n) for node in graph.nodes if _is_opaque(node) for n in node.all_input_nodes}
         shared = {n: n.args[0] for n in copies if effects.storage_of(n) not in kept}
         for node, constant in shared.items():

@@ -38,6 +38,7 @@ class Functionalize:
     copy_back: bool = False
 
     def __call__(self, program: Program) -> Program:
+        program = _views_out_of_place(program)
         bases = _bases(program)
         back = {n for n in program.nodes if self.copy_back and _can_copy_back(n)}
         return _Rewrite(program, bases, back).run() if bases or back else program
@@ -46,6 +47,23 @@ class Functionalize:
 def _can_copy_back(node: fx.Node) -> bool:
     is_copy = node.target is torch.ops.aten.copy_.default
     return len(effects.writes(node)) == 1 and functional(node.target) is not None and not node.users and not is_copy
+
+
+def _views_out_of_place(program: Program) -> Program:
+    """`squeeze` for `squeeze_`, where the tensor is the program's own: what changed shape is known by a new name."""
+    changed = [n for n in program.nodes if effects.view_form(n.target) and n.args[0].op == "call_function"]  # type: ignore[union-attr]
+    if not changed:
+        return program
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.graph_module.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    for node in changed:
+        copies[node].target = effects.view_form(node.target)  # type: ignore[assignment]
+    touched = {*changed, *(n.args[0] for n in changed)}
+    kept = (c for c in program.calls if touched.isdisjoint((*c.nodes, *c.inputs, *c.results)))
+    module = _torch.graph_module(program.graph_module, graph)
+    return replace(program, graph_module=module, calls=tuple(c.copied(copies) for c in kept))
 
 
 # Which memory ------------------------------------------------------------------------------------------
@@ -180,7 +198,7 @@ class _Rewrite:
                     self.copies[node] = self._take(node)
                 else:
                     self.copies[node] = self.graph.node_copy(node, self._value)
-        module = fx.GraphModule(self.program.graph_module, self.graph)
+        module = _torch.graph_module(self.program.graph_module, self.graph)
         kept = (c for c in self.program.calls if changed.isdisjoint((*c.nodes, *c.inputs)))
         return replace(self.program, graph_module=module, calls=tuple(c.copied(self.copies) for c in kept))
 
