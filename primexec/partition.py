@@ -13,8 +13,11 @@ from primexec import _torch, effects
 from primexec.errors import ExecutorError
 from primexec.executors.base import YES, Executor, Region, Support, no
 from primexec.lowering.expand import Expansion, expand, inline
-from primexec.prims import is_prim
+from primexec.placement import Group, is_free, place
+from primexec.prims import is_prim, lookup
 from primexec.program import Program, op_name
+
+CHEAP_PRIMS = 2  # so many pointwise prims alone in a region gain nothing over ATen's own kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Plan:
 
 
 def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[str] | None, inference: bool) -> Plan:
-    """Ask the executors in order, and join consecutive nodes of one executor into regions.
+    """Ask the executors in order, and put the nodes of each into few regions.
 
     Raises:
         ExecutorError: where a node is left to an executor that is not among the allowed ones.
@@ -76,28 +79,60 @@ def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[s
     claims = {node: _claim(node, executors, pinned, judged) for node in program.nodes}
     if allowed is not None:
         _check_strict({n: c for n, c in claims.items() if not _only_places(n, pinned)}, allowed)
-    groups: list[tuple[str, list[fx.Node]]] = []
-    for node in program.nodes:
-        name = claims[node].executor
-        if not groups or groups[-1][0] != name:
-            groups.append((name, []))
-        groups[-1][1].append(node)
+    groups = _groups(program, claims, pinned, gainful=allowed is None)
+    placeholders = tuple(n for n in program.graph_module.graph.nodes if n.op == "placeholder")
+    returned = tuple(program.graph_module.graph.output_node().args[0])  # type: ignore[arg-type]
     if len(groups) <= 1:
-        name = groups[0][0] if groups else executors[-1].name
-        placeholders = tuple(n for n in program.graph_module.graph.nodes if n.op == "placeholder")
-        returned = tuple(program.graph_module.graph.output_node().args[0])  # type: ignore[arg-type]
+        name = groups[0].executor if groups else executors[-1].name
         if any(claim.expansion is not None for claim in claims.values()):
-            region = _region(program, 0, name, groups[0][1], claims, inference, placeholders, returned)
+            region = _region(program, 0, groups[0], claims, inference, placeholders, returned)
         else:
             region = Region("region0", name, program.graph_module, program.calls, inference)
         return Plan(program, claims, (region,), (placeholders,), (returned,))
-    regions, inputs, outputs = [], [], []
-    for i, (name, nodes) in enumerate(groups):
-        taken, returned = _boundary(nodes)
-        regions.append(_region(program, i, name, nodes, claims, inference, taken, returned))
-        inputs.append(taken)
-        outputs.append(returned)
-    return Plan(program, claims, tuple(regions), tuple(inputs), tuple(outputs))
+    inputs = [_taken(group) for group in groups]
+    wanted = {n for taken in inputs for n in taken} | set(returned)
+    outputs = [tuple(n for n in group.own if n in wanted) for group in groups]
+    regions = tuple(
+        _region(program, i, group, claims, inference, inputs[i], outputs[i]) for i, group in enumerate(groups)
+    )
+    return Plan(program, claims, regions, tuple(inputs), tuple(outputs))
+
+
+def _groups(
+    program: Program, claims: dict[fx.Node, Claim], pinned: dict[fx.Node, str], *, gainful: bool
+) -> list[Group]:
+    """The nodes of each region; where `gainful`, what gains nothing alone is left to `aten`, also in the claims."""
+
+    def placed() -> list[Group]:
+        return place(program, {n: c.executor for n, c in claims.items()}, lambda n: n not in pinned)
+
+    groups = placed()
+    if not gainful or len(groups) < 2:
+        return groups
+    idle = {n: g.executor for g in groups if g.executor != "aten" and _gains_nothing(g, claims) for n in g.own}
+    for node, executor in idle.items():
+        claims[node] = Claim(
+            "aten", (*claims[node].refusals, (executor, "alone between other regions it gains nothing"))
+        )
+    return placed() if idle else groups
+
+
+def _gains_nothing(group: Group, claims: dict[fx.Node, Claim]) -> bool:
+    """Whether a region holds one cheap operator, which ATen runs as fast."""
+    working = [n for n in group.own if not is_free(n)]
+    if len(working) > 1:
+        return False
+    expansions = [claims[n].expansion for n in working]
+    prims = [p for e, n in zip(expansions, working, strict=True) for p in (e.prims if e else (n,))]
+    costs = [row.recompute if (row := lookup(p.target)) else "dear" for p in prims]
+    return "dear" not in costs and costs.count("cheap") <= CHEAP_PRIMS
+
+
+def _taken(group: Group) -> tuple[fx.Node, ...]:
+    """What the nodes take from outside of their region."""
+    inside = set(group.nodes)
+    used = (a for n in group.nodes for a in n.all_input_nodes if a not in inside and a.op != "get_attr")
+    return tuple(dict.fromkeys(used))
 
 
 def _claim(
@@ -199,18 +234,10 @@ def _check_strict(claims: dict[fx.Node, Claim], allowed: Set[str]) -> None:
             )
 
 
-def _boundary(nodes: list[fx.Node]) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
-    """What the nodes take from outside of them, and what others take from them."""
-    inside = set(nodes)
-    used = (a for n in nodes for a in n.all_input_nodes if a not in inside and a.op != "get_attr")
-    return tuple(dict.fromkeys(used)), tuple(n for n in nodes if any(u not in inside for u in n.users))
-
-
 def _region(
     program: Program,
     index: int,
-    executor: str,
-    nodes: list[fx.Node],
+    group: Group,
     claims: dict[fx.Node, Claim],
     inference: bool,
     inputs: tuple[fx.Node, ...],
@@ -218,6 +245,7 @@ def _region(
 ) -> Region:
     """The nodes as a graph of their own, with expansions in place of those that were claimed so."""
     graph = fx.Graph()
+    nodes, executor = group.nodes, group.executor
     copies: dict[fx.Node, fx.Node] = {}
     parts: dict[fx.Node, tuple[fx.Node | None, ...]] = {}  # results of operators with several ones
     for node in inputs:
@@ -225,7 +253,7 @@ def _region(
         copies[node].meta = dict(node.meta)
     constants = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n.op == "get_attr")
     for node in (*constants, *nodes):
-        expansion = claims[node].expansion if node in claims else None
+        expansion = claims[node].expansion if node in claims and executor != "aten" else None
         if node.target is operator.getitem and node.args[0] in parts:
             copies[node] = parts[node.args[0]][node.args[1]]  # type: ignore[assignment,index]
         elif expansion is not None:
@@ -238,6 +266,6 @@ def _region(
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[n] for n in outputs))
     module = _torch.graph_module(program.graph_module, graph)
-    whole = {n for n in nodes if claims[n].expansion is None}
+    whole = {n for n in nodes if executor == "aten" or claims[n].expansion is None}
     calls = tuple(c.copied(copies) for c in program.calls if whole.issuperset(c.nodes))
     return Region(f"region{index}", executor, module, calls, inference)

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support, no
-from primexec.executors.llvm import addresses, engine, launch, threads
+from primexec.executors.llvm import addresses, engine, launch, repeats, threads
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
 from primexec.executors.llvm.fuse import Scheduler
@@ -83,10 +83,13 @@ class LlvmExecutor:
         return f"llvmlite {version('llvmlite')} {target.triple} {target.cpu} {target.feature_string}"
 
     def compile(self, region: Region, options: Mapping[str, Any]) -> RegionFunction:
-        compiled = lower(region.graph_module.graph, options)
-        module = engine.compile_module(compiled.llvm, compiled.target, threads.symbols())
-        _check_results(region, compiled.schedule)
-        return _bound(compiled.schedule, module)
+        def make() -> RegionFunction:
+            compiled = lower(region.graph_module.graph, options)
+            module = engine.compile_module(compiled.llvm, compiled.target, threads.symbols())
+            _check_results(region, compiled.schedule)
+            return _bound(compiled.schedule, module)
+
+        return repeats.once(region.graph_module.graph, options, make)
 
 
 def _unfit(t: Any) -> str:
