@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from primexec.executors.llvm.emit import Emitter, Value, type_of
+from primexec.executors.llvm.emit import INTRINSIC_NAMES, Emitter, Value, type_of
 from primexec.executors.llvm.instructions import convert, splat
-from primexec.executors.llvm.ir import Place
+from primexec.executors.llvm.ir import Place, Within
+from primexec.executors.llvm.target import ELEMENT_BYTES
 
 SCATTERED = -1  # distance of elements that lie anywhere
 CHECK_BITS = 16  # of a report: the number of the check from 1; the index stands above them
+ZEROS = 512  # bytes, more than any vector of ours has
 INDEX_LIMIT = 1 << (63 - CHECK_BITS)
 
 
@@ -55,12 +57,56 @@ def scattered(index: Value, element: str, start: str) -> list[str]:
     return found
 
 
-def place(v: Place, found: Value, flags: str) -> Value:
+def within(v: Within, index: Value) -> Value:
+    """Whether an index lies in a range, by one comparison without sign."""
+    return (index - v.low).compare("ult", v.high - v.low)
+
+
+def both(guards: Sequence[Value]) -> Value | None:
+    """Whether all guards hold; None for no guard."""
+    if not guards:
+        return None
+    lanes = max(g.lanes for g in guards)
+    made = splat(guards[0], lanes)
+    for g in guards[1:]:
+        made = made & splat(g, lanes)
+    return made
+
+
+def guarded(e: Emitter, places: Sequence[str], guard: Value) -> list[str]:
+    """Pointers, and pointers to zeros in place of those whose guard is false."""
+    zeros = e.module.constant("zeros", f"[{ZEROS} x i8] zeroinitializer, align 64")
+    found = []
+    for lane, one in enumerate(places):
+        if len(places) > 1 and guard.lanes > 1:
+            holds = e.emit(f"extractelement {guard.type} {guard.name}, i32 {lane}")
+        else:
+            holds = guard.any()
+        found.append(e.emit(f"select i1 {holds}, ptr {one}, ptr {zeros}"))
+    return found
+
+
+def masked(e: Emitter, start: str, element: str, guard: Value) -> Value:
+    """Elements that follow each other; zeros where the guard is false, whose memory is not touched."""
+    vector, suffix = type_of(element, guard.lanes), INTRINSIC_NAMES.get(element, element)
+    operands = [
+        ("ptr", start),
+        ("i32", str(ELEMENT_BYTES[element])),
+        (guard.type, guard.name),
+        (vector, "zeroinitializer"),
+    ]
+    name = e.call(vector, f"llvm.masked.load.v{guard.lanes}{suffix}.p0", operands)
+    return Value(e, element, guard.lanes, name)
+
+
+def place(v: Place, found: Value, guard: Value | None, flags: str) -> Value:
     """An index inside of its dimension; one that is not is reported, and replaced by 0."""
     index = convert(found, v.arg.dtype, torch.int64)
     here = index.compare("slt", 0).select(index + v.size, index) if v.wraps else index
     outside = here.compare("uge", v.size)
-    _report(outside, index, v.check, flags)
+    lanes = outside.lanes if guard is None else max(outside.lanes, guard.lanes)
+    outside, index, here = (splat(x, lanes) for x in (outside, index, here))
+    _report(outside if guard is None else outside & splat(guard, lanes), index, v.check, flags)
     return outside.select(here.const(0), here)
 
 

@@ -9,9 +9,12 @@ from torch import fx
 
 from primexec.executors.llvm import maps
 from primexec.executors.llvm.instructions import REDUCTIONS
-from primexec.executors.llvm.ir import Access, Const, Expr, Index, Kernel, Load, Op, Place, Reduce, Store
+from primexec.executors.llvm.ir import Access, Const, Expr, Index, Kernel, Load, Op, Place, Reduce, Store, Within
 from primexec.executors.llvm.maps import VIEWS, Map, Read, Term
+from primexec.executors.llvm.piecewise import PIECEWISE, Piece
 from primexec.executors.llvm.schedule import MOVES, Check, Group, State, embedding, prim, step, value
+
+Guards = tuple[Within, ...]
 
 
 class Builder:
@@ -20,8 +23,9 @@ class Builder:
     def __init__(self, state: State, number: int, group: Group) -> None:
         self.s, self.number, self.group = state, number, group
         self.rank = len(group.shape)
-        self.memo: dict[tuple[fx.Node, Map], Expr] = {}
-        self.places: dict[Read, Place] = {}
+        self.memo: dict[tuple[fx.Node, Map, Guards], Expr] = {}
+        self.places: dict[tuple[Read, Guards], Place] = {}
+        self.withins: dict[tuple[Term, int, int, Guards], Within] = {}
 
     def kernel(self) -> Kernel:
         stores = []
@@ -61,41 +65,52 @@ class Builder:
         assert found is not None
         return found
 
-    def _access(self, node: fx.Node, index: Map) -> Access:
+    def _access(self, node: fx.Node, index: Map, guards: Guards = ()) -> Access:
         number = self.s.buffer_of[node]
         buffer = self.s.buffers[number]
         term = maps.linear(index, buffer.strides, self.rank)
-        return Access(number, term.offset, term.strides, buffer.dtype, self._indirect(term))
+        return Access(number, term.offset, term.strides, buffer.dtype, self._indirect(term, guards))
 
-    def _indirect(self, term: Term) -> tuple[tuple[int, Expr], ...]:
-        return tuple((factor, self._place(read)) for factor, read in term.reads)
+    def _indirect(self, term: Term, guards: Guards) -> tuple[tuple[int, Expr], ...]:
+        return tuple((factor, self._place(read, guards)) for factor, read in term.reads)
 
-    def _place(self, read: Read) -> Place:
-        if read not in self.places:
+    def _place(self, read: Read, guards: Guards) -> Place:
+        key = read, guards
+        if key not in self.places:
             check = self.s.number_of(Check(read.user, read.size))
-            self.places[read] = Place(self._expr(read.node, read.index), read.size, read.wraps, check)
-        return self.places[read]
+            index = self._expr(read.node, read.index, guards)
+            self.places[key] = Place(index, read.size, read.wraps, check, guards)
+        return self.places[key]
 
-    def _expr(self, node: fx.Node, index: Map) -> Expr:
-        key = node, index
+    def _within(self, piece: Piece, guards: Guards) -> Guards:
+        """The condition of a piece; nothing for what remains."""
+        term = piece.term
+        if term is None:
+            return ()
+        key = term, piece.low, piece.high, guards if term.reads else ()
+        if key not in self.withins:
+            indirect = self._indirect(term, guards)
+            self.withins[key] = Within(term.offset, term.strides, indirect, piece.low, piece.high)
+        return (self.withins[key],)
+
+    def _expr(self, node: fx.Node, index: Map, guards: Guards = ()) -> Expr:
+        if self.s.place.get(node) != self.number and node in self.s.buffer_of:
+            key = node, index, guards
+            if key not in self.memo:
+                access = self._access(node, index, guards)
+                self.memo[key] = Load(access, access.dtype, guards)
+            return self.memo[key]
+        return self._computed(node, index, guards)
+
+    def _computed(self, node: fx.Node, index: Map, guards: Guards = ()) -> Expr:
+        if self.s.place.get(node) == self.number and index == self._at(node):
+            guards = ()  # it is known everywhere
+        key = node, index, guards
         if key not in self.memo:
-            self.memo[key] = self._read(node, index)
+            self.memo[key] = self._compute(node, index, guards)
         return self.memo[key]
 
-    def _read(self, node: fx.Node, index: Map) -> Expr:
-        if self.s.place.get(node) != self.number and node in self.s.buffer_of:
-            access = self._access(node, index)
-            return Load(access, access.dtype)
-        return self._computed(node, index)
-
-    def _computed(self, node: fx.Node, index: Map) -> Expr:
-        key = node, index
-        if key in self.memo:
-            return self.memo[key]
-        self.memo[key] = made = self._compute(node, index)
-        return made
-
-    def _compute(self, node: fx.Node, index: Map) -> Expr:
+    def _compute(self, node: fx.Node, index: Map, guards: Guards) -> Expr:
         name, dtype = prim(node), value(node).dtype
         if name in REDUCTIONS:
             return Reduce(name, self._expr(node.args[0], maps.identity(self.group.shape)), dtype)  # type: ignore[arg-type]
@@ -103,36 +118,51 @@ class Builder:
             source: Any = node.args[0]
             at = step(node, index, self.rank)
             if at is not None:
-                return self._expr(source, at)
-            return self._reshaped(node, index)
+                return self._expr(source, at, guards)
+            return self._reshaped(node, index, guards)
+        if name in PIECEWISE:
+            return self._joined(node, index, guards)
         if name == "full":
             return Const(node.args[1], dtype)
         if name == "iota":
-            return self._iota(node, index)
+            return self._iota(node, index, guards)
         compared = value(node.all_input_nodes[0]).dtype if node.all_input_nodes else dtype
         if name == "where":
             compared = dtype
         arguments: list[Any] = list(node.args[: 1 if name in ("convert_element_type", "clone", "device_put") else None])
         made = [
-            self._expr(a, () if value(a).dim() == 0 else index) if isinstance(a, fx.Node) else Const(a, compared)
+            self._expr(a, () if value(a).dim() == 0 else index, guards)
+            if isinstance(a, fx.Node)
+            else Const(a, compared)
             for a in arguments
         ]
         return Op(name, tuple(made), dtype)
 
-    def _reshaped(self, node: fx.Node, index: Map) -> Expr:
+    def _joined(self, node: fx.Node, index: Map, guards: Guards) -> Expr:
+        """The value of the piece that the point falls into."""
+        *first, last = PIECEWISE[prim(node)](node, index)
+        made = self._expr(last.node, last.index, guards + self._within(last, guards))
+        for piece in reversed(first):
+            here = self._within(piece, guards)
+            made = Op("where", (*here, self._expr(piece.node, piece.index, guards + here), made), made.dtype)
+        return made
+
+    def _reshaped(self, node: fx.Node, index: Map, guards: Guards) -> Expr:
         """A tensor in memory read in another shape: by the view's own strides."""
         source: Any = node.args[0]
         number = self.s.buffer_of[source]
         buffer = self.s.buffers[number]
         t = torch.empty_strided(buffer.shape, buffer.strides, device="meta").view(value(node).shape)
         term = maps.linear(index, t.stride(), self.rank)
-        access = Access(number, term.offset, term.strides, buffer.dtype, self._indirect(term))
-        return Load(access, buffer.dtype)
+        access = Access(number, term.offset, term.strides, buffer.dtype, self._indirect(term, guards))
+        return Load(access, buffer.dtype, guards)
 
-    def _iota(self, node: fx.Node, index: Map) -> Expr:
+    def _iota(self, node: fx.Node, index: Map, guards: Guards) -> Expr:
         start, step = int(str(node.kwargs["start"])), int(str(node.kwargs["step"]))
         (term,) = index
         scaled = term.times(step, start)
         return Op(
-            "convert_element_type", (Index(scaled.offset, scaled.strides, self._indirect(scaled)),), value(node).dtype
+            "convert_element_type",
+            (Index(scaled.offset, scaled.strides, self._indirect(scaled, guards)),),
+            value(node).dtype,
         )

@@ -32,6 +32,7 @@ from primexec.executors.llvm.ir import (
     Place,
     Reduce,
     Store,
+    Within,
     operands,
     stages,
     walk,
@@ -83,7 +84,7 @@ class KernelWriter:
 
     def _varies(self, v: Expr) -> bool:
         """Whether a value depends on the axes that are walked inside a unit (columns apart)."""
-        own = v.access.strides if isinstance(v, Load) else v.strides if isinstance(v, Index) else ()
+        own = v.access.strides if isinstance(v, Load) else v.strides if isinstance(v, (Index, Within)) else ()
         if own and any(own[a] for a in self.inner):
             return True
         return not isinstance(v, Reduce) and any(self.varies[id(o)] for o in operands(v))
@@ -173,7 +174,7 @@ class KernelWriter:
         e.do(f"br label %{join}")
         e.start(join)
 
-    def _offset(self, access: Access | Index, positions: Positions, start: str | None = None) -> str:
+    def _offset(self, access: Access | Index | Within, positions: Positions, start: str | None = None) -> str:
         total = str(access.offset) if start is None else start
         for axis, index in positions.items():
             stride = access.strides[axis]
@@ -341,12 +342,15 @@ class KernelWriter:
         match v:
             case Load(access):
                 parts = [(f, self._get(i, lanes, at, local)) for f, i in access.indirect]
-                return from_memory(self._load(access, lanes, at, parts), access.dtype)
-            case Index():
+                guard = addresses.both([self._get(g, lanes, at, local) for g in v.guards])
+                return from_memory(self._load(access, lanes, at, parts, guard), access.dtype)
+            case Index() | Within():
                 parts = [(f, self._get(i, lanes, at, local)) for f, i in v.indirect]
-                return addresses.total([(1, self._index(v, lanes, at)), *parts])
+                index = addresses.total([(1, self._index(v, lanes, at)), *parts])
+                return addresses.within(v, index) if isinstance(v, Within) else index
             case Place(arg):
-                return addresses.place(v, self._get(arg, lanes, at, local), self.flags)
+                guard = addresses.both([self._get(g, lanes, at, local) for g in v.guards])
+                return addresses.place(v, self._get(arg, lanes, at, local), guard, self.flags)
             case Const(number):
                 return constant(Value(self.e, "i1", 1, ""), v.dtype, number)
             case Op():
@@ -373,7 +377,7 @@ class KernelWriter:
         made = emit(*same)
         return rounded(made, v.dtype) if made.element == "f32" and self.precise else made
 
-    def _index(self, v: Index, lanes: int, at: Positions) -> Value:
+    def _index(self, v: Index | Within, lanes: int, at: Positions) -> Value:
         outer = {} if self.layout.flat else self.outer
         one = Value(self.e, "i64", 1, self._offset(v, {**outer, **at}))
         step = v.strides[self._lane_axis] if self.layout.lane else 0
@@ -408,9 +412,20 @@ class KernelWriter:
             places.append(self.e.emit(f"getelementptr {element}, ptr {pointer}, i64 {here}"))
         return places, step
 
-    def _load(self, access: Access, lanes: int, at: Positions, parts: Sequence[tuple[int, Value]] = ()) -> Value:
+    def _load(
+        self,
+        access: Access,
+        lanes: int,
+        at: Positions,
+        parts: Sequence[tuple[int, Value]] = (),
+        guard: Value | None = None,
+    ) -> Value:
         element = MEMORY[access.dtype]
         places, step = self._places(access, lanes, at, parts)
+        if guard is not None:
+            if step == 1 and guard.lanes > 1:
+                return addresses.masked(self.e, places[0], element, guard)
+            places = addresses.guarded(self.e, places, guard)
         align = ELEMENT_BYTES[element]
         if step in (0, 1):
             width = lanes if step else 1

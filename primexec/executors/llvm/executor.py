@@ -12,11 +12,11 @@ from torch import Tensor, fx
 
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support, no
-from primexec.executors.llvm import addresses, engine, launch, repeats, threads
+from primexec.executors.llvm import addresses, engine, indirect, launch, piecewise, repeats, threads
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
 from primexec.executors.llvm.fuse import Scheduler
-from primexec.executors.llvm.indirect import INDIRECT, why_not
+from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import (
     COPIES,
     DTYPES,
@@ -29,6 +29,7 @@ from primexec.executors.llvm.instructions import (
 )
 from primexec.executors.llvm.layout import plan
 from primexec.executors.llvm.maps import VIEWS
+from primexec.executors.llvm.piecewise import PIECEWISE
 from primexec.executors.llvm.schedule import Schedule, prim, reduced_axes
 from primexec.executors.llvm.target import Target, host
 from primexec.prims import lookup
@@ -115,12 +116,16 @@ def _judge(node: fx.Node) -> Support:
     name, t = prim(node), node.meta["val"]
     if name in VIEWS or name in COPIES or name == "full":
         return YES
+    reason = ""
     if name in INDIRECT:
-        reason = why_not(node, name)
+        reason = indirect.why_not(node, name)
+    elif name in PIECEWISE:
+        reason = piecewise.why_not(node, name, [n.meta["val"].shape for n in node.all_input_nodes])
+    if name in INDIRECT or name in PIECEWISE:
         return no(reason) if reason else YES
     if name == "iota":
         whole = all(isinstance(node.kwargs[k], int) for k in ("start", "step"))
-        return YES if whole and t.dtype is torch.int64 else no("iota in other dtypes than int64")
+        return YES if whole else no("iota of fractions")
     operands = [n.meta["val"] for n in node.all_input_nodes]
     if name == "convert_element_type":
         return YES

@@ -15,6 +15,7 @@ from primexec.executors.llvm.build import Builder
 from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import DEAR, REDUCTIONS
 from primexec.executors.llvm.maps import VIEWS, Map
+from primexec.executors.llvm.piecewise import PIECEWISE
 from primexec.executors.llvm.schedule import (
     MOVES,
     Buffer,
@@ -31,6 +32,7 @@ from primexec.executors.llvm.schedule import (
 )
 
 RECOMPUTED_PRIMS = 8  # as many prims are computed again for each user rather than kept
+GATHERED_PRIMS = 2  # as many prims are computed again for each element that is gathered
 INLINED_PRIMS = 48  # as many prims stand in one expression
 KERNEL_PRIMS = 160
 KERNEL_BUFFERS = 40
@@ -76,6 +78,7 @@ class Scheduler(State):
     def _choose_roots(self) -> None:
         returned = set(self.returned)
         weight: dict[fx.Node, int] = dict.fromkeys(self.inputs, 0)
+        dear: set[fx.Node] = set()
         for node in self.nodes:
             name, arguments = prim(node), node.all_input_nodes
             if name in VIEWS:
@@ -89,9 +92,13 @@ class Scheduler(State):
                     weight[node] = weight[source]
             else:
                 weight[node] = 1 + sum(weight[a] for a in arguments)
-            if name in INDIRECT and weight[arguments[0]] and value(node).numel() > value(arguments[0]).numel():
-                self.roots.setdefault(arguments[0], "kept: read more often than it has elements")
-                weight[arguments[0]] = 0
+            if name in INDIRECT and value(node).numel() > value(arguments[0]).numel():
+                source = arguments[0]
+                if source in dear or weight[source] > GATHERED_PRIMS:
+                    self.roots.setdefault(source, "kept: read more often than it has elements")
+                    weight[source] = 0
+            if name in DEAR or any(a in dear and a not in self.roots for a in arguments):
+                dear.add(node)
             why = ""
             if node in returned:
                 why = "returned"
@@ -204,6 +211,10 @@ class Scheduler(State):
                 for read in maps.reads_of(there or ()):
                     if read.user is node:
                         visit(read.node, read.index)
+                return
+            if prim(node) in PIECEWISE and at is not None:
+                for piece in PIECEWISE[prim(node)](node, at):
+                    visit(piece.node, piece.index)
                 return
             for argument in node.all_input_nodes:
                 visit(argument, () if value(argument).dim() == 0 else at)

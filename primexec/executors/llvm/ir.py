@@ -29,10 +29,11 @@ class Access:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Load:
-    """The element of a buffer that belongs to the point."""
+    """The element of a buffer that belongs to the point; where a guard is false there is none, and 0 in its place."""
 
     access: Access
     dtype: torch.dtype
+    guards: tuple[Within, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,18 +47,32 @@ class Index:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Within:
+    """Whether `low ≤ index < high`, for an index as in Index."""
+
+    offset: int
+    strides: tuple[int, ...]
+    indirect: tuple[tuple[int, Expr], ...]
+    low: int
+    high: int
+    dtype: torch.dtype = torch.bool
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Place:
     """An index that is data, as an int64 inside of [0, size); one outside is reported, and 0 taken in its place.
 
     Attributes:
         wraps: whether negative ones count from the end.
         check: number under which it is reported.
+        guards: where one is false nothing is reported.
     """
 
     arg: Expr
     size: int
     wraps: bool
     check: int
+    guards: tuple[Within, ...] = ()
     dtype: torch.dtype = torch.int64
 
 
@@ -87,7 +102,7 @@ class Reduce:
     dtype: torch.dtype
 
 
-Expr = Load | Index | Place | Const | Op | Reduce
+Expr = Load | Index | Within | Place | Const | Op | Reduce
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -127,9 +142,13 @@ def operands(e: Expr) -> tuple[Expr, ...]:
     match e:
         case Op(_, args):
             return args
-        case Reduce(_, arg) | Place(arg):
+        case Reduce(_, arg):
             return (arg,)
-        case Load(Access(indirect=indirect)) | Index(indirect=indirect):
+        case Place(arg, guards=guards):
+            return (arg, *guards)
+        case Load(Access(indirect=indirect), guards=guards):
+            return (*(i for _, i in indirect), *guards)
+        case Index(indirect=indirect) | Within(indirect=indirect):
             return tuple(i for _, i in indirect)
     return ()
 
@@ -190,8 +209,11 @@ def _lines(kernel: Kernel) -> Iterator[str]:
         match e:
             case Load(access):
                 text = f"b{access.buffer}[{_affine(access.offset, access.strides, access.indirect, names)}]"
+                text += "".join(f" if {names[id(g)]}" for g in e.guards)
             case Index(offset, strides, indirect):
                 text = _affine(offset, strides, indirect, names)
+            case Within(offset, strides, indirect, low, high):
+                text = f"{low} <= {_affine(offset, strides, indirect, names)} < {high}"
             case Place(_, size, wraps):
                 text = f"place({uses}) in {size}" + (", negative from the end" if wraps else "")
             case Const(value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from primexec.executors.llvm.ir import Access, Index, Kernel, Load, walk
+from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Within, walk
 from primexec.executors.llvm.target import Target
 
 WIDE = 8  # bytes from which on vectors hold as few elements as float64
@@ -61,7 +61,7 @@ def strides_of(kernel: Kernel) -> list[tuple[int, ...]]:
     values = walk(tuple(s.value for s in kernel.stores))
     found = [s.access.strides for s in kernel.stores]
     found += [e.access.strides for e in values if isinstance(e, Load)]
-    return found + [e.strides for e in values if isinstance(e, Index)]
+    return found + [e.strides for e in values if isinstance(e, (Index, Within))]
 
 
 def accesses(kernel: Kernel) -> list[Access]:

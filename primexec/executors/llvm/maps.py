@@ -116,12 +116,22 @@ def _transpose(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Ma
     return tuple(found)
 
 
+def bounds(node: fx.Node, first: int, shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """The dimension, start, end and step of a slice, whose arguments begin at number `first`."""
+    args: list[Any] = [*node.args[first:], *(None,) * 4][:4]
+    dim, start, end, step = (node.kwargs.get(n, a) for n, a in zip(("dim", "start", "end", "step"), args, strict=True))
+    dim = (dim or 0) % len(shape)
+    size = shape[dim]
+
+    def inside(place: int | None, default: int) -> int:
+        place = default if place is None else place
+        return max(0, min(place + size if place < 0 else place, size))
+
+    return dim, inside(start, 0), inside(end, size), step or 1
+
+
 def _slice(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
-    args: list[Any] = [*node.args[1:], *(None,) * 4][:4]
-    dim, start, _, step = (node.kwargs.get(n, a) for n, a in zip(("dim", "start", "end", "step"), args, strict=True))
-    dim, start, step = dim or 0, start or 0, step or 1
-    dim, size = dim % len(shape), shape[dim % len(shape)]
-    start = max(0, min(start + size if start < 0 else start, size))
+    dim, start, _, step = bounds(node, 1, shape)
     return tuple(t.times(step, start) if d == dim else t for d, t in enumerate(index))
 
 

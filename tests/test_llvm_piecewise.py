@@ -1,0 +1,139 @@
+"""The executor `llvm`: results that come from several tensors in turn, and views that fuse. Values against eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import primexec
+from primexec.executors.llvm.executor import Compiled
+from tests.test_llvm import compiled, data, kernels, run  # noqa: F401
+from tests.test_llvm_indexing import DTYPES, P
+
+COS, SIN = data(40, 64, seed=1), data(40, 64, seed=2)
+
+
+def rotated(a: Tensor) -> Tensor:
+    left, right = a[..., :32], a[..., 32:64]
+    return torch.cat([-right, left], -1)
+
+
+def written(a: Tensor) -> Tensor:
+    b = a * 2
+    b[:, 3:9] = 1
+    b[5] += 3
+    b[:, 0] *= b[:, 1]
+    return b
+
+
+# Of tensors of shapes (40, 67), (40, 7) and (5, 67): exact, and each is one kernel.
+MOVES: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "columns": lambda a, b, c: torch.cat([a, b], 1),
+    "rows": lambda a, b, c: torch.cat([a, c, a[:1]], 0),
+    "transposed": lambda a, b, c: torch.cat([a.t(), c.t()], 1),
+    "inside": lambda a, b, c: torch.cat([a.view(40, 1, 67), a.view(40, 1, 67), a.view(40, 1, 67)], 1),
+    "with nothing": lambda a, b, c: torch.cat([a[:0], a, a[:, :67][:0]], 0),
+    "many": lambda a, b, c: torch.cat([a[:, i : i + 1] for i in range(20)], 1),
+    "stacked": lambda a, b, c: torch.stack([a, a.flip(1)], 1),
+    "interleaved": lambda a, b, c: torch.stack([a, a.flip(0)], -1),
+    "padded": lambda a, b, c: F.pad(a, (1, 2, 3, 4), value=1),
+    "cropped": lambda a, b, c: F.pad(a, (-1, 2, 3, -4)),
+    "rolled": lambda a, b, c: a.roll((3, -2), (0, 1)),
+    "rolled flat": lambda a, b, c: a.roll(5),
+    "slice replaced": lambda a, b, c: torch.slice_scatter(a, b, 1, 11, 18),
+    "row replaced": lambda a, b, c: torch.select_scatter(a, c[0], 0, -2),
+    "steps": lambda a, b, c: torch.cat([a[::2, ::3], a[1::2, 1::3].flip(0)], 1),
+    "gathered parts": lambda a, b, c: torch.cat([a[P], c], 0),
+    "gathered from parts": lambda a, b, c: torch.cat([a, c], 0)[P + 6],
+    "chunks": lambda a, b, c: torch.cat([*reversed(a.chunk(4, 1))], 1),
+    "windows": lambda a, b, c: a.unfold(1, 3, 2).flip(0),
+}
+ARITHMETIC: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "chain": lambda a, b, c: torch.cat([a.exp(), b * 2], 1) * 3 + 1,
+    "sum of rows": lambda a, b, c: torch.cat([a.exp(), b * 2], 1).sum(1),
+    "sum of columns": lambda a, b, c: torch.cat([a.exp(), c * 2], 0).sum(0),
+    "softmax": lambda a, b, c: torch.softmax(torch.cat([a, b], 1), 1),
+    "rotary": lambda a, b, c: a[:, :64] * COS.to(a.dtype) + rotated(a) * SIN.to(a.dtype),
+    "stencil": lambda a, b, c: F.pad(a, (1, 0))[:, :-1] + F.pad(a, (0, 1))[:, 1:] - 2 * a,
+    "reflected": lambda a, b, c: F.pad(a, (3, 2), mode="reflect") * 2,
+    "replicated": lambda a, b, c: F.pad(a[None], (3, 2), mode="replicate") * 2,
+    "triangles": lambda a, b, c: a.tril() + a.triu(1) * 2,
+    "masked softmax": lambda a, b, c: a.masked_fill(a > 0, float("-inf")).softmax(1),
+    "diagonal": lambda a, b, c: torch.diag(a[0]) + torch.eye(67, dtype=a.dtype),
+    "positions": lambda a, b, c: torch.cat([a, b], 1) + torch.arange(74),
+    "moving sums": lambda a, b, c: a.unfold(1, 3, 1).sum(-1),
+}
+
+
+def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    return data(40, 67, dtype=dtype), data(40, 7, dtype=dtype, seed=6), data(5, 67, dtype=dtype, seed=7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_moves(dtype: torch.dtype, compiled: list[Compiled]) -> None:  # noqa: F811
+    tensors = inputs(dtype)
+    for name, fn in MOVES.items():
+        if dtype is torch.float32 or name in ("columns", "rows", "padded", "interleaved", "slice replaced"):
+            got, expected = run(fn, *tensors), fn(*tensors)
+            assert torch.equal(got, expected), name
+            assert (got.dtype, got.stride()) == (expected.dtype, expected.stride()), name
+            assert kernels(compiled) == [1], name
+            compiled.clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_fused(name: str, dtype: torch.dtype, compiled: list[Compiled]) -> None:  # noqa: F811
+    fn, tensors = ARITHMETIC[name], inputs(dtype)
+    torch.testing.assert_close(run(fn, *tensors), fn(*tensors))
+    assert kernels(compiled) == [1]
+
+
+def test_several_dtypes() -> None:
+    a, b, _ = inputs(torch.float32)
+    assert torch.equal(run(lambda a, b: torch.cat([a.double(), b], 1), a, b), torch.cat([a.double(), b], 1))
+
+
+def test_writes_through_views() -> None:
+    a, _, _ = inputs(torch.float32)
+    torch.testing.assert_close(run(written, a), written(a))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 31, 64, 127])
+def test_sizes(size: int) -> None:
+    a, b = data(3, size), data(3, 5, seed=6)
+    for dim in (0, 1):
+        parts = [a, b] if dim else [a.t().contiguous(), b.t().contiguous()]
+        got = run(lambda a, b, dim=dim: torch.cat([a, b, a], dim) * 2, *parts)
+        assert torch.equal(got, torch.cat([*parts, parts[0]], dim) * 2)
+
+
+def test_memory_beyond_a_part_is_not_read() -> None:
+    """What stands behind a part would show: it is NaN."""
+    big = torch.full((6, 100), float("nan"))
+    big[2:4, 40:60] = data(2, 20)
+    a = big[2:4, 40:60]
+    for fn in (
+        lambda a: torch.cat([a, a], 1) + 0,
+        lambda a: F.pad(a, (5, 5, 1, 1)) * 1,
+        lambda a: F.pad(a, (9, 0)).sum(),
+    ):
+        got = run(fn, a)
+        assert not got.isnan().any()
+        torch.testing.assert_close(got, fn(a))
+
+
+def test_what_is_refused() -> None:
+    a, _, _ = inputs(torch.float32)
+    refused = {
+        "more than 32 tensors": lambda a: torch.cat([a[:, i : i + 1] for i in range(40)], 1),
+        "a slice with steps": lambda a: torch.slice_scatter(a, a[:, :10], 1, 0, 20, 2),
+    }
+    for reason, fn in refused.items():
+        with pytest.raises(primexec.ExecutorError, match=reason):
+            run(fn, a)
