@@ -1,9 +1,15 @@
-"""From kernels to LLVM IR: `void @name(ptr %args, i64 %begin, i64 %end)`, which runs a range of the kernel's units."""
+"""From kernels to LLVM IR: `void @name(ptr %args, i64 %begin, i64 %end)`, which runs a range of the kernel's units.
+
+A kernel whose reductions are cut into pieces is a function for each pass. What a piece has accumulated stands in the
+workspace, whose pointer lies before the first argument; the next pass joins the pieces, in order, wherever it runs.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from primexec.executors.llvm import addresses
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
@@ -38,11 +44,20 @@ from primexec.executors.llvm.ir import (
     walk,
 )
 from primexec.executors.llvm.layout import Axis, Layout, accesses
+from primexec.executors.llvm.pieces import WORKSPACE, Workspace
 from primexec.executors.llvm.reductions import Accumulator
 from primexec.executors.llvm.target import ELEMENT_BYTES
 
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
 Positions = dict[int, str]  # from the kernel's axes to indices
+
+
+@dataclass(frozen=True)
+class Part:
+    """A function that runs a range of units."""
+
+    name: str
+    units: int
 
 
 class KernelWriter:
@@ -51,11 +66,14 @@ class KernelWriter:
     def __init__(
         self, module: ModuleText, kernel: Kernel, layout: Layout, order: dict[int, int], precise: bool
     ) -> None:
-        self.e, self.kernel, self.layout, self.precise = Emitter(module), kernel, layout, precise
+        self.module, self.kernel, self.layout, self.precise = module, kernel, layout, precise
         self.order = order
         self.flags = ""
+        self.e = Emitter(module)
+        self.pieces, self.piece, self.result = layout.pieces, "0", "0"
         roots = tuple(s.value for s in kernel.stores)
         self.values = walk(roots)
+        self.workspace = Workspace(layout, [v for v in self.values if isinstance(v, Reduce)])
         self.stage = stages(kernel)
         self.inner = {a.axis for a in layout.inner}
         self.varies: dict[int, bool] = {}
@@ -67,20 +85,33 @@ class KernelWriter:
         self.scratch: dict[int, str] = {}
         self.written: set[int] = set()
 
-    def write(self) -> None:
-        e = self.e
+    def write(self) -> list[Part]:
+        """Adds the kernel's functions to the module; they are to run one after the other."""
+        layout, name, passes = self.layout, self.kernel.name, range(self._passes())
+        if layout.pieces == 1:
+            return [self._function(name, passes, 1)]
+        return [
+            self._function(f"{name}.{n}", passes[n : n + 1], layout.pieces if self._roots(n) else 1) for n in passes
+        ]
+
+    def _function(self, name: str, passes: range, pieces: int) -> Part:
+        self.e, self.passes, self.pieces = Emitter(self.module), passes, pieces
         self.pointers = {
-            b: addresses.pointer(e, self.order[b]) for b in sorted({a.buffer for a in accesses(self.kernel)})
+            b: addresses.pointer(self.e, self.order[b]) for b in sorted({a.buffer for a in accesses(self.kernel)})
         }
         if any(isinstance(v, Place) for v in self.values):
             self.flags = addresses.pointer(self.e, len(self.order))
+        if self.layout.pieces > 1:
+            self.workspace.pointer = addresses.pointer(self.e, WORKSPACE)
+        self.scratch, self.written = {}, set()
         self._make_scratch()
         if self.layout.flat:
             self._flat()
         else:
-            e.loop("%begin", "%end", 1, self._unit)
-        e.do("ret void")
-        e.function(f"void @{self.kernel.name}(ptr %args, i64 %begin, i64 %end)")
+            self.e.loop("%begin", "%end", 1, self._unit)
+        self.e.do("ret void")
+        self.e.function(f"void @{name}(ptr %args, i64 %begin, i64 %end)")
+        return Part(name, self.layout.results * pieces)
 
     def _varies(self, v: Expr) -> bool:
         """Whether a value depends on the axes that are walked inside a unit (columns apart)."""
@@ -96,10 +127,10 @@ class KernelWriter:
     def _make_scratch(self) -> None:
         """Room for what is dear and needed in several passes."""
         size = math.prod(a.size for a in self.layout.inner)
-        if self.layout.columns or self.layout.flat or size > SCRATCH_ELEMENTS:
+        if self.layout.columns or self.layout.flat or len(self.passes) == 1 or size > SCRATCH_ELEMENTS:
             return
         passes: dict[int, set[int]] = {}
-        for number in range(self._passes()):
+        for number in self.passes:
             for v in self._varying(self._roots(number)):
                 passes.setdefault(id(v), set()).add(number)
         for v in self.values:
@@ -111,11 +142,10 @@ class KernelWriter:
     def _flat(self) -> None:
         e, lanes, axis = self.e, self.layout.lanes, self.layout.lane
         assert axis is not None
-        self._row_values([s.value for s in self.kernel.stores], 1, {})
-        count = e.emit("sub i64 %end, %begin")
-        whole = e.emit(f"sdiv i64 {count}, {lanes}")
-        whole = e.emit(f"mul i64 {whole}, {lanes}")
-        middle = e.emit(f"add i64 %begin, {whole}")
+        self._row_values([s.value for s in self.kernel.stores])
+        begin = e.emit(f"mul i64 %begin, {self.layout.width}")
+        end = self._least(e.emit(f"mul i64 %end, {self.layout.width}"), axis.size)
+        middle = self._middle(begin, end, lanes)
 
         def body(width: int) -> Callable[[str, list[str]], Sequence[str]]:
             def one(i: str, _: list[str]) -> Sequence[str]:
@@ -124,15 +154,26 @@ class KernelWriter:
 
             return one
 
-        e.loop("%begin", middle, lanes, body(lanes))
-        e.loop(middle, "%end", 1, body(1))
+        e.loop(begin, middle, lanes, body(lanes))
+        e.loop(middle, end, 1, body(1))
+
+    def _least(self, name: str, limit: int) -> str:
+        return self.e.call("i64", "llvm.smin.i64", [("i64", name), ("i64", str(limit))])
+
+    def _middle(self, begin: str, end: str, lanes: int) -> str:
+        """Where the last whole vector from `begin` to `end` ends."""
+        count = self.e.emit(f"sub i64 {end}, {begin}")
+        whole = self.e.emit(f"and i64 {count}, {-lanes}")
+        return self.e.emit(f"add i64 {begin}, {whole}")
 
     def _unit(self, unit: str, _: list[str]) -> Sequence[str]:
         layout, e = self.layout, self.e
         rest, block = unit, "0"
-        if layout.columns:
-            block = e.emit(f"urem i64 {rest}, {layout.blocks}")
-            rest = e.emit(f"udiv i64 {rest}, {layout.blocks}")
+        if self.pieces > 1:
+            self.piece, rest = e.emit(f"urem i64 {unit}, {self.pieces}"), e.emit(f"udiv i64 {unit}, {self.pieces}")
+        self.result = rest
+        if layout.blocks > 1:
+            block, rest = e.emit(f"urem i64 {rest}, {layout.blocks}"), e.emit(f"udiv i64 {rest}, {layout.blocks}")
         outer: Positions = {}
         for axis in reversed(layout.outer):
             if axis is layout.outer[0]:
@@ -142,37 +183,8 @@ class KernelWriter:
                 rest = e.emit(f"udiv i64 {rest}, {axis.size}")
         self.bases = {id(a): self._offset(a, outer) for a in accesses(self.kernel)}
         self.outer = outer
-        if not layout.columns:
-            self._body(1, {})
-            return ()
-        assert layout.lane is not None
-        start = e.emit(f"mul i64 {block}, {layout.lanes}")
-        self._columns(layout.lane, block, start)
+        self._body(block)
         return ()
-
-    def _columns(self, axis: Axis, block: str, start: str) -> None:
-        """A block of columns in one vector, and what remains at the end one by one."""
-        e, lanes = self.e, self.layout.lanes
-        full, rest = axis.size // lanes, axis.size % lanes
-        if not rest:
-            self._body(lanes, {axis.axis: start})
-            return
-        vector, single, join = (e.new_label(s) for s in ("block", "rest", "join"))
-        is_full = e.emit(f"icmp slt i64 {block}, {full}")
-        e.do(f"br i1 {is_full}, label %{vector}, label %{single}")
-        e.start(vector)
-        if full:
-            self._body(lanes, {axis.axis: start})
-        e.do(f"br label %{join}")
-        e.start(single)
-
-        def one(i: str, _: list[str]) -> Sequence[str]:
-            self._body(1, {axis.axis: i})
-            return ()
-
-        e.loop(start, str(axis.size), 1, one)
-        e.do(f"br label %{join}")
-        e.start(join)
 
     def _offset(self, access: Access | Index | Within, positions: Positions, start: str | None = None) -> str:
         total = str(access.offset) if start is None else start
@@ -209,39 +221,66 @@ class KernelWriter:
             visit(root)
         return list(seen.values())
 
-    def _body(self, lanes: int, column: Positions) -> None:
-        """All passes of a unit; `column` places the vector where lanes are columns."""
+    def _body(self, block: str) -> None:
+        """The passes of a unit."""
         self.row, self.written = {}, set()
-        for number in range(self._passes()):
-            reductions, roots = self._reductions(number), self._roots(number)
-            still = [s for s in self.kernel.stores if s not in self.moving]
-            fixed = [s for s in still if self.stage[id(s.value)] == number]
-            self._row_values([*roots, *(s.value for s in fixed)], lanes, column)
-            for s in fixed:
-                moves = bool(column) and bool(s.access.strides[next(iter(column))])
-                self._store(s.access, self.row[id(s.value)], lanes if moves else 1, column)
+        if self.layout.pieces > 1:
+            for r in self.values:
+                if isinstance(r, Reduce) and self.stage[id(r)] <= self.passes.start:
+                    self.row[id(r)] = self.workspace.joined(self.e, r, self.result, 1)
+        for number in self.passes:
+            roots, fixed = self._roots(number), self._fixed(number)
+            self._row_values([*roots, *(s.value for s in fixed)])
+            self._by_first_piece([partial(self._store, s.access, self.row[id(s.value)], 1, {}) for s in fixed])
             if roots:
-                self._loops(number, reductions, lanes, column)
+                self._loops(number)
 
-    def _row_values(self, roots: Sequence[Expr], lanes: int, column: Positions) -> None:
+    def _fixed(self, number: int) -> list[Store]:
+        """The stores before the loops of a pass."""
+        return [s for s in self.kernel.stores if s not in self.moving and self.stage[id(s.value)] == number]
+
+    def _by_first_piece(self, actions: Sequence[Callable[[], object]]) -> None:
+        """What only one of the pieces is to do."""
+        if self.pieces == 1 or not actions:
+            for action in actions:
+                action()
+            return
+        first, join = self.e.new_label("first"), self.e.new_label("join")
+        self.e.do(f"br i1 {self.e.emit(f'icmp eq i64 {self.piece}, 0')}, label %{first}, label %{join}")
+        self.e.start(first)
+        for action in actions:
+            action()
+        self.e.do(f"br label %{join}")
+        self.e.start(join)
+
+    def _row_values(self, roots: Sequence[Expr]) -> None:
         """Computes, before the loops, what they use and what does not change in them."""
         for v in walk(tuple(roots)):
             if not self.varies[id(v)] and id(v) not in self.row and not isinstance(v, Reduce):
-                self.row[id(v)] = self._value(v, lanes if column else 1, column, {})
+                self.row[id(v)] = self._value(v, 1, {}, {})
 
-    def _loops(self, number: int, reductions: list[Reduce], lanes: int, column: Positions) -> None:
+    def _range(self, axis: Axis) -> tuple[str, str]:
+        """From where to where a loop runs: all of it, or the unit's piece of the outermost."""
+        if self.pieces == 1 or axis is not self.layout.inner[0]:
+            return "0", str(axis.size)
+        begin = self.e.emit(f"mul i64 {self.piece}, {self.layout.chunk}")
+        return begin, self._least(self.e.emit(f"add i64 {begin}, {self.layout.chunk}"), axis.size)
+
+    def _loops(self, number: int) -> None:
+        reductions, widths = self._reductions(number), [self.layout.lanes, 1]
         accumulators = [Accumulator(r) for r in reductions]
-        vector = lanes if self.layout.columns else self.layout.lanes
-        widths = [vector] if self.layout.columns else [vector, 1]
         carried = [pair for w in widths for a in accumulators for pair in a.initial(w)]
-        final = self._nest(number, reductions, accumulators, self.layout.inner, widths, dict(column), carried)
+        final = self._nest(number, reductions, accumulators, self.layout.inner, widths, {}, carried)
         states = self._states(accumulators, widths, final)
         for i, (r, a) in enumerate(zip(reductions, accumulators, strict=True)):
-            state = states[0][i]
-            if not self.layout.columns:
-                state = a.merge(states[1][i], a.across(state))
-            self.row[id(r)] = a.finish(state)
+            state = a.merge(states[1][i], a.across(states[0][i]))
+            if self.pieces > 1:
+                self.workspace.keep(self.e, r, state, self.result, self.piece)
+            else:
+                self.row[id(r)] = a.finish(state)
         self.written |= set(self.scratch) & {id(v) for v in self._varying(self._roots(number))}
+
+    # Loops ----------------------------------------------------------------------------------------------
 
     def _states(
         self, accumulators: list[Accumulator], widths: list[int], names: Sequence[str]
@@ -261,9 +300,9 @@ class KernelWriter:
     ) -> list[str]:
         """The loops over the inner axes; returns the accumulators after them."""
         if not loops:
-            width = widths[0] if self.layout.columns else 1
-            return self._point(number, reductions, accumulators, width, widths, at, [n for _, n in carried])
+            return self._point(number, reductions, accumulators, 1, widths, at, [n for _, n in carried])
         axis, rest = loops[0], loops[1:]
+        begin, end = self._range(axis)
 
         def again(inside: tuple[Axis, ...], width: int) -> Callable[[str, list[str]], Sequence[str]]:
             def body(i: str, names: list[str]) -> Sequence[str]:
@@ -275,15 +314,14 @@ class KernelWriter:
 
             return body
 
-        if rest or self.layout.columns:
-            return self.e.loop("0", str(axis.size), 1, again(rest, widths[0]), carried)
-        middle = axis.size - axis.size % widths[0]
-        if middle:
-            names = self.e.loop("0", str(middle), widths[0], again((), widths[0]), carried)
-            carried = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
-        if middle < axis.size or not carried:
-            names = self.e.loop(str(middle), str(axis.size), 1, again((), 1), carried)
-            carried = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
+        if rest:
+            return self.e.loop(begin, end, 1, again(rest, widths[0]), carried)
+        static = begin == "0"
+        middle = str(axis.size - axis.size % widths[0]) if static else self._middle(begin, end, widths[0])
+        for start, stop, width in ((begin, middle, widths[0]), (middle, end, 1)):
+            if start != stop:
+                names = self.e.loop(start, stop, width, again((), width), carried)
+                carried = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
         return [n for _, n in carried]
 
     def _point(

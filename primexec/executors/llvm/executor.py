@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support, no
 from primexec.executors.llvm import addresses, engine, indirect, launch, piecewise, repeats, threads
-from primexec.executors.llvm.codegen import KernelWriter
+from primexec.executors.llvm.codegen import KernelWriter, Part
+from primexec.executors.llvm.columns import ColumnWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
 from primexec.executors.llvm.fuse import Scheduler
 from primexec.executors.llvm.indirect import INDIRECT
@@ -27,14 +28,13 @@ from primexec.executors.llvm.instructions import (
     REDUCTIONS,
     pointwise,
 )
-from primexec.executors.llvm.layout import plan
+from primexec.executors.llvm.layout import GRAIN, plan
 from primexec.executors.llvm.maps import VIEWS
 from primexec.executors.llvm.piecewise import PIECEWISE
 from primexec.executors.llvm.schedule import Schedule, prim, reduced_axes
 from primexec.executors.llvm.target import Target, host
 from primexec.prims import lookup
 
-GRAIN = 32768  # points of a domain that are worth a thread
 CREATION = frozenset({"full", "iota"})
 _NUMBERS = (bool, int, float)
 
@@ -167,14 +167,23 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     schedule = Scheduler(graph, options.get("fuel")).schedule()
     module = ModuleText(target)
     threads.define(module)
-    order = _order(schedule)
+    order, precise = _order(schedule), bool(options.get("precise_casts", True))
     e = Emitter(module)
-    args = _with_flags(e, len(order)) if schedule.checks else "%args"
+    run: list[tuple[Part, int]] = []
+    room = 0
     for kernel in schedule.kernels:
         layout = plan(kernel, target)
-        KernelWriter(module, kernel, layout, order, bool(options.get("precise_casts", True))).write()
+        writer = (ColumnWriter if layout.columns else KernelWriter)(module, kernel, layout, order, precise)
+        parts = writer.write()
+        if layout.pieces > 1:
+            room = max(room, writer.workspace.nbytes)
         grain = max(1, GRAIN // max(1, layout.unit_size))
-        e.do(f"call void @{threads.PARALLEL}(ptr @{kernel.name}, ptr {args}, i64 {layout.units}, i64 {grain})")
+        run += [(part, grain) for part in parts]
+    args = "%args"
+    if schedule.checks or room:
+        args = _extended(e, len(order), room)
+    for part, grain in run:
+        e.do(f"call void @{threads.PARALLEL}(ptr @{part.name}, ptr {args}, i64 {part.units}, i64 {grain})")
     if schedule.checks:
         e.do(f"ret i64 {e.emit('load i64, ptr %flags')}")
     else:
@@ -183,15 +192,16 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     return Compiled(schedule, module.text(), target)
 
 
-def _with_flags(e: Emitter, count: int) -> str:
-    """The arguments, and behind them a pointer to what kernels report."""
+def _extended(e: Emitter, count: int, room: int) -> str:
+    """The arguments, before them a pointer to a workspace and behind them one to what kernels report."""
     e.do("%flags = alloca i64, align 8")
     e.do("store i64 0, ptr %flags")
-    table = e.emit(f"alloca [{count + 1} x ptr], align 8")
-    for number, name in enumerate([*(addresses.pointer(e, k) for k in range(count)), "%flags"]):
+    workspace = e.emit(f"alloca [{room} x i8], align 64")
+    table = e.emit(f"alloca [{count + 2} x ptr], align 8")
+    for number, name in enumerate([workspace, *(addresses.pointer(e, k) for k in range(count)), "%flags"]):
         place = e.emit(f"getelementptr ptr, ptr {table}, i64 {number}")
         e.do(f"store ptr {name}, ptr {place}")
-    return table
+    return e.emit(f"getelementptr ptr, ptr {table}, i64 1")
 
 
 def _order(schedule: Schedule) -> dict[int, int]:

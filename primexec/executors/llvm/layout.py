@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
-from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Within, walk
+from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Reduce, Within, walk
 from primexec.executors.llvm.target import Target
 
 WIDE = 8  # bytes from which on vectors hold as few elements as float64
+GRAIN = 32768  # points of a domain that are worth a thread
+BLOCK = 2048  # elements of one unit of a kernel of one axis
+COLUMNS = 1024  # results of a reduction that are accumulated side by side, in the first cache
+SPLIT_POINTS = 2 * GRAIN  # domains of fewer are not cut along reduced axes
+WORKSPACE = 1 << 18  # bytes of partial results
+PROCESSORS = os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +34,11 @@ class Layout:
         outer: kept axes, from the outermost; their product is cut into units for threads.
         inner: loops of each unit: the reduced axes, or the last axis of a kernel without reductions.
         lane: the axis along vector lanes: the last of `inner`, or with `columns` a kept axis of its own.
-        columns: whether lanes hold different results of a reduction; units then are blocks of `lanes` columns.
-        flat: whether the units are the elements of the only axis.
+        columns: whether lanes hold different results of a reduction; units then are blocks of `width` columns.
+        flat: whether the units are blocks of `width` elements of the only axis.
+        lanes: elements of a vector.
+        pieces: into how many parts of `chunk` steps the outermost inner loop is cut: units of their own, whose partial
+            results are joined.
     """
 
     outer: tuple[Axis, ...]
@@ -37,23 +47,32 @@ class Layout:
     columns: bool
     flat: bool
     lanes: int
+    width: int = 1
+    pieces: int = 1
+    chunk: int = 0
 
     @property
     def blocks(self) -> int:
-        """Blocks of columns."""
-        return -(-self.lane.size // self.lanes) if self.columns and self.lane else 1
+        """Blocks of columns or elements."""
+        return -(-self.lane.size // self.width) if (self.columns or self.flat) and self.lane else 1
+
+    @property
+    def results(self) -> int:
+        """Units before they are cut into pieces."""
+        return math.prod(a.size for a in self.outer) * self.blocks
 
     @property
     def units(self) -> int:
         """How many units of work there are."""
-        if self.flat and self.lane:
-            return self.lane.size
-        return math.prod(a.size for a in self.outer) * self.blocks
+        return self.results * self.pieces
 
     @property
     def unit_size(self) -> int:
         """Points of the domain in one unit."""
-        return 1 if self.flat else math.prod(a.size for a in self.inner) * (self.lanes if self.columns else 1)
+        if self.flat:
+            return self.width
+        points = math.prod(a.size for a in self.inner) * (self.width if self.columns else 1)
+        return -(-points // self.pieces)
 
 
 def strides_of(kernel: Kernel) -> list[tuple[int, ...]]:
@@ -88,11 +107,28 @@ def plan(kernel: Kernel, target: Target) -> Layout:
         return Layout((), (), None, False, False, lanes)
     if lane in reduced:
         inner = (*(a for a in reduced if a != lane), lane)
-        return Layout(tuple(kept), inner, lane, False, False, lanes)
+        return _split(kernel, Layout(tuple(kept), inner, lane, False, False, lanes))
     outer = tuple(a for a in kept if a != lane)
     if reducing:
-        return Layout(outer, tuple(reduced), lane, True, False, 2 * lanes)
-    return Layout(outer, (lane,), lane, False, not outer, lanes)
+        blocks = -(-lane.size // COLUMNS)
+        side = -(-lane.size // blocks // lanes) * lanes
+        return _split(kernel, Layout(outer, tuple(reduced), lane, True, False, lanes, side))
+    return Layout(outer, (lane,), lane, False, not outer, lanes, 1 if outer else BLOCK)
+
+
+def _split(kernel: Kernel, layout: Layout) -> Layout:
+    """A reduction of few results cut into pieces, by sizes and the number of processors alone."""
+    extent, points = layout.inner[0].size, layout.results * layout.unit_size
+    if layout.results >= 4 * PROCESSORS or points < SPLIT_POINTS:
+        return layout
+    held = 16 * sum(isinstance(v, Reduce) for v in walk(tuple(s.value for s in kernel.stores)))
+    held *= layout.results * (layout.width if layout.columns else 1)
+    pieces = min(-(-16 * PROCESSORS // layout.results), points // GRAIN, math.isqrt(extent), WORKSPACE // held)
+    if pieces < 2:
+        return layout
+    step = layout.lanes if layout.inner[0] == layout.lane else 1
+    chunk = -(-extent // pieces // step) * step
+    return replace(layout, pieces=-(-extent // chunk), chunk=chunk)
 
 
 def _joined(kernel: Kernel, axes: list[int], by: tuple[int, ...], strides: list[tuple[int, ...]]) -> list[Axis]:

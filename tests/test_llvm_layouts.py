@@ -1,0 +1,138 @@
+"""How the loops of `llvm` kernels are walked: columns, pieces, tiles; values against float64 at awkward sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import primexec
+from primexec.executors.llvm import executor as llvm
+from primexec.executors.llvm import layout
+from primexec.executors.llvm.layout import Layout
+
+
+def data(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 3) -> Tensor:
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return made.to(dtype) if dtype.is_floating_point else (made * 20).to(dtype)
+
+
+@pytest.fixture
+def layouts(monkeypatch: pytest.MonkeyPatch) -> list[Layout]:
+    """The layouts of the kernels that are compiled during the test."""
+    made: list[Layout] = []
+
+    def spy(*args: Any) -> Layout:
+        made.append(layout.plan(*args))
+        return made[-1]
+
+    monkeypatch.setattr(llvm, "plan", spy)
+    return made
+
+
+@pytest.fixture
+def eager_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small reductions are cut into pieces, too."""
+    monkeypatch.setattr(layout, "SPLIT_POINTS", 1)
+    monkeypatch.setattr(layout, "GRAIN", 16)
+    monkeypatch.setattr(layout, "PROCESSORS", 64)
+
+
+def run(fn: Callable[..., Any], *args: Tensor) -> Any:
+    return primexec.make_traced(fn)(*args, executor="llvm", executor_parameters={"strict": True})
+
+
+def check(fn: Callable[..., Any], *args: Tensor) -> None:
+    """Within twice eager's largest error and 2 ulp of float64."""
+    wide = [a.double() if a.is_floating_point() else a for a in args]
+    results = [r if isinstance(r, tuple) else (r,) for r in (run(fn, *args), fn(*args), fn(*wide))]
+    for got, eager, exact in zip(*results, strict=True):
+        assert (got.dtype, got.shape, got.stride()) == (eager.dtype, eager.shape, eager.stride())
+        if not got.is_floating_point():
+            assert torch.equal(got, eager)
+            continue
+        gap = (eager.double() - exact).abs().nan_to_num(0.0)
+        eps = torch.finfo(got.dtype).eps
+        allowed = 2 * gap.amax() + 2 * eps * exact.abs().nan_to_num(0.0) + (1e-12 if got.dtype is torch.float64 else 0)
+        assert torch.equal(got.isnan(), eager.isnan())
+        assert ((got.double() - exact).abs().nan_to_num(0.0) <= allowed).all()
+
+
+REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "all": lambda x: (x.sum(), x.amax()),
+    "rows": lambda x: x.sum(-1),
+    "columns": lambda x: x.sum(0),
+    "columns, extremes": lambda x: (x.amax(0), x.amin(0)),
+    "outer and inner": lambda x: x.sum((0, -1)),
+    "middle": lambda x: x.mean(1),
+    "variance of all": lambda x: x.var(),
+    "variance of columns": lambda x: torch.var_mean(x, 0, correction=0),
+    "softmax of columns": lambda x: torch.softmax(x, 0),
+    "softmax of all": lambda x: torch.softmax(x.flatten(), 0),
+    "normalised": lambda x: (x - x.mean((0, -1), keepdim=True)) * torch.rsqrt(x.var((0, -1), keepdim=True) + 1e-5),
+    "mean of squares": lambda x: (x * x).mean(0) + x.sum(0),
+    "product": lambda x: (x * 0.01 + 1).prod(0),
+}
+SHAPES = [(7, 5, 3), (2, 700, 33), (41, 3, 17), (129, 1, 70), (1, 9, 1025)]
+
+
+@pytest.mark.usefixtures("eager_split")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_pieces(name: str, shape: tuple[int, ...]) -> None:
+    check(REDUCTIONS[name], data(*shape))
+
+
+@pytest.mark.usefixtures("eager_split")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int32, torch.uint8, torch.bool], ids=str)
+def test_pieces_of_dtypes(dtype: torch.dtype) -> None:
+    x = data(90, 45, dtype=dtype) if dtype is not torch.bool else data(90, 45) > 2.2
+    if dtype is torch.bool:
+        check(lambda x: (x.any(0), x.all(0), x.any(), x.any(1), x.sum(0)), x)
+    else:
+        check(lambda x: (x.sum(0), x.sum(), x.amax(0), x.amin(), x.amin(1)), x)
+
+
+@pytest.mark.usefixtures("eager_split")
+def test_pieces_of_special_values() -> None:
+    x = data(200, 37)
+    x[150, 3], x[20, 4], x[20, 5], x[30, 5] = math.nan, math.inf, math.inf, -math.inf
+    check(lambda x: (x.sum(0), x.amax(0), x.amin(0), x.amax(), x.sum(), x.prod(0)), x)
+
+
+@pytest.mark.usefixtures("eager_split")
+def test_pieces_beside_other_results() -> None:
+    x, w = data(333, 45), data(45)
+    check(lambda x, w: ((x * w).sum(0) / w, (x.exp() * w), (x + 1).amax(0)), x, w)
+    check(lambda x, w: F.layer_norm(x.t().contiguous().t(), (45,), w, w).sum(0), x, w)
+
+
+def test_what_is_cut(layouts: list[Layout]) -> None:
+    x = torch.ones(4096, 512)
+    for fn, columns in ((lambda x: x.sum(), False), (lambda x: x.sum(0), True), (lambda x: torch.var(x), False)):
+        del layouts[:]
+        assert torch.equal(run(fn, x), fn(x))
+        (made,) = layouts
+        assert made.pieces > 1
+        assert made.columns == columns
+    del layouts[:]
+    run(lambda x: torch.softmax(x, -1), x)
+    assert [made.pieces for made in layouts] == [1]
+
+
+def test_column_blocks(layouts: list[Layout]) -> None:
+    x = data(9, 5000)
+    check(lambda x: torch.softmax(x, 0), x)
+    check(lambda x: (x.sum(0), x.std(0)), x)
+    assert all(made.columns and made.blocks == 5 for made in layouts)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 2047, 2048, 2049, 4096, 5003])
+def test_blocks_of_elements(n: int) -> None:
+    x = data(n)
+    assert torch.equal(run(lambda x: (x + 1) * x, x), (x + 1) * x)
