@@ -284,21 +284,52 @@ def autograd_node() -> Any:
     return private("torch._C._current_autograd_node")()
 
 
-def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
-    """What the autograd graph behind the roots keeps for backward: storage → bytes."""
-    kept: dict[int, int] = {}
+def autograd_nodes(roots: Sequence[Tensor]) -> Iterator[Any]:
+    """The nodes of the autograd graph behind the roots."""
     stack, seen = [root.grad_fn for root in roots], set()
     while stack:
         node: Any = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack += [following for following, _ in node.next_functions]
+
+
+def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
+    """What the autograd graph behind the roots keeps for backward: storage → bytes."""
+    kept: dict[int, int] = {}
+    for node in autograd_nodes(roots):
         names = [n for n in dir(node) if n.startswith("_saved_")]
         for tensor in pytree.tree_leaves([getattr(node, n) for n in names] + [getattr(node, "saved_tensors", ())]):
             if isinstance(tensor, Tensor):
                 kept[storage_key(tensor)] = tensor.untyped_storage().nbytes()
-        stack += [following for following, _ in node.next_functions]
     return kept
+
+
+@cache
+def _elsewhere() -> Any:
+    """An autograd node that no backward pass reaches."""
+    with torch.enable_grad():
+        return torch.zeros(0, requires_grad=True).clone().grad_fn
+
+
+def needed_gradients(ctx: Any, possible: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Which gradients of a custom function's tensors the backward pass that runs asks for.
+
+    Args:
+        possible: which may ever be asked for, as `ctx.needs_input_grad` tells.
+    """
+    executes = private("torch._C._will_engine_execute_node")
+    if executes(_elsewhere()):  # a backward pass without `inputs` runs everything
+        return possible
+    return tuple(following is not None and _executes(executes, following) for following, _ in ctx.next_functions)
+
+
+def _executes(executes: Callable[[Any], bool], node: Any) -> bool:
+    try:
+        return executes(node)
+    except RuntimeError:  # PyTorch does not say it of a leaf whose gradient is what is asked for
+        return True
 
 
 def below_autograd() -> Any:

@@ -138,7 +138,8 @@ class _Run(torch.autograd.Function):
                 "create_graph=True, and its backward program cannot be differentiated\nWhat to do: call the function "
                 "inside `with primexec.disable():` where second derivatives are needed"
             )
-        found = ctx.training.backward(ctx.saved_tensors, gradients, ctx.needs_input_grad[3:])
+        needed = _torch.needed_gradients(ctx, ctx.needs_input_grad[3:])
+        found = ctx.training.backward(ctx.saved_tensors, gradients, needed)
         return None, None, None, *found
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_capture, effects
+from primexec import _torch, _torch_capture, _torch_formulas, effects
 from primexec.cut import smallest_to_save
 from primexec.errors import CaptureError
 from primexec.higher_order import add_placeholder
@@ -99,7 +99,8 @@ class Recorder:
                 tangents = [self._tangent(scope, i, strides) for i, strides in enumerate(gradients)]
                 given = [(n.meta["val"], t) for n, t in zip(self.roots, tangents, strict=True) if t is not None]
                 wanted = [n.meta["val"] for n, need in zip(self.inputs, needed, strict=True) if need]
-                found = iter(tracer.run(_gradients, (given, wanted), {}))
+                with _torch_formulas.as_eager_chooses([root for root, _ in given]):
+                    found = iter(tracer.run(_gradients, (given, wanted), {}))
                 results = [tracer.node_of(g) if need and (g := next(found)) is not None else None for need in needed]
                 g = found = None  # they would look like tensors that escaped
         except BaseException:

@@ -212,6 +212,11 @@ class Tracer:
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
         out = self._fake_call(op, args, kwargs)
+        if op is torch.ops.aten.scalar_tensor.default:
+            with _torch.modes_off():
+                out.constant = op(*args, **kwargs)  # as that of `torch.tensor(1)`; torch.cov asks for it
+        if isinstance(out, (bool, int, float, complex)):
+            return out  # of a tensor whose value is known
         if view_before is not None and (node := node_args[0]).op == "call_function":
             # From here on the tensor is another one: `x.squeeze_()` is what it is known by, and x keeps its shape.
             del self.scope.nodes[_torch.identity(args[0])]

@@ -1,6 +1,9 @@
 """What the whole suite shares: the exhaustive mode and the settings of hypothesis."""
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from primexec.config import verify_passes
@@ -15,6 +18,20 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("exhaustive", parent=settings.get_profile("default"), max_examples=4000)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def exhaustive(request: pytest.FixtureRequest) -> bool:
+    """Whether all samples are asked for."""
+    return bool(request.config.getoption("--exhaustive"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,15 +1,21 @@
 """Writes docs/coverage.md: how much of torch's own samples is traced, and what is not, with the reason.
 
-Run it as `python -m tests.coverage --write docs/coverage.md`; `--quick` takes the first samples only.
+Run it as `python -m tests.coverage --write docs/coverage.md`; `--quick` takes the first samples only. With
+`--keep FOLDER` the results of each entry are kept there: an interrupted run goes on, and several runs share the work.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
+import json
 import multiprocessing
+import os
 import platform
+import random
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,6 +25,7 @@ import torch
 
 from tests.door_sweep import VARIANTS as DOOR_VARIANTS
 from tests.door_sweep import sweep_door
+from tests.lowering_sweep import section as lowering_section
 from tests.observe import RIGHT, Kind
 from tests.sweep import (
     EXHAUSTIVE,
@@ -33,13 +40,15 @@ from tests.sweep import (
     sweep_module,
     sweep_op,
 )
-from tests.training_sweep import DIFFERENTIABLE, sweep_gradients, sweep_training
+from tests.training_sweep import DIFFERENTIABLE, INEXACT_GRADIENTS, SECOND, sweep_gradients, sweep_training
 
 PROCESSES = 2
+DOOR_SAMPLES = 3
 INTRODUCTION = """\
 # Coverage
 
-Written by `python -m tests.coverage` on {date}: torch {torch}, Python {python}, {machine}.
+Written by `python -m tests.coverage{quick}` on {date}: torch {torch}, Python {python}, {machine}, {cpus} cores
+({capability}), {minutes} minutes of processor time.
 
 **{percentage:.1%} of the {samples} float32 samples run, and {trained:.1%} of {gradients} with their gradients; {wrong}
 results are wrong.**
@@ -54,9 +63,10 @@ GRADIENTS = f"""\
 
 float32. Forward and backward twice: from all outputs with random gradients, accumulated; then, a cache hit with
 other values, the last output by the last input alone. Compared are the outputs, the gradients with their strides,
-which inputs get none, the buffers and the generator. Second derivatives are asked for at the first sample.
+which inputs get none, the buffers and the generator. Second derivatives are asked for at the first sample: they are
+right, because none are there or because they are PyTorch's own, or raise an error that says so.
 """
-GRADIENT_VARIANTS = {"gradients", "gradients, in-place", "second derivatives", "training"}
+GRADIENT_VARIANTS = {"gradients", "gradients, in-place", SECOND, "training"}
 TRAINING = {"train": True, "eval": False}
 COLUMNS = {
     Kind.SAME: "equal bit for bit",
@@ -80,7 +90,7 @@ def run_module(name: str, quick: bool) -> list[Result]:
 
 
 def run_door(name: str, quick: bool) -> list[Result]:
-    return list(sweep_door(name, 1 if quick else 3))
+    return list(sweep_door(name, 1 if quick else DOOR_SAMPLES))
 
 
 def run_gradients(name: str, quick: bool) -> list[Result]:
@@ -91,26 +101,52 @@ def run_training(name: str, quick: bool) -> list[Result]:
     return list(sweep_training(name, 1 if quick else None, primexec_subject()))
 
 
-def run_all(quick: bool) -> list[Result]:
+Sweep = Callable[[str, bool], list[Result]]
+SWEEPS: dict[str, tuple[Sweep, Iterable[str]]] = {
+    "operations": (run_operation, OPS),
+    "modules": (run_module, MODULES),
+    "gradients": (run_gradients, DIFFERENTIABLE),
+    "training": (run_training, MODULES),
+    "door": (run_door, OPS),
+}
+
+
+def run(sweep: str, name: str, quick: bool, keep: Path | None) -> tuple[float, list[Result]]:
+    """The results of one entry, and the processor time in seconds; taken from `keep` where they are there."""
+    kept = keep and keep / f"{sweep}-{name}.json"
+    if kept and kept.exists():
+        seconds, rows = json.loads(kept.read_text())
+        return seconds, [Result(**{**row, "kind": Kind(row["kind"])}) for row in rows]
+    started = time.process_time()
+    results = SWEEPS[sweep][0](name, quick)
+    seconds = time.process_time() - started
+    if kept:
+        written = kept.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps([seconds, [dataclasses.asdict(result) for result in results]]))
+        written.replace(kept)
+    return seconds, results
+
+
+def run_all(quick: bool, keep: Path | None, processes: int) -> tuple[float, list[Result]]:
     """Everything, one entry a task: an entry that kills its process is named by the exception."""
-    tasks: list[tuple[Callable[[str, bool], list[Result]], str]] = [
-        *((run_operation, name) for name in OPS),
-        *((run_module, name) for name in MODULES),
-        *((run_door, name) for name in OPS),
-        *((run_gradients, name) for name in DIFFERENTIABLE),
-        *((run_training, name) for name in MODULES),
-    ]
-    results = []
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        running = {pool.submit(run, name, quick): name for run, name in tasks}
+    tasks = [(sweep, name) for sweep, (_, names) in SWEEPS.items() for name in names]
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
+        random.Random(os.getpid()).shuffle(tasks)  # several runs begin in different places
+    total, results = 0.0, []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        running = {pool.submit(run, *task, quick, keep): task for task in tasks}
         for done, future in enumerate(as_completed(running), 1):
             try:
-                results += future.result()
+                seconds, found = future.result()
             except Exception as error:
                 raise RuntimeError(f"the sweep of {running[future]} failed") from error
+            total += seconds
+            results += found
             if sys.stderr.isatty():
-                print(f"\r{done}/{len(running)} {running[future]:60.60}", end="", file=sys.stderr)
-    return sorted(results, key=lambda result: (result.entry, result.variant, result.dtype, result.index))
+                print(f"\r{done}/{len(running)} {running[future][1]:60.60}", end="", file=sys.stderr)
+    return total, sorted(results, key=lambda result: (result.entry, result.variant, result.dtype, result.index))
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
@@ -160,8 +196,8 @@ def door_section(results: list[Result]) -> list[str]:
     return [
         '## `torch.compile(backend="primexec")`: PyTorch\'s own test of AOTAutograd',
         "",
-        "`torch.testing._internal.optests.aot_autograd_check` with our compiler in place of its own: float32 samples "
-        "of `op_db`, results and gradients, each for two sets of values.",
+        "`torch.testing._internal.optests.aot_autograd_check` with our compiler in place of its own: the first "
+        f"{DOOR_SAMPLES} float32 samples of each entry of `op_db`, results and gradients, each for two sets of values.",
         "",
         *table(["sizes", "samples", "pass", "fail with PyTorch's own compiler too", "wrong"], rows),
     ]
@@ -170,11 +206,11 @@ def door_section(results: list[Result]) -> list[str]:
 def in_training_alone(results: list[Result]) -> list[Result]:
     """The gradients of entries that are all captured without them."""
     refused = {r.entry for r in results if r.kind is Kind.CAPTURE and r.variant not in GRADIENT_VARIANTS}
-    wanted = GRADIENT_VARIANTS - {"second derivatives"}
+    wanted = GRADIENT_VARIANTS - {SECOND}
     return [r for r in results if r.variant in wanted and r.entry not in refused]
 
 
-def page(all_results: list[Result]) -> str:
+def page(all_results: list[Result], seconds: float, quick: bool) -> str:
     door = [result for result in all_results if result.variant in DOOR_VARIANTS]
     gradients = grouped((r for r in all_results if r.variant in GRADIENT_VARIANTS), lambda result: result.variant)
     results = [result for result in all_results if result.variant not in {*DOOR_VARIANTS, *GRADIENT_VARIANTS}]
@@ -194,6 +230,10 @@ def page(all_results: list[Result]) -> str:
             torch=torch.__version__,
             python=platform.python_version(),
             machine=platform.machine(),
+            cpus=os.cpu_count(),
+            capability=torch.backends.cpu.get_cpu_capability(),
+            minutes=round(seconds / 60),
+            quick=" --quick" if quick else "",
             percentage=run / len(float32),
             samples=len(float32),
             trained=trained / len(gradients["gradients"]),
@@ -214,6 +254,7 @@ def page(all_results: list[Result]) -> str:
         GRADIENTS,
         *kinds_table("what", gradients),
         *door_section(door),
+        *lowering_section(),
         "## What raises CaptureError",
         "",
         *not_captured(results),
@@ -224,6 +265,7 @@ def page(all_results: list[Result]) -> str:
     if close:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(close.items()))
         lines += ["## Equal within tolerance, but not bit for bit", "", names, ""]
+        lines += [f"- {name}: {why}" for name, why in INEXACT_GRADIENTS.items()]
     lines += ["## Values that cannot be compared", "", *table(["entry", "reason"], VALUES_UNDEFINED.items())]
     if wrong:
         rows = ([r.entry, r.variant, r.dtype, r.index, r.detail.splitlines()[0]] for r in wrong)
@@ -235,16 +277,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, metavar="FILE", help="where to write the page; else print it")
     parser.add_argument("--quick", action="store_true", help="the first samples only")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to keep the results of each entry")
+    parser.add_argument("--processes", type=int, default=PROCESSES)
     options = parser.parse_args()
-    results = run_all(options.quick)
-    text = page(results)
+    seconds, results = run_all(options.quick, options.keep, options.processes)
+    text = page(results, seconds, options.quick)
     if options.write:
         options.write.write_text(text)
     else:
         print(text)
-    stale = set(NOT_CAPTURED) - {
-        result.entry for result in results if result.kind is Kind.CAPTURE and result.variant not in DOOR_VARIANTS
-    }
+    raised = {r.entry for r in results if r.kind is Kind.CAPTURE and r.variant not in {*DOOR_VARIANTS, SECOND}}
+    stale = {*NOT_CAPTURED} - raised
     if stale and not options.quick:
         print(f"these are captured now, remove them from NOT_CAPTURED: {sorted(stale)}", file=sys.stderr)
         return 1

@@ -421,3 +421,21 @@ def test_returned_object_that_the_function_makes_is_refused(make: Any) -> None:
     """Eager returns a new one at every call; a program would return the first one for ever."""
     with pytest.raises(CaptureError, match="cannot be rebuilt"):
         make_traced(lambda x: (x + 1, make()))(torch.ones(2))
+
+
+@pytest.mark.parametrize("correction", [0, 1])
+def test_a_value_that_comes_from_sizes_alone_may_be_asked_for(correction: int) -> None:
+    """torch.cov compares the number of observations, a tensor made of a Python number, with zero."""
+    traced = make_traced(lambda x: torch.cov(x, correction=correction))
+    assert torch.equal(traced(X), torch.cov(X, correction=correction))
+    assert counts(traced) == (0, 1, 1)
+
+
+def test_such_a_value_is_forgotten_once_a_tensor_is_written_into_it() -> None:
+    def function(x: Tensor) -> Tensor:
+        number = torch.scalar_tensor(3.0)
+        number.add_(x.sum())
+        return x * 2 if number > 3 else x
+
+    with pytest.raises(CaptureError, match="value of a tensor is needed"):
+        make_traced(function)(X)

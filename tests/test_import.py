@@ -42,7 +42,7 @@ LAYERS = (
     "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
     "graphs", "capture", "joint", "cut", "tracer",
     "calls", "higher_order", "effects", "shadow", "references", "reads", "bytecode", "statics", "program", "config",
-    "_torch_capture", "_torch",
+    "_torch_capture", "_torch_formulas", "_torch",
     "errors",
 )  # fmt: skip
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import pytest
-import torch
 
 from tests.observe import Kind
 from tests.sweep import (
@@ -16,34 +13,30 @@ from tests.sweep import (
     OPS,
     QUICK,
     QUICK_MODULE_INPUTS,
-    Result,
     primexec_subject,
     sweep_module,
     sweep_op,
+    unexpected,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def judge(results: Iterable[Result]) -> None:
-    unexpected = {Kind.WRONG: set(), Kind.CAPTURE: NOT_CAPTURED, Kind.CLOSE: INEXACT}
-    assert not [r for r in results if r.kind in unexpected and r.entry not in unexpected[r.kind]]
+pytestmark = pytest.mark.usefixtures("one_thread")
+LISTED = {Kind.CAPTURE: NOT_CAPTURED, Kind.CLOSE: INEXACT}
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_operation(name: str, request: pytest.FixtureRequest) -> None:
-    limits = EXHAUSTIVE if request.config.getoption("--exhaustive") else QUICK
-    judge(sweep_op(name, limits, primexec_subject()))
+def test_operation(name: str, exhaustive: bool) -> None:
+    results = list(sweep_op(name, EXHAUSTIVE if exhaustive else QUICK, primexec_subject()))
+    assert unexpected(results, LISTED) == []
+    if exhaustive:
+        assert {kind for kind, names in LISTED.items() if name in names} <= {result.kind for result in results}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", MODULES)
-def test_module(name: str, training: bool, request: pytest.FixtureRequest) -> None:
-    limit = None if request.config.getoption("--exhaustive") else QUICK_MODULE_INPUTS
-    judge(sweep_module(name, training, primexec_subject(), limit))
+def test_module(name: str, training: bool, exhaustive: bool) -> None:
+    limit = None if exhaustive else QUICK_MODULE_INPUTS
+    assert unexpected(sweep_module(name, training, primexec_subject(), limit), LISTED) == []
+
+
+def test_names_that_are_listed_exist() -> None:
+    assert {*NOT_CAPTURED, *INEXACT} <= {*OPS, *MODULES}

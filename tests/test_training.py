@@ -92,6 +92,56 @@ def test_only_the_gradients_that_are_asked_for() -> None:
     assert b.grad is None
 
 
+def test_a_backward_pass_computes_only_what_is_asked_for() -> None:
+    linear = nn.Linear(6, 3)
+    traced = make_traced(linear)
+    x = leaf()
+    for inputs in ([x], [linear.weight], [x, linear.bias]):
+        traced(x).sum().backward(inputs=inputs)  # eager's kernels depend on which gradients are wanted
+    asked = {needed for _, needed in training_of(traced, x)._backward}
+    assert asked == {(True, True, True), (True, False, False), (False, True, False), (True, False, True)}
+
+
+ZEROS = {"none": [], "one": [(0, 1)], "two": [(0, 1), (2, 3)]}
+
+
+@pytest.mark.parametrize("zeros", ZEROS)
+@pytest.mark.parametrize("dim", [None, 1])
+def test_product_chooses_its_formula_by_values(zeros: str, dim: int | None) -> None:
+    def product(x: Tensor) -> Tensor:
+        return x.prod() if dim is None else x.prod(dim)
+
+    value = X * 2 + 5
+    for position in ZEROS[zeros]:
+        value[position] = 0
+    inputs = leaf(value), leaf(value)
+    expected, actual = (fn(x) for fn, x in zip((product, make_traced(product)), inputs, strict=True))
+    tangent = torch.tensor(0.1).expand(expected.shape)
+    gradients = [torch.autograd.grad(y, x, tangent)[0] for y, x in zip((expected, actual), inputs, strict=True)]
+    assert torch.equal(*gradients)
+    assert gradients[0].stride() == gradients[1].stride()
+
+
+def test_gradient_of_a_value_that_is_filled_in() -> None:
+    mask = X.sin() > 0
+    inputs = [(leaf(), leaf(torch.tensor(2.0))) for _ in range(2)]
+    gradients = [
+        torch.autograd.grad(fn(x, mask, value), (x, value), X.exp())
+        for fn, (x, value) in zip((torch.masked_fill, make_traced(torch.masked_fill)), inputs, strict=True)
+    ]
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_product_inside_a_checkpoint() -> None:
+    def function(x: Tensor) -> Any:
+        return torch.utils.checkpoint.checkpoint(lambda x: x.sin().prod(1), x, use_reentrant=False)
+
+    inputs = leaf(X + 3), leaf(X + 3)
+    for fn, x in zip((function, make_traced(function)), inputs, strict=True):
+        fn(x).sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+
+
 def test_second_derivatives_raise() -> None:
     x = leaf()
     with pytest.raises(PrimexecError, match=r"create_graph=True.*(?s:.)*primexec.disable"):
