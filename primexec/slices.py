@@ -144,7 +144,7 @@ def _replace_draws(program: Program, recorded: dict[fx.Node, _Drawn]) -> tuple[P
             copies[node].meta = dict(node.meta)
         copies.update({n: sources[node, n] for n in recorded[node].made})
     graph.output(tuple(copies[n] for n in outputs_of(program)))
-    module = fx.GraphModule(program.graph_module, graph)
+    module = _torch.graph_module(program.graph_module, graph)
     return replace(program, graph_module=module, inputs=(*program.inputs, *more), calls=()), draws
 
 
@@ -165,7 +165,7 @@ def part(program: Program, steps: Sequence[Step], outputs: Sequence[fx.Node]) ->
     for node in (*(n for n in used if n.op == "get_attr"), *(n for s in steps for n in s.nodes)):
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(_own(graph, copies[n], n) for n in outputs))
-    module = fx.GraphModule(program.graph_module, graph)
+    module = _torch.graph_module(program.graph_module, graph)
     signature = tuple(Input(copies[n].name, "argument", n.name) for n in inputs)
     return Program(f"{program.name}_part", module, signature, None, tuple(range(len(outputs)))), inputs
 

@@ -16,8 +16,9 @@ HEAVY = ("jax", "triton", "onnx", "onnxruntime", "transformers", "torch._inducto
 
 # From the top to the bottom: a file imports only files that stand further down.
 LAYERS = (
-    "testing.conftest", "testing.test_executor", "testing", "testing.suite", "testing.programs", "testing.checks",
-    "testing.oracle", "testing.families", "testing.samples", "testing.values", "testing.regions", "testing.report",
+    "testing.conftest", "testing.test_executor", "testing", "testing.suite", "testing.programs", "testing.training",
+    "testing.exploration", "testing.checks", "testing.oracle", "testing.families", "testing.determined",
+    "testing.samples_whole", "testing.samples", "testing.values", "testing.regions", "testing.report",
     "testing.tolerance",
     "primexec", "compare", "repro", "bisection", "divergence", "runs", "slices", "rounding", "exact", "ulp",
     "dynamo", "api", "explain", "cache", "guards", "autograd", "pipeline", "runtime", "partition", "placement",

@@ -1,10 +1,11 @@
 """Reductions over dimensions. `dims` of None or all of them gives a 0-d result; reduced dimensions are dropped."""
 
-from primexec.prims.base import ANY, REALS, Prim
+from primexec.prims.base import COMPLEX, FLOATS, REALS, Prim
 
 _DIMS = "a, dims → a without dims"
 _ONE = "a, dim, keepdim → a without dim, or with size 1 there"
 _SAME = "the argument's dtype"
+_SUMMED = f"{FLOATS} {COMPLEX} int64"  # other integers and bool are converted first
 
 
 def _row(op: str, meaning: str, shapes: str, dtypes: str, promotion: str) -> Prim:
@@ -12,8 +13,10 @@ def _row(op: str, meaning: str, shapes: str, dtypes: str, promotion: str) -> Pri
 
 
 ROWS = (
-    _row("prims.sum.default", "The sum; 0 of nothing.", _DIMS, ANY, "output_dtype if given, else the argument's"),
-    _row("prims.prod.default", "The product; 1 of nothing.", _DIMS, ANY, "output_dtype if given, else the argument's"),
+    _row("prims.sum.default", "The sum; 0 of nothing.", _DIMS, _SUMMED, "output_dtype if given, else the argument's"),
+    _row(
+        "prims.prod.default", "The product; 1 of nothing.", _DIMS, _SUMMED, "output_dtype if given, else the argument's"
+    ),
     _row("prims.amax.default", "The largest element; NaN if there is one.", _DIMS, f"{REALS} bool", _SAME),
     _row("prims.amin.default", "The smallest element; NaN if there is one.", _DIMS, f"{REALS} bool", _SAME),
     _row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,64 +91,38 @@ def _avg_pool_backward(grad: Array, self: Array, rank: int, *settings: Any) -> A
     return result
 
 
-@reference("aten.avg_pool2d.default")
-def avg_pool2d(
-    self: Array,
-    kernel_size: Sizes,
-    stride: Sizes = (),
-    padding: Sizes = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Array:
-    """The mean over windows, divided by the override or by the window's size with or without padding."""
-    return _avg_pool(self, 2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+def _avg_forward(rank: int) -> Callable[..., Array]:
+    def avg_pool(
+        self: Array,
+        kernel_size: Sizes,
+        stride: Sizes = (),
+        padding: Sizes = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Array:
+        """The mean over windows, divided by the override or by the window's size with or without padding."""
+        return _avg_pool(self, rank, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+    return avg_pool
 
 
-@reference("aten.avg_pool3d.default")
-def avg_pool3d(
-    self: Array,
-    kernel_size: Sizes,
-    stride: Sizes = (),
-    padding: Sizes = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Array:
-    """The mean over windows, divided by the override or by the window's size with or without padding."""
-    return _avg_pool(self, 3, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+def _avg_backward(rank: int) -> Callable[..., Array]:
+    def avg_pool_backward(
+        grad_output: Array,
+        self: Array,
+        kernel_size: Sizes,
+        stride: Sizes,
+        padding: Sizes,
+        ceil_mode: bool,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ) -> Array:
+        """The gradient of avg_pool with respect to its input."""
+        settings = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        return _avg_pool_backward(grad_output, self, rank, *settings)
 
-
-@reference("aten.avg_pool2d_backward.default")
-def avg_pool2d_backward(
-    grad_output: Array,
-    self: Array,
-    kernel_size: Sizes,
-    stride: Sizes,
-    padding: Sizes,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> Array:
-    """The gradient of avg_pool2d with respect to its input."""
-    settings = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return _avg_pool_backward(grad_output, self, 2, *settings)
-
-
-@reference("aten.avg_pool3d_backward.default")
-def avg_pool3d_backward(
-    grad_output: Array,
-    self: Array,
-    kernel_size: Sizes,
-    stride: Sizes,
-    padding: Sizes,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> Array:
-    """The gradient of avg_pool3d with respect to its input."""
-    settings = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return _avg_pool_backward(grad_output, self, 3, *settings)
+    return avg_pool_backward
 
 
 def _largest_of(rows: Array) -> Any:
@@ -189,32 +163,19 @@ def _max_pool(self: Array, rank: int, kernel: Sizes, stride: Sizes, padding: Siz
     return _max_over(self, rank, windows)
 
 
-@reference("aten.max_pool2d_with_indices.default")
-def max_pool2d(
-    self: Array,
-    kernel_size: Sizes,
-    stride: Sizes = (),
-    padding: Sizes = 0,
-    dilation: Sizes = 1,
-    ceil_mode: bool = False,
-) -> tuple[Array, Array]:
-    """The largest element of each window and where it stands in the flattened plane; NaN counts as largest."""
-    values, indices = _max_pool(self, 2, kernel_size, stride, padding, dilation, ceil_mode)
-    return values, indices
+def _max_forward(rank: int) -> Callable[..., Any]:
+    def max_pool(
+        self: Array,
+        kernel_size: Sizes,
+        stride: Sizes = (),
+        padding: Sizes = 0,
+        dilation: Sizes = 1,
+        ceil_mode: bool = False,
+    ) -> Any:
+        """The largest element of each window and where it stands in the flattened plane; NaN counts as largest."""
+        return _max_pool(self, rank, kernel_size, stride, padding, dilation, ceil_mode)
 
-
-@reference("aten.max_pool3d_with_indices.default")
-def max_pool3d(
-    self: Array,
-    kernel_size: Sizes,
-    stride: Sizes = (),
-    padding: Sizes = 0,
-    dilation: Sizes = 1,
-    ceil_mode: bool = False,
-) -> tuple[Array, Array]:
-    """The largest element of each window and where it stands in the flattened volume; NaN counts as largest."""
-    values, indices = _max_pool(self, 3, kernel_size, stride, padding, dilation, ceil_mode)
-    return values, indices
+    return max_pool
 
 
 def _adaptive(self: Array, rank: int, output_size: Sizes) -> tuple[Array, Array]:
@@ -226,16 +187,12 @@ def _adaptive(self: Array, rank: int, output_size: Sizes) -> tuple[Array, Array]
     return _max_over(self, rank, windows)
 
 
-@reference("aten.adaptive_max_pool2d.default")
-def adaptive_max_pool2d(self: Array, output_size: Sizes) -> tuple[Array, Array]:
-    """The largest element of each of H'W' windows, from floor(i H/H') to ceil((i+1) H/H'), and where it stands."""
-    return _adaptive(self, 2, output_size)
+def _adaptive_forward(rank: int) -> Callable[..., Any]:
+    def adaptive_max_pool(self: Array, output_size: Sizes) -> Any:
+        """The largest element of each window, from floor(i H/H') to ceil((i+1) H/H'), and where it stands."""
+        return _adaptive(self, rank, output_size)
 
-
-@reference("aten.adaptive_max_pool3d.default")
-def adaptive_max_pool3d(self: Array, output_size: Sizes) -> tuple[Array, Array]:
-    """As adaptive_max_pool2d, in three dimensions."""
-    return _adaptive(self, 3, output_size)
+    return adaptive_max_pool
 
 
 def _starts(sample: Any, size: int, count: int, kernel: int) -> list[int]:
@@ -263,13 +220,23 @@ def _fractional(self: Array, rank: int, kernel: Sizes, output: Sizes, samples: A
     return values.reshape(result), indices.reshape(result)
 
 
-@reference("aten.fractional_max_pool2d.default")
-def fractional_max_pool2d(self: Array, kernel_size: Sizes, output_size: Sizes, random_samples: Array) -> Any:
-    """The largest element of windows whose starts the samples (N, C, 2: column, row) choose, and where it stands."""
-    return _fractional(self, 2, kernel_size, output_size, random_samples, (1, 0))
+def _fractional_forward(rank: int) -> Callable[..., Any]:
+    order = (1, 0) if rank == 2 else (0, 1, 2)  # the samples of planes are column, row; of volumes depth, row, column
+
+    def fractional_max_pool(self: Array, kernel_size: Sizes, output_size: Sizes, random_samples: Array) -> Any:
+        """The largest element of windows whose starts the samples (N, C, rank) choose, and where it stands."""
+        return _fractional(self, rank, kernel_size, output_size, random_samples, order)
+
+    return fractional_max_pool
 
 
-@reference("aten.fractional_max_pool3d.default")
-def fractional_max_pool3d(self: Array, kernel_size: Sizes, output_size: Sizes, random_samples: Array) -> Any:
-    """As fractional_max_pool2d in three dimensions; samples (N, C, 3: depth, row, column)."""
-    return _fractional(self, 3, kernel_size, output_size, random_samples, (0, 1, 2))
+_BY_RANK: dict[str, Callable[[int], Callable[..., Any]]] = {
+    "aten.avg_pool{}d.default": _avg_forward,
+    "aten.avg_pool{}d_backward.default": _avg_backward,
+    "aten.max_pool{}d_with_indices.default": _max_forward,
+    "aten.adaptive_max_pool{}d.default": _adaptive_forward,
+    "aten.fractional_max_pool{}d.default": _fractional_forward,
+}
+for _name, _make in _BY_RANK.items():
+    for _rank in (2, 3):
+        reference(_name.format(_rank))(_make(_rank))

@@ -42,7 +42,7 @@ def _arrays(function: Function) -> Function:
         with np.errstate(all="ignore"):
             result = function(*args, **kwargs)
         if isinstance(result, tuple):
-            return tuple(np.asarray(r) for r in result)
+            return tuple(r if r is None else np.asarray(r) for r in result)
         return np.asarray(result) if isinstance(result, np.generic) else result
 
     return quiet

@@ -275,7 +275,7 @@ def _incomplete_gamma(a: Array, x: Array) -> tuple[Array, Array]:
         d = 1 / (coefficient * d + b)
         c = b + coefficient / c
         fraction = fraction * (c * d)
-        if bool(np.all(np.abs(c * d - 1) < 1e-16)):
+        if bool(np.all(np.abs(c * d - 1) <= np.finfo(np.float64).eps)):
             break
     below = at < shape + 1
     p = np.where(below, factor * series, 1 - factor * fraction)

@@ -140,6 +140,24 @@ def threaded(calls: Sequence[Call]) -> Iterator[Problem]:
             yield "threads", f"calls from {THREADS} threads at once gave other results than one by one"
 
 
+def drawn(call: Call, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Problem]:
+    """A random draw gives eager's numbers for the same seed, moves the generator as eager does, and draws anew."""
+    results = []
+    for seed in (1, 1, 2):
+        for function in (lambda: run(call)[0], lambda: op(*args, **kwargs)):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                results.append((function(), torch.get_rng_state()))
+    mine, eager = results[0::2], results[1::2]
+    for (got, state), (want, wanted) in zip(mine, eager, strict=True):
+        if not _same_bits(got, want):
+            yield "values", "another draw than eager's for the same seed"
+        if not torch.equal(state, wanted):
+            yield "generator", "the generator is elsewhere than after eager's draw"
+    if not _same_bits(mine[0][0], mine[1][0]):
+        yield "determinism", "the same seed gave other bits"
+
+
 RULES: tuple[Callable[[Call], Iterator[Problem]], ...] = (fresh, repeatable)
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from primexec.executors.base import Executor
+from primexec.prims import TABLE
 from primexec.testing import checks, oracle
-from primexec.testing.families import operator
+from primexec.testing.exploration import explore
 from primexec.testing.regions import Builder
 from primexec.testing.report import Finding
 from primexec.testing.tolerance import TOLERANCES, differ
@@ -144,7 +145,7 @@ _NUMBERS: dict[str, Arguments] = {
 _ANY: dict[str, Arguments] = {
     "prims.broadcast_in_dim.default": _broadcast,
     "prims.transpose.default": _transpose,
-    "prims.reshape.default": _reshape,
+    "aten.view.default": _reshape,
     "prims.squeeze.default": _squeeze,
     "prims.cat.default": _cat,
     "prims.rev.default": _dims,
@@ -192,13 +193,13 @@ class _Writer:
             table = {**_NUMBERS, **_ANY}
         name = list(table)[which % len(table)]
         args = table[name](self, a, b, c)
-        op: Any = operator(name)
+        op: Any = TABLE[name].operator
         if args is None:
             return
         values = _each(args, lambda k: k.value)
         if name == "prims.convert_element_type.default" and self.dtype.is_floating_point:
             values = values[0], torch.float64
-        (value,) = oracle.evaluate(op, values, {})
+        (value,) = oracle.evaluate(name, values, {})
         ends = name in _ENDS
         if not ends and not self.is_exact(name, value, values):
             return
@@ -262,22 +263,4 @@ def try_plan(executor: Executor, plan: Plan) -> bool:
 
 def check(executor: Executor, count: int, start: int) -> tuple[int, list[Finding]]:
     """Run random programs: how many ran, and the smallest one found that fails."""
-    ran = 0
-
-    @seed(start)
-    @settings(
-        max_examples=max(count, 1), deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    @given(plans())
-    def each(plan: Plan) -> None:
-        nonlocal ran
-        ran += try_plan(executor, plan)
-
-    if not count:
-        return 0, []
-    try:
-        each()
-    except checks.BrokenRuleError as error:
-        return ran, [Finding("programs", "", error.rule, str(error))]
-    return ran, []
+    return explore(plans(), partial(try_plan, executor), "programs", count, start) if count else (0, [])

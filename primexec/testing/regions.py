@@ -38,6 +38,8 @@ class Builder:
     def call(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """A call of an operator on nodes and static values."""
         fakes = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        if torch.Tag.dynamic_output_shape in op.tags:
+            _torch.allow_unknown_sizes(self.mode)
         with self.mode, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's metadata functions use what PyTorch deprecates
             value = op(*fakes[0], **fakes[1])
@@ -49,17 +51,21 @@ class Builder:
         if isinstance(value, Tensor):
             return (node,)
         return tuple(
-            self._described(self.graph.call_function(operator.getitem, (node, i)), item) for i, item in enumerate(value)
+            self._described(self.graph.call_function(operator.getitem, (node, i)), item)
+            for i, item in enumerate(value)
+            if isinstance(item, Tensor)
         )
 
     def finish(self, outputs: tuple[fx.Node, ...]) -> Region:
         self.graph.output(outputs)
-        return Region("region0", self.executor, fx.GraphModule(torch.nn.Module(), self.graph))
+        return Region("region0", self.executor, _torch.graph_module(torch.nn.Module(), self.graph))
 
     def _described(self, node: fx.Node, value: Any) -> fx.Node:
         node.meta["val"] = value
         node.meta["spec"] = (
-            TensorSpec.of(value) if isinstance(value, Tensor) else tuple(TensorSpec.of(v) for v in value)
+            TensorSpec.of(value)
+            if isinstance(value, Tensor)
+            else tuple(TensorSpec.of(v) if isinstance(v, Tensor) else None for v in value)
         )
         frame = sys._getframe(1)
         node.meta["source"] = SourceLine(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from torch import Tensor, fx
 from primexec import _torch
 from primexec.executors import registry
 from primexec.executors.base import Executor
-from primexec.testing import checks, oracle, programs, values
+from primexec.prims import TABLE
+from primexec.testing import checks, oracle, programs, training, values
 from primexec.testing.checks import BrokenRuleError, Call
-from primexec.testing.families import ROWS, Row, operator
+from primexec.testing.families import DRAWS, NAMES, ROWS, Row, dtypes_of
 from primexec.testing.regions import single
 from primexec.testing.report import Expected, Finding, Report
 from primexec.testing.report import Row as Tried
@@ -59,22 +60,25 @@ def check_executor(
     """
     if isinstance(executor, str):
         executor = registry.load(executor)
-    unknown = sorted(set(names or ()) - ROWS.keys())
+    unknown = sorted(set(names or ()) - set(NAMES))
     if unknown:
         raise ValueError(f"no such operators in the table: {', '.join(unknown)}")
     if not isinstance(expected, Expected):
         expected = Expected.load(expected) if expected is not None else Expected()
     rows: dict[tuple[str, str], Tried] = {}
     findings: list[Finding] = []
-    for name in ROWS if names is None else names:
-        for dtype in ROWS[name].dtypes:
+    for name in NAMES if names is None else names:
+        for dtype in dtypes_of(name):
             if dtypes is None or dtype in dtypes:
                 examined = examine(executor, name, dtype, seed)
                 rows[name, str(dtype).removeprefix("torch.")] = examined.tried
-                findings += examined.findings
+                findings += examined.findings.values()
     findings += refusals(executor)
-    ran, broken = programs.check(executor, random_programs, seed)
-    findings += broken
+    ran = 0
+    for part in (programs, training):
+        count, broken = part.check(executor, random_programs, seed)
+        findings += broken
+        ran += count
     if names is None and not any(row.cases for row in rows.values()):
         findings.append(Finding("supports", "", "claim", "the executor declares no operator of the table"))
     unexpected, unmet = expected.split(findings)
@@ -91,69 +95,70 @@ def _stale(key: tuple[str, str], expected: Expected, rows: dict[tuple[str, str],
 
 @dataclass
 class Examined:
-    """One operator at one dtype."""
+    """One prim at one dtype: what was tried, and what is wrong, the first of each kind."""
 
+    name: str
+    dtype: torch.dtype
     tried: Tried = field(default_factory=Tried)
-    findings: list[Finding] = field(default_factory=list)
+    findings: dict[str, Finding] = field(default_factory=dict)
+
+    def found(self, rule: str, message: str, sample: Sample) -> None:
+        text = f"{message}; {_show(sample)}"
+        self.findings.setdefault(rule, Finding(self.name, str(self.dtype).removeprefix("torch."), rule, text))
 
 
 def examine(executor: Executor, name: str, dtype: torch.dtype, seed: int = 0) -> Examined:
-    """Try one operator at one dtype."""
-    done = Examined()
-    row, op = ROWS[name], operator(name)
+    """Try one prim at one dtype."""
+    done = Examined(name, dtype)
+    row, prim = ROWS.get(name), TABLE[name]
     threaded: list[Call] = []
     careful = 0
     draw = values.Draw(dtype, zlib.crc32(f"{seed} {name} {dtype}".encode()))
-    seen: set[str] = set()
-
-    def found(rule: str, message: str, sample: Sample) -> None:
-        if rule not in seen:  # the first of each kind is enough to tell
-            seen.add(rule)
-            done.findings.append(Finding(name, str(dtype).removeprefix("torch."), rule, f"{message}; {_show(sample)}"))
-
-    for sample in _with_layouts(row.samples(draw)):
-        try:
-            want = oracle.expected(op, sample.args, sample.kwargs, row)
-            region, node, inputs = single(executor, op, sample.args, sample.kwargs)
-        except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError):
-            continue  # PyTorch does not define it
+    for sample in _with_layouts((row.samples if row else DRAWS[name])(draw)):
+        want = oracle.expected(name, row, sample.args, sample.kwargs) if row else ()
+        region, node, inputs = single(executor, prim.operator, sample.args, sample.kwargs)
         try:
             said = checks.claim(executor, node)
             if not said:
                 done.tried.declined[said.reason] += 1
                 continue
             done.tried.cases += 1
-            call = _compiled(executor, region, inputs, op)
+            call = _compiled(executor, region, inputs, want, prim.view)
+            if row is None:
+                for kind, message in checks.drawn(call, prim.operator, sample.args, sample.kwargs):
+                    done.found(kind, message, sample)
+                continue
             got, changed = checks.watched(call)
             for kind, message in changed:
-                found(kind, message, sample)
-            problem, ulps = _compare(op, row, sample, got, want)
+                done.found(kind, message, sample)
+            problem, ulps = _compare(name, row, sample, got, want)
             done.tried.ulps = max(done.tried.ulps, ulps)
             if problem:
-                found("values", problem, sample)
+                done.found("values", problem, sample)
             if careful < _CAREFULLY and sum(t.numel() for t in inputs) <= _MAX_ELEMENTS_CAREFULLY:
                 careful += any(t.numel() > 1 for t in inputs)
-                for rule in checks.RULES:
+                for rule in checks.RULES if prim.deterministic else (checks.fresh,):
                     for kind, message in rule(call):
-                        found(kind, message, sample)
-                threaded[:] = [call, replace(call, inputs=[checks.reversed_values(t) for t in inputs])] * 4
+                        done.found(kind, message, sample)
+                if prim.deterministic:
+                    threaded[:] = [call, replace(call, inputs=[checks.reversed_values(t) for t in inputs])] * 4
         except BrokenRuleError as error:
-            found(error.rule, str(error), sample)
+            done.found(error.rule, str(error), sample)
         if threaded and careful == _CAREFULLY:
-            _try_threads(threaded, found, sample)
+            _try_threads(threaded, done, sample)
             threaded.clear()
             careful += 1
     if threaded:
-        _try_threads(threaded, found, sample)
+        _try_threads(threaded, done, sample)
     return done
 
 
-def _try_threads(calls: list[Call], found: Any, sample: Sample) -> None:
+def _try_threads(calls: list[Call], done: Examined, sample: Sample) -> None:
     try:
         for kind, message in checks.threaded(calls):
-            found(kind, message, sample)
+            done.found(kind, message, sample)
     except BrokenRuleError as error:
-        found("threads", str(error), sample)
+        done.found("threads", str(error), sample)
 
 
 def _with_layouts(samples: Iterator[Sample]) -> Iterator[Sample]:
@@ -173,22 +178,30 @@ def _with_layouts(samples: Iterator[Sample]) -> Iterator[Sample]:
             yield replace(sample, args=args, note=f"{sample.note} {layout}".strip())
 
 
-def _compiled(executor: Executor, region: Any, inputs: list[Tensor], op: Any) -> Call:
+def _compiled(executor: Executor, region: Any, inputs: list[Tensor], want: Sequence[Tensor], view: bool) -> Call:
     try:
         function = executor.compile(region, {})
     except Exception as error:
         raise BrokenRuleError("claim", f"declared, and compile raised {type(error).__name__}: {error}") from error
-    outputs = region.graph_module.graph.output_node().args[0]
-    specs = [(n.meta["val"].dtype, n.meta["val"].shape) for n in outputs]
-    return Call(function, inputs, specs, view=any(r.alias_info is not None for r in op._schema.returns))
+    fakes = [n.meta["val"] for n in region.graph_module.graph.output_node().args[0]]
+    # A shape that depends on values is the reference's.
+    known = [all(type(n) is int for n in f.shape) for f in fakes]
+    specs = [(f.dtype, f.shape if k else want[i].shape) for i, (f, k) in enumerate(zip(fakes, known, strict=True))]
+    return Call(function, inputs, specs, view)
 
 
-def _compare(op: Any, row: Row, sample: Sample, got: list[Tensor], want: tuple[Tensor, ...]) -> tuple[str, float]:
+def _compare(name: str, row: Row, sample: Sample, got: Sequence[Tensor], want: Sequence[Tensor]) -> tuple[str, float]:
+    """What is wrong with the values of one call, and the largest error in units in the last place."""
     tolerance = TOLERANCES[row.tolerance]
-    scales = oracle.magnitudes(op, sample.args, sample.kwargs) if tolerance.growth else (None,) * len(want)
+    dtype = next((g.dtype for g in got if g.dtype.is_floating_point or g.dtype.is_complex), None)
+    if row.determined is not None:
+        got, want = (row.determined(sample.args, [oracle.widen(r) for r in results]) for results in (got, want))
+    scales: Sequence[Tensor | None] = (None,) * len(want)
+    if tolerance.growth is not None:
+        scales = oracle.scales(name, row, sample.args, sample.kwargs, want)
     worst, ulps = "", 0.0
-    for g, w, scale in list(zip(got, want, scales, strict=True))[: row.results]:
-        found = differ(g, w, tolerance, terms=sample.terms, scale=scale)
+    for g, w, scale in zip(got, want, scales, strict=True):
+        found = differ(g, w, tolerance, terms=sample.terms, scale=scale, dtype=dtype if row.determined else None)
         ulps = max(ulps, found.ulps)
         worst = worst or found.problem
     return worst, ulps

@@ -1,4 +1,4 @@
-"""The conformance suite as tests: one for each operator, then the random programs."""
+"""The conformance suite as tests: one for each operator, then random programs and training."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import pytest
 
 from primexec.executors import registry
 from primexec.executors.base import Executor
-from primexec.testing.families import ROWS
+from primexec.testing.families import NAMES
 from primexec.testing.report import Expected
 from primexec.testing.suite import check_executor
+
+WHOLE = ("programs", "training", "supports")  # names of findings that are no prims
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +30,7 @@ def declared() -> set[str]:
     return set()
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_operator(name: str, executor: Executor, expected: Expected, declared: set[str]) -> None:
     mine = expected.only({name})
     report = check_executor(executor, names=[name], expected=mine, random_programs=0)
@@ -39,11 +41,11 @@ def test_operator(name: str, executor: Executor, expected: Expected, declared: s
 
 def test_random_programs(executor: Executor, expected: Expected, request: pytest.FixtureRequest) -> None:
     count = request.config.getoption("--random-programs")
-    check_executor(executor, names=[], expected=expected.only({"programs", "supports"}), random_programs=count).check()
+    check_executor(executor, names=[], expected=expected.only(WHOLE), random_programs=count).check()
 
 
 def test_expected_failures_name_something(expected: Expected) -> None:
-    assert sorted(name for name, _ in expected.reasons if name not in (*ROWS, "programs", "supports")) == []
+    assert sorted(name for name, _ in expected.reasons if name not in (*NAMES, *WHOLE)) == []
 
 
 def test_something_is_declared(declared: set[str], request: pytest.FixtureRequest) -> None:

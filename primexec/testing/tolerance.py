@@ -63,6 +63,8 @@ TOLERANCES: dict[str, Tolerance] = {
     "product": Tolerance(4, 1, 4, _linear, signs=False),
     "matmul": Tolerance(2, 1, 4, _linear, signs=False),
     "fft": Tolerance(8, 2, 8, _pairwise, signs=False),
+    "training": Tolerance(64, 16, 64, lambda n: 64.0, signs=False),  # results of many operators, against their largest
+    "linalg": Tolerance(4, 1, 16, lambda n: 16.0 * n, signs=False),
 }
 
 
@@ -94,7 +96,13 @@ def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def differ(
-    got: Tensor, want: Tensor, tolerance: Tolerance, *, terms: int = 1, scale: Tensor | None = None
+    got: Tensor,
+    want: Tensor,
+    tolerance: Tolerance,
+    *,
+    terms: int = 1,
+    scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Difference:
     """Compare a result with the reference.
 
@@ -105,28 +113,40 @@ def differ(
         tolerance: the family's row.
         terms: how many terms make one element.
         scale: the sum of the terms' magnitudes, of the reference's shape.
+        dtype: the dtype that the result was computed in, where `got` is wider.
     """
+    if got.shape != want.shape:
+        return Difference(math.inf, f"shape {tuple(got.shape)}, not {tuple(want.shape)}")
     if got.dtype.is_complex:
         parts = torch.view_as_real(got.resolve_conj()), torch.view_as_real(want.resolve_conj())
         # A component is as good as the whole number is long.
         length = want.abs().unsqueeze(-1).expand(parts[1].shape)
         wide = None if scale is None else scale.abs().expand(want.shape).unsqueeze(-1).expand(parts[1].shape)
-        return _differ(*parts, replace(tolerance, ulps=tolerance.complex_ulps), terms, wide, length)
+        return _differ(
+            *parts, replace(tolerance, ulps=tolerance.complex_ulps), terms, wide, length, (dtype or got.dtype).to_real()
+        )
     if not got.dtype.is_floating_point:
         wrong = got.ne(want)
         return Difference(math.inf, _where(wrong, got, want, "")) if bool(wrong.any()) else Difference(0.0, "")
-    return _differ(got, want, tolerance, terms, scale, want)
+    want = want.to(torch.float64)
+    return _differ(got, want, tolerance, terms, scale, want, (dtype or got.dtype).to_real())
 
 
 def _differ(
-    got: Tensor, want: Tensor, tolerance: Tolerance, terms: int, scale: Tensor | None, at: Tensor
+    got: Tensor,
+    want: Tensor,
+    tolerance: Tolerance,
+    terms: int,
+    scale: Tensor | None,
+    at: Tensor,
+    dtype: torch.dtype,
 ) -> Difference:
     if not got.numel():
         return Difference(0.0, "")
-    info = torch.finfo(got.dtype)
+    info = torch.finfo(dtype)
     wide = got.to(torch.float64)
-    rounded = want.to(got.dtype)
-    unit = ulp(at, got.dtype)
+    rounded = want.to(dtype)
+    unit = ulp(at, dtype)
     # Near the largest number, rounding alone decides between it and infinity.
     edge = want.isfinite() & (want.abs() >= float(info.max) * (1 - 8 * float(info.eps))) & got.isinf()
     edge &= wide.sign() == want.sign()
@@ -140,8 +160,8 @@ def _differ(
         if bool(wrong.any()):
             return Difference(math.inf, _where(wrong, got, want, "the sign of a zero is wrong: "))
     error = torch.where(same & ~finite, 0.0, (wide - want).abs())
-    half = got.dtype in (torch.float16, torch.bfloat16)
-    measure = ulp(at.abs().clamp(min=tolerance.floor), got.dtype) if tolerance.floor else unit
+    half = dtype in (torch.float16, torch.bfloat16)
+    measure = ulp(at.abs().clamp(min=tolerance.floor), dtype) if tolerance.floor else unit
     bound = (tolerance.half_ulps if half else tolerance.ulps) * measure
     if tolerance.growth is not None and scale is not None:
         eps = torch.finfo(torch.float32).eps if half else info.eps

@@ -14,8 +14,10 @@ COMPLEX = (torch.complex64, torch.complex128)
 INTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 NUMBERS = (*FLOATS, *COMPLEX, *INTS)
 ALL = (torch.bool, *NUMBERS)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in ALL}
 
-SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (7,), (3, 5), (2, 0, 3), (2, 3, 4), (4099,), (127, 513))
+LARGE = (127, 513)  # more than one thread's share
+SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (7,), (3, 5), (2, 0, 3), (2, 3, 4), (4099,), LARGE)
 
 
 @dataclass
