@@ -136,3 +136,31 @@ def test_column_blocks(layouts: list[Layout]) -> None:
 def test_blocks_of_elements(n: int) -> None:
     x = data(n)
     assert torch.equal(run(lambda x: (x + 1) * x, x), (x + 1) * x)
+
+
+TRANSPOSES: dict[str, Callable[..., Any]] = {
+    "copied": lambda x, y: x.t().contiguous(),
+    "added": lambda x, y: x.t() + y,
+    "both": lambda x, y: (x.t() * y, x + y.t()),
+    "computed": lambda x, y: torch.where(x.t() > y, x.t() * y, y),
+    "reversed": lambda x, y: x.flip(1).t() * 2 + y,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.bool], ids=str)
+@pytest.mark.parametrize("shape", [(64, 128), (65, 127), (9, 200)], ids=str)
+@pytest.mark.parametrize("name", TRANSPOSES)
+def test_transposes(name: str, shape: tuple[int, int], dtype: torch.dtype, layouts: list[Layout]) -> None:
+    x = data(*shape, dtype=dtype) if dtype is not torch.bool else data(*shape) > 0
+    y = data(*shape[::-1], dtype=dtype) if dtype is not torch.bool else data(*shape[::-1]) > 0
+    check(TRANSPOSES[name], x, y)
+    assert any(made.across for made in layouts)
+
+
+def test_permutations(layouts: list[Layout]) -> None:
+    x = data(3, 20, 9, 70)
+    for order in ((0, 2, 3, 1), (3, 1, 0, 2), (1, 3, 2, 0), (0, 3, 1, 2)):
+        check(lambda x, order=order: x.permute(order).contiguous() + 1, x)
+    assert sum(bool(made.across) for made in layouts) >= 3
+    check(lambda x: (x.transpose(1, 3) * 2).transpose(1, 3).contiguous(), x)
+    check(lambda x: x[:, ::2, :, 3:].transpose(1, 3) * 2, x)

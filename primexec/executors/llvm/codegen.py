@@ -17,7 +17,6 @@ from primexec.executors.llvm.instructions import (
     COPIES,
     DEAR,
     FLOATS,
-    MEMORY,
     REGISTER,
     constant,
     convert,
@@ -25,10 +24,8 @@ from primexec.executors.llvm.instructions import (
     pointwise,
     rounded,
     splat,
-    to_memory,
 )
 from primexec.executors.llvm.ir import (
-    Access,
     Const,
     Expr,
     Index,
@@ -44,12 +41,12 @@ from primexec.executors.llvm.ir import (
     walk,
 )
 from primexec.executors.llvm.layout import Axis, Layout, accesses
+from primexec.executors.llvm.memory import Memory, Positions
 from primexec.executors.llvm.pieces import WORKSPACE, Workspace
 from primexec.executors.llvm.reductions import Accumulator
 from primexec.executors.llvm.target import ELEMENT_BYTES
 
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
-Positions = dict[int, str]  # from the kernel's axes to indices
 
 
 @dataclass(frozen=True)
@@ -60,16 +57,15 @@ class Part:
     units: int
 
 
-class KernelWriter:
+class KernelWriter(Memory):
     """Writes one kernel; `order` gives the place of each buffer among the arguments."""
 
     def __init__(
         self, module: ModuleText, kernel: Kernel, layout: Layout, order: dict[int, int], precise: bool
     ) -> None:
-        self.module, self.kernel, self.layout, self.precise = module, kernel, layout, precise
-        self.order = order
+        super().__init__(module, layout, precise)
+        self.kernel, self.order = kernel, order
         self.flags = ""
-        self.e = Emitter(module)
         self.pieces, self.piece, self.result = layout.pieces, "0", "0"
         roots = tuple(s.value for s in kernel.stores)
         self.values = walk(roots)
@@ -81,7 +77,6 @@ class KernelWriter:
             self.varies[id(v)] = self._varies(v)
         self.moving = [s for s in kernel.stores if self._moves(s)]
         self.row: dict[int, Value] = {}
-        self.bases: dict[int, str] = {}
         self.scratch: dict[int, str] = {}
         self.written: set[int] = set()
 
@@ -185,15 +180,6 @@ class KernelWriter:
         self.outer = outer
         self._body(block)
         return ()
-
-    def _offset(self, access: Access | Index | Within, positions: Positions, start: str | None = None) -> str:
-        total = str(access.offset) if start is None else start
-        for axis, index in positions.items():
-            stride = access.strides[axis]
-            if stride:
-                step = index if stride == 1 else self.e.emit(f"mul i64 {index}, {stride}")
-                total = step if total == "0" else self.e.emit(f"add i64 {total}, {step}")
-        return total
 
     # Passes ---------------------------------------------------------------------------------------------
 
@@ -420,71 +406,3 @@ class KernelWriter:
         one = Value(self.e, "i64", 1, self._offset(v, {**outer, **at}))
         step = v.strides[self._lane_axis] if self.layout.lane else 0
         return addresses.ramp(one, step, lanes)
-
-    # Memory ---------------------------------------------------------------------------------------------
-
-    @property
-    def _lane_axis(self) -> int:
-        assert self.layout.lane is not None
-        return self.layout.lane.axis
-
-    def _places(
-        self, access: Access, lanes: int, at: Positions, parts: Sequence[tuple[int, Value]] = ()
-    ) -> tuple[list[str], int]:
-        """Pointers to an access's elements (one where they follow each other), and their distance."""
-        element = type_of(MEMORY[access.dtype])
-        base = self.bases.get(id(access))
-        total = self._offset(access, at, base)
-        step = access.strides[self._lane_axis] if lanes > 1 else 0
-        pointer = self.pointers[access.buffer]
-        if parts:
-            index = addresses.total([(1, Value(self.e, "i64", 1, total)), *parts])
-            if index.lanes > 1:
-                steps = [(1, addresses.ramp(Value(self.e, "i64", 1, "0"), step, lanes))]
-                return addresses.scattered(addresses.total([*steps, (1, index)]), element, pointer), addresses.SCATTERED
-            total = index.name
-        count = lanes if step not in (0, 1) else 1
-        places = []
-        for k in range(count):
-            here = total if k == 0 else self.e.emit(f"add i64 {total}, {k * step}")
-            places.append(self.e.emit(f"getelementptr {element}, ptr {pointer}, i64 {here}"))
-        return places, step
-
-    def _load(
-        self,
-        access: Access,
-        lanes: int,
-        at: Positions,
-        parts: Sequence[tuple[int, Value]] = (),
-        guard: Value | None = None,
-    ) -> Value:
-        element = MEMORY[access.dtype]
-        places, step = self._places(access, lanes, at, parts)
-        if guard is not None:
-            if step == 1 and guard.lanes > 1:
-                return addresses.masked(self.e, places[0], element, guard)
-            places = addresses.guarded(self.e, places, guard)
-        align = ELEMENT_BYTES[element]
-        if step in (0, 1):
-            width = lanes if step else 1
-            return Value(
-                self.e, element, width, self.e.emit(f"load {type_of(element, width)}, ptr {places[0]}, align {align}")
-            )
-        vector, scalar = type_of(element, lanes), type_of(element)
-        made = "poison"
-        for k, place in enumerate(places):
-            one = self.e.emit(f"load {scalar}, ptr {place}, align {align}")
-            made = self.e.emit(f"insertelement {vector} {made}, {scalar} {one}, i32 {k}")
-        return Value(self.e, element, lanes, made)
-
-    def _store(self, access: Access, v: Value, lanes: int, at: Positions) -> None:
-        v = splat(v, lanes) if lanes > 1 or v.lanes == 1 else v
-        v = to_memory(v if self.precise else rounded(v, access.dtype), access.dtype)
-        places, step = self._places(access, lanes, at)
-        align = ELEMENT_BYTES[v.element]
-        if step == 1 or v.lanes == 1:
-            self.e.do(f"store {v.type} {v.name}, ptr {places[0]}, align {align}")
-            return
-        for k, place in enumerate(places):
-            one = self.e.emit(f"extractelement {v.type} {v.name}, i32 {k}")
-            self.e.do(f"store {type_of(v.element)} {one}, ptr {place}, align {align}")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from primexec.executors.llvm.codegen import KernelWriter, Positions
+from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.emit import Value, type_of
 from primexec.executors.llvm.instructions import DEAR, REGISTER, splat
 from primexec.executors.llvm.ir import Expr, Index, Load, Op, Reduce, Store, Within, operands
 from primexec.executors.llvm.layout import Axis
+from primexec.executors.llvm.memory import Positions
 from primexec.executors.llvm.reductions import Accumulator
 from primexec.executors.llvm.target import ELEMENT_BYTES
 

@@ -33,6 +33,7 @@ from primexec.executors.llvm.maps import VIEWS
 from primexec.executors.llvm.piecewise import PIECEWISE
 from primexec.executors.llvm.schedule import Schedule, prim, reduced_axes
 from primexec.executors.llvm.target import Target, host
+from primexec.executors.llvm.tiles import TileWriter
 from primexec.prims import lookup
 
 CREATION = frozenset({"full", "iota"})
@@ -173,7 +174,8 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     room = 0
     for kernel in schedule.kernels:
         layout = plan(kernel, target)
-        writer = (ColumnWriter if layout.columns else KernelWriter)(module, kernel, layout, order, precise)
+        kind = ColumnWriter if layout.columns else TileWriter if layout.across else KernelWriter
+        writer = kind(module, kernel, layout, order, precise)
         parts = writer.write()
         if layout.pieces > 1:
             room = max(room, writer.workspace.nbytes)

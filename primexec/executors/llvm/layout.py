@@ -12,6 +12,8 @@ from primexec.executors.llvm.target import Target
 WIDE = 8  # bytes from which on vectors hold as few elements as float64
 GRAIN = 32768  # points of a domain that are worth a thread
 BLOCK = 2048  # elements of one unit of a kernel of one axis
+NARROW = 8  # axes of fewer elements are not worth a tile
+TILE = 64  # side of the squares of a kernel with operands that lie across
 COLUMNS = 1024  # results of a reduction that are accumulated side by side, in the first cache
 SPLIT_POINTS = 2 * GRAIN  # domains of fewer are not cut along reduced axes
 WORKSPACE = 1 << 18  # bytes of partial results
@@ -37,6 +39,7 @@ class Layout:
         columns: whether lanes hold different results of a reduction; units then are blocks of `width` columns.
         flat: whether the units are blocks of `width` elements of the only axis.
         lanes: elements of a vector.
+        across: an axis that joins the lane's: units are squares of the two.
         pieces: into how many parts of `chunk` steps the outermost inner loop is cut: units of their own, whose partial
             results are joined.
     """
@@ -50,10 +53,13 @@ class Layout:
     width: int = 1
     pieces: int = 1
     chunk: int = 0
+    across: Axis | None = None
 
     @property
     def blocks(self) -> int:
-        """Blocks of columns or elements."""
+        """Blocks of columns or elements, or squares."""
+        if self.across and self.lane:
+            return -(-self.across.size // TILE) * -(-self.lane.size // TILE)
         return -(-self.lane.size // self.width) if (self.columns or self.flat) and self.lane else 1
 
     @property
@@ -69,7 +75,7 @@ class Layout:
     @property
     def unit_size(self) -> int:
         """Points of the domain in one unit."""
-        if self.flat:
+        if self.flat or self.across:
             return self.width
         points = math.prod(a.size for a in self.inner) * (self.width if self.columns else 1)
         return -(-points // self.pieces)
@@ -113,7 +119,29 @@ def plan(kernel: Kernel, target: Target) -> Layout:
         blocks = -(-lane.size // COLUMNS)
         side = -(-lane.size // blocks // lanes) * lanes
         return _split(kernel, Layout(outer, tuple(reduced), lane, True, False, lanes, side))
+    across = _across(kernel, lane, outer)
+    if across is not None:
+        rest = tuple(a for a in outer if a != across)
+        return Layout(rest, (across, lane), lane, False, False, lanes, TILE * TILE, across=across)
     return Layout(outer, (lane,), lane, False, not outer, lanes, 1 if outer else BLOCK)
+
+
+def lies_across(access: Access, lane: int, across: int) -> bool:
+    """Whether an operand's elements follow each other along another axis than the lane's."""
+    return access.strides[across] == 1 and access.strides[lane] not in (0, 1) and not access.indirect
+
+
+def _across(kernel: Kernel, lane: Axis, outer: tuple[Axis, ...]) -> Axis | None:
+    """The axis along which operands follow each other that do not along the lane's."""
+    values = walk(tuple(s.value for s in kernel.stores))
+    if lane.size < NARROW or any(isinstance(v, Load) and v.guards for v in values):
+        return None
+
+    def count(axis: Axis) -> int:
+        return sum(lies_across(a, lane.axis, axis.axis) for a in accesses(kernel))
+
+    best = max((a for a in outer if a.size >= NARROW), key=count, default=None)
+    return best if best is not None and count(best) else None
 
 
 def _split(kernel: Kernel, layout: Layout) -> Layout:
