@@ -63,6 +63,23 @@ def expand(node: fx.Node) -> Expansion | None:
     return found if isinstance(found, Expansion) else None
 
 
+def expand_by(node: fx.Node, rule: Callable[..., Any]) -> Expansion | str:
+    """The expansion of a node, a prim perhaps, by another function in place of its operator; or why there is none.
+
+    The function takes the operator's arguments and returns what the operator returns, or a text: why it does not.
+    """
+    key = _key(node)
+    if key is None:
+        return "its arguments are not all static"
+    with _lock:
+        found = _memo.get((rule, key))
+        if found is None:
+            found = _memo[rule, key] = _expand(node, rule)
+            if len(_memo) > MEMO_SIZE:
+                _memo.popitem(last=False)
+        return found
+
+
 def why_not(node: fx.Node) -> str:
     """Why `expand` returns None, or an empty text."""
     found = _find(node)
@@ -178,14 +195,16 @@ def _storage(t: Tensor | None) -> int | None:
 # Recording ----------------------------------------------------------------------------------------------
 
 
-def _expand(node: fx.Node) -> Expansion | str:
+def _expand(node: fx.Node, function: Callable[..., Any] | None = None) -> Expansion | str:
     inputs = node.all_input_nodes
     aliased = {effects.storage_of(n) for n in inputs}
 
     def run(*tensors: Tensor) -> list[Any]:
         stand_ins = dict(zip(inputs, tensors, strict=True))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), stand_ins.__getitem__)
-        out = node.target(*args, **kwargs)  # type: ignore[operator]
+        out = (function or node.target)(*args, **kwargs)  # type: ignore[operator]
+        if isinstance(out, str):
+            raise _NoExpansionError(out)
         results = list(out) if isinstance(out, (tuple, list)) else [out]
         expected = _results(node)
         if len(results) < len(expected):

@@ -1,0 +1,129 @@
+"""Which nodes the executor takes, and why not the others; from metadata only."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec.executors.base import YES, Support, no
+from primexec.executors.llvm import indirect, own, piecewise
+from primexec.executors.llvm.indirect import INDIRECT
+from primexec.executors.llvm.instructions import (
+    COPIES,
+    DTYPES,
+    F16,
+    FLOATS,
+    INTEGER_DIVISIONS,
+    INTEGERS,
+    REDUCTIONS,
+    pointwise,
+)
+from primexec.executors.llvm.maps import VIEWS
+from primexec.executors.llvm.piecewise import PIECEWISE
+from primexec.executors.llvm.schedule import prim, reduced_axes
+from primexec.executors.llvm.target import host
+from primexec.prims import lookup
+
+_NUMBERS = (bool, int, float)
+
+
+def support(node: fx.Node) -> Support:
+    """Whether there is code for a node."""
+    if lookup(node.target) is None:
+        return no("it is no prim")
+    if own.is_own(node):
+        return _judge_own(node)
+    t = node.meta.get("val")
+    if not isinstance(t, Tensor):
+        return no("it has several results")
+    for operand in (t, *(n.meta.get("val") for n in node.all_input_nodes)):
+        reason = unfit(operand)
+        if reason:
+            return no(reason)
+    return _judge(node)
+
+
+def _judge_own(node: fx.Node) -> Support:
+    for operand in node.all_input_nodes:
+        reason = unfit(operand.meta.get("val"))
+        if reason:
+            return no(reason)
+    expansion = own.expansion(node)
+    if isinstance(expansion, str):
+        return no(expansion)
+    for part in expansion.prims:
+        found = YES if part.target is operator.getitem else support(part)
+        if not found:
+            return no(f"{part.target}: {found.reason}")
+    return YES
+
+
+def unfit(t: Any) -> str:
+    """Why a tensor cannot be read or written; empty where it can."""
+    if not isinstance(t, Tensor):
+        return "an operand is no tensor"
+    if t.dtype not in DTYPES:
+        return f"the dtype {t.dtype} has no instructions here"
+    if t.device.type != "cpu" or t.layout is not torch.strided:
+        return f"a tensor is {t.layout} on {t.device}, not strided on the CPU"
+    if t.is_neg() or t.is_conj():
+        return "a tensor carries a lazy negation or conjugation"
+    if any(type(n) is not int for n in (*t.shape, *t.stride())):
+        return "a size is not known"
+    target = host()
+    if t.dtype is F16 and not ("+f16c" in target.features or target.triple.startswith("aarch64")):
+        return "this CPU has no conversions of float16"
+    return ""
+
+
+def _judge(node: fx.Node) -> Support:
+    """Whether there is code for a prim of fit operands."""
+    name, t = prim(node), node.meta["val"]
+    if name in VIEWS or name in COPIES or name == "full":
+        return YES
+    reason = ""
+    if name in INDIRECT:
+        reason = indirect.why_not(node, name)
+    elif name in PIECEWISE:
+        reason = piecewise.why_not(node, name, [n.meta["val"].shape for n in node.all_input_nodes])
+    if name in INDIRECT or name in PIECEWISE:
+        return no(reason) if reason else YES
+    if name == "iota":
+        whole = all(isinstance(node.kwargs[k], int) for k in ("start", "step"))
+        return YES if whole else no("iota of fractions")
+    operands = [n.meta["val"] for n in node.all_input_nodes]
+    if name == "convert_element_type":
+        return YES
+    if name in REDUCTIONS:
+        return _judge_reduction(node, operands[0], t)
+    if name == "where":
+        return YES if node.args[0].meta["val"].dtype is torch.bool else no("the predicate is not bool")  # type: ignore[union-attr]
+    if any(v.dtype != operands[0].dtype for v in operands) or not operands:
+        return no("operands of different dtypes")
+    if any(not isinstance(a, (fx.Node, *_NUMBERS)) for a in node.args) or node.kwargs:
+        return no("an argument is neither tensor nor number")
+    if operands[0].dtype not in FLOATS and any(isinstance(a, float) for a in node.args):
+        return no("a float beside integers")
+    if name in INTEGER_DIVISIONS and operands[0].dtype in INTEGERS and not _divides(node.args[1]):
+        return no("a division of integers by what may be 0")
+    if pointwise(name, operands[0].dtype) is None:
+        return no(f"there is no code for {name} of {operands[0].dtype}")
+    return YES
+
+
+def _divides(divisor: Any) -> bool:
+    return isinstance(divisor, int) and divisor != 0
+
+
+def _judge_reduction(node: fx.Node, source: Tensor, result: Tensor) -> Support:
+    name = prim(node)
+    if source.dim() and not reduced_axes(node):
+        return no("a reduction over no dimension")
+    if name in ("amax", "amin") and not source.numel():
+        return no("the extreme of nothing")
+    if name in ("sum", "prod") and (source.dtype in FLOATS) != (result.dtype in FLOATS):
+        return no("a sum of one kind of numbers in another")
+    return YES

@@ -1,0 +1,139 @@
+"""Prims that are made of simpler ones here: extremes with their places, writes at few places."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec.lowering.expand import Expansion, expand_by, inline
+
+_prims = torch.ops.prims
+FEW_PLACES = 4
+Rule = Callable[..., Any]
+
+
+# Extremes ------------------------------------------------------------------------------------------------
+
+
+def _places(a: Tensor, dims: list[int]) -> Tensor:
+    """Row-major numbers of the elements along some dimensions, in the smallest dtype that counts as far."""
+    dtype = torch.int32 if a.numel() < 2**31 else torch.int64
+    found, count = torch.zeros((), dtype=dtype), 1
+    for d in reversed(dims):
+        along = torch.arange(a.shape[d], dtype=dtype) * count
+        found = found + along.reshape([-1 if d == e else 1 for e in range(a.dim())])
+        count *= a.shape[d]
+    return found.expand(a.shape)
+
+
+def _extreme(a: Tensor, dims: list[int], kind: str) -> Tensor:
+    """The place of the first extreme, or of the first NaN."""
+    if not dims or not a.numel():
+        return torch.zeros([n for d, n in enumerate(a.shape) if d not in dims], dtype=torch.int64)
+    best = getattr(_prims, kind).default(a, dims)
+    for d in dims:
+        best = best.unsqueeze(d)
+    here = a == best
+    if a.is_floating_point():
+        here = here | (a != a)
+    places = _places(a, dims)
+    first: Tensor = _prims.amin.default(torch.where(here, places, torch.iinfo(places.dtype).max), dims)
+    return first.to(torch.int64)
+
+
+def _arg(kind: str) -> Rule:
+    def rule(a: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+        dims = list(range(a.dim())) if dim is None else [dim % a.dim()] if a.dim() else []
+        found = _extreme(a, dims, kind)
+        for d in dims if keepdim else ():
+            found = found.unsqueeze(d)
+        return found
+
+    return rule
+
+
+def _with_place(kind: str) -> Rule:
+    def rule(a: Tensor, dim: int, keepdim: bool = False) -> Any:
+        if not a.dim():
+            return a.clone(), torch.zeros((), dtype=torch.int64)
+        dim %= a.dim()
+        place = _extreme(a, [dim], kind).unsqueeze(dim)
+        best = torch.gather(a, dim, place)
+        return (best, place) if keepdim else (best.squeeze(dim), place.squeeze(dim))
+
+    return rule
+
+
+# Writes at few places ------------------------------------------------------------------------------------
+
+
+def _written(change: Callable[[Tensor, Any], Any]) -> Rule:
+    """Each element asks whether it is written to, where all of them can be asked."""
+
+    def rule(a: Tensor, dim: int, index: Tensor, source: Any) -> Any:
+        if not a.dim() or not index.numel():
+            return "nothing is written, or to a number"
+        dim %= a.dim()
+        others = [n for d, n in enumerate(a.shape) if d != dim]
+        if index.shape[dim] > FEW_PLACES or [n for d, n in enumerate(index.shape) if d != dim] != others:
+            return f"more than {FEW_PLACES} places along a dimension, or not all of the others, are written to"
+        numbers = torch.arange(a.shape[dim], dtype=torch.int32).reshape([-1 if d == dim else 1 for d in range(a.dim())])
+        numbers = numbers.expand(a.shape)
+        for k in range(index.shape[dim]):
+            checked = torch.gather(numbers, dim, index.narrow(dim, k, 1))
+            new = source.narrow(dim, k, 1) if isinstance(source, Tensor) else torch.full((), source, dtype=a.dtype)
+            for d, n in enumerate(index.shape) if new.dim() else ():
+                new = new.narrow(d, 0, n if d != dim else 1)
+            a = torch.where(numbers == checked, change(a, new), a)
+        return a.clone() if not index.shape[dim] else a
+
+    return rule
+
+
+_replaced, _added = _written(lambda old, new: new), _written(lambda old, new: old + new)
+
+OWN: dict[str, Rule] = {
+    "aten.scatter.value": _replaced,
+    "aten.scatter.src": _replaced,
+    "aten.scatter_add.default": _added,
+    "aten.argmax.default": _arg("amax"),
+    "aten.argmin.default": _arg("amin"),
+    "aten.max.dim": _with_place("amax"),
+    "aten.min.dim": _with_place("amin"),
+}
+
+
+# Rewriting -----------------------------------------------------------------------------------------------
+
+
+def is_own(node: fx.Node) -> bool:
+    """Whether a node is computed by simpler prims."""
+    return str(node.target) in OWN
+
+
+def expansion(node: fx.Node) -> Expansion | str:
+    """The simpler prims; or why there are none."""
+    return expand_by(node, OWN[str(node.target)])
+
+
+def rewritten(graph: fx.Graph) -> fx.Graph:
+    """A graph with the simpler prims in place; itself where nothing changes."""
+    if not any(is_own(n) for n in graph.nodes):
+        return graph
+    made = fx.Graph()
+    copies: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if is_own(node):
+            parts = expansion(node)
+            assert isinstance(parts, Expansion), parts
+            results = inline(parts, node, made, [copies[n] for n in node.all_input_nodes])
+            copies[node] = results if isinstance(node.meta["val"], (tuple, list)) else results[0]
+        elif node.target is operator.getitem and isinstance(copies[node.args[0]], tuple):
+            copies[node] = copies[node.args[0]][node.args[1]]
+        else:
+            copies[node] = made.node_copy(node, copies.__getitem__)
+    return made
