@@ -68,6 +68,7 @@ empty_strided_cpu: Callable[..., Tensor] = _late("torch._C._dynamo.guards._empty
 set_version_counter: Callable[..., None] = _late("torch._C._autograd._unsafe_set_version_counter")
 storage_use_count: Callable[[int], int] = _late("torch._C._storage_Use_Count")
 function_mode_depth: Callable[[], int] = _late("torch._C._len_torch_function_stack")
+any_autocast_enabled: Callable[[], bool] = _late("torch._C._is_any_autocast_enabled")
 set_grad_enabled: Callable[[bool], None] = _late("torch._C._set_grad_enabled")
 
 
@@ -333,8 +334,8 @@ def _executes(executes: Callable[[Any], bool], node: Any) -> bool:
 
 
 def below_autograd() -> Any:
-    """Operators record nothing for autograd, while kernels still see the grad mode as it is."""
-    return private("torch._C._AutoDispatchBelowAutograd")()
+    """A context without arguments in which operators record nothing for autograd; kernels still see the grad mode."""
+    return private("torch._C._AutoDispatchBelowAutograd")
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,18 +20,9 @@ from primexec.runtime import Executable
 Compile = Callable[[Program], Executable]
 
 
-@dataclass(frozen=True, slots=True)
-class _Compiled:
-    """A backward program, ready to run.
-
-    Attributes:
-        select: picks its inputs from the saved values followed by the gradients that are there.
-        places: for each input of the forward program that may get a gradient, the index of the output, or None.
-    """
-
-    run: Callable[..., Sequence[Tensor]]
-    select: Callable[[Sequence[Any]], tuple[Any, ...]]
-    places: tuple[int | None, ...]
+# From the saved values and the gradients of the roots to what `Function.backward` returns.
+Backward = Callable[[Sequence[Tensor], Sequence[Tensor | None]], Sequence[Tensor | None]]
+_NOT_DIFFERENTIABLE = 3  # leading arguments of `Function.forward`
 
 
 class Training:
@@ -46,9 +36,10 @@ class Training:
         backward: Any = self.program.backward
         self.saved = [(i.label, *joint.places[i.label]) for i in backward.inputs if i.kind == "saved"]
         self._positions = {name: i for i, (name, _, _) in enumerate(self.saved)}
-        self._backward: dict[tuple[Gradients, tuple[bool, ...]], _Compiled] = {}
+        self._backward: dict[tuple[Gradients, tuple[bool, ...]], Backward] = {}
         recorder = self.joint.recorder
         self._backward[recorder.gradients, recorder.needed] = self._prepare(backward, recorder.gradients)
+        self.enter = self._write_forward()
 
     def saved_bytes(self) -> tuple[int, int]:
         """How many bytes are kept for backward, and how many eager keeps; memory that is shared counts once."""
@@ -59,62 +50,103 @@ class Training:
         eager = _torch.saved_by_autograd([n.meta["val"] for n in recorder.roots])
         return sum(ours.values()), sum(eager.values())
 
-    def run(self, *inputs: Any) -> list[Any]:
-        """What the program returns, tied to autograd."""
-        joint, made = self.joint, []  # type: ignore[var-annotated]
+    def write_run(self) -> Callable[..., list[Any]]:
+        """From the program's inputs to what the function returns, tied to autograd.
+
+        Written out, as guards are: loops over positions would cost as much as a small program.
+        """
+        joint = self.joint
+        names = [f"i{n}" for n in range(len(self.program.inputs))]
+        namespace: dict[str, Any] = {"apply": _apply, "training": self}
+        lines = [f"def run({', '.join(names)}):"]
         if joint.roots:
-            rooted = _apply(self, inputs, made, *[inputs[i] for i in joint.inputs])
-            for i, root in zip(joint.roots, rooted, strict=True):
-                made[i] = root
+            tied = [names[i] for i in joint.inputs]
+            roots = ", ".join(f"r{n}" for n in joint.roots)
+            lines.append(f"  made = []; [{roots}] = apply({', '.join(['training', _tuple(names), 'made', *tied])})")
         else:  # nothing but views of inputs
-            with torch.no_grad():
-                made.extend(self.forward(*inputs))
+            namespace |= {"no_grad": torch.no_grad, "forward": self.forward}
+            lines += ["  with no_grad():", f"    made = forward({', '.join(names)})"]
         results = []
-        for result in joint.results:
-            value = (inputs if result.is_input else made)[result.index]
-            for view in result.views:
-                with torch.set_grad_enabled(view.grad_mode):
-                    value = view.op(value, *view.args, **view.kwargs)
-            results.append(value)
-        return results
+        for number, result in enumerate(joint.results):
+            source = f"r{result.index}" if result.index in joint.roots else f"made[{result.index}]"
+            source = names[result.index] if result.is_input else source
+            for step, view in enumerate(result.views):
+                place = f"_{number}_{step}"
+                namespace |= {f"view{place}": view.op, f"args{place}": view.args, f"kwargs{place}": view.kwargs}
+                call = f"v{number} = view{place}({source}, *args{place}, **kwargs{place})"
+                namespace["grad_mode"] = torch.set_grad_enabled
+                lines += [f"  with grad_mode({view.grad_mode}):", f"    {call}"]
+                source = f"v{number}"
+            results.append(source)
+        lines.append(f"  return [{', '.join(results)}]")
+        return _written("run", lines, namespace)
+
+    def _write_forward(self) -> Callable[..., tuple[Tensor, ...]]:
+        """Runs the program inside of `Function.forward`, and saves what backward takes."""
+        made = [f"o{n}" for n in range(len(self.program.outputs))]
+        inputs = [f"i{n}" for n in range(len(self.program.inputs))]
+        saved = ", ".join((inputs if is_input else made)[i] for _, is_input, i in self.saved)
+        # Some kernels do more under grad mode (an LSTM keeps its workspace), so it is on, as in eager. Where one of
+        # them raises, what called `forward` sets it back.
+        lines = [
+            "def enter(context, inputs, made):",
+            f"  [{', '.join(inputs)}] = inputs" if inputs else "",
+            "  set_grad(True)",
+            "  with below_autograd():",
+            "    made += forward(*inputs)",
+            "  set_grad(False)",
+            f"  [{', '.join(made)}] = made",
+            "  context.set_materialize_grads(False)",
+            f"  context.save_for_backward({saved})",
+            f"  return {_tuple([made[i] for i in self.joint.roots])}",
+        ]
+        namespace = {"below_autograd": _torch.below_autograd(), "set_grad": _torch.set_grad_enabled}
+        return _written("enter", lines, {"forward": self.forward, **namespace})
 
     def backward(self, saved: Sequence[Tensor], gradients: Sequence[Tensor | None], needed: tuple[bool, ...]) -> Any:
-        key = tuple(None if g is None else g.stride() for g in gradients), needed
+        key = tuple([None if g is None else g.stride() for g in gradients]), needed
         compiled = self._backward.get(key)
         if compiled is None:
             with capture_lock():
                 program = self.joint.recorder.record(*key)
                 self.joint.recorder.tracer.complete_metadata([program.graph_module.graph])
                 compiled = self._backward[key] = self._prepare(program, key[0])
-        values = compiled.select((*saved, *(g for g in gradients if g is not None)))
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        if _torch.any_autocast_enabled():
             with _torch.autocast_off():
-                out = compiled.run(*values)
-        else:
-            out = compiled.run(*values)
-        return [None if i is None else out[i] for i in compiled.places]
+                return compiled(saved, gradients)
+        return compiled(saved, gradients)
 
-    def _prepare(self, program: Program, gradients: Gradients) -> _Compiled:
-        arriving = iter(range(len(self.saved), len(self.saved) + len(gradients)))
-        places = []
+    def _prepare(self, program: Program, gradients: Gradients) -> Backward:
+        """Compile a backward program, and write out what stands between it and autograd."""
+        saved = [f"s{n}" for n in range(len(self.saved))]
+        given = [f"g{n}" for n in range(len(gradients))]
+        arriving = iter([name for name, strides in zip(given, gradients, strict=True) if strides is not None])
+        inputs = []
         for i in program.inputs:
             if i.kind == "saved" and i.label not in self._positions:
                 raise PrimexecError(f"the backward pass of {program.name} needs {i.label}, which was not saved")
-            places.append(self._positions[i.label] if i.kind == "saved" else next(arriving))
+            inputs.append(saved[self._positions[i.label]] if i.kind == "saved" else next(arriving))
         executable = self.compile(program)
         self.plans.append(executable.plan)
         self.compiles += executable.compiles
-        return _Compiled(
-            executable.run,
-            _picker(places),
-            tuple(None if isinstance(leaf, Static) else leaf for leaf in program.output_leaves),
-        )
+        found = ["None" if isinstance(leaf, Static) else f"out[{leaf}]" for leaf in program.output_leaves]
+        lines = [
+            "def backward(saved, gradients):",
+            f"  [{', '.join(saved)}] = saved",
+            f"  [{', '.join(given)}] = gradients",
+            f"  out = run({', '.join(inputs)})",
+            f"  return {_tuple(['None'] * _NOT_DIFFERENTIABLE + found)}",
+        ]
+        return _written("backward", lines, {"run": executable.run})
 
 
-def _picker(places: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    if len(places) > 1:
-        return operator.itemgetter(*places)
-    return lambda values: tuple(values[i] for i in places)
+def _tuple(names: list[str]) -> str:
+    return f"({', '.join(names)}{',' * (len(names) == 1)})"
+
+
+def _written(name: str, lines: list[str], namespace: dict[str, Any]) -> Callable[..., Any]:
+    exec(compile("\n".join(lines), f"<primexec {name}>", "exec"), namespace)
+    return namespace.pop(name)  # type: ignore[no-any-return]  # no cycle through its globals
 
 
 class _Run(torch.autograd.Function):
@@ -122,13 +154,8 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, training: Training, inputs: tuple[Any, ...], made: list[Any], *_: Tensor) -> Any:
-        # Some kernels do more under grad mode (an LSTM keeps its workspace), so it is on, as in eager.
-        with _torch.below_autograd(), torch.enable_grad():
-            made.extend(training.forward(*inputs))
         ctx.training = training
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*[(inputs if is_input else made)[i] for _, is_input, i in training.saved])
-        return tuple(made[i] for i in training.joint.roots)
+        return training.enter(ctx, inputs, made)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
@@ -138,9 +165,8 @@ class _Run(torch.autograd.Function):
                 "create_graph=True, and its backward program cannot be differentiated\nWhat to do: call the function "
                 "inside `with primexec.disable():` where second derivatives are needed"
             )
-        needed = _torch.needed_gradients(ctx, ctx.needs_input_grad[3:])
-        found = ctx.training.backward(ctx.saved_tensors, gradients, needed)
-        return None, None, None, *found
+        needed = _torch.needed_gradients(ctx, ctx.needs_input_grad[_NOT_DIFFERENTIABLE:])
+        return ctx.training.backward(ctx.saved_tensors, gradients, needed)
 
 
 # Function.apply looks at every argument for functorch's sake first (0.1 µs each); no transform is active here.
@@ -150,4 +176,5 @@ _apply: Any = super(torch.autograd.Function, _Run).apply
 def bind(joint: Joint, forward: Executable, compile_: Compile) -> Executable:
     """The executable with its results tied to autograd."""
     training = Training(joint, forward, compile_)
-    return replace(forward, run=training.run, compiles=forward.compiles + training.compiles, training=training)
+    run = training.write_run()
+    return replace(forward, run=run, compiles=forward.compiles + training.compiles, training=training)
