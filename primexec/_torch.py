@@ -198,14 +198,13 @@ def functorch_active() -> bool:
 def fake_mode(*, cached: bool = True) -> Any:
     """A mode of fake tensors; its cache costs as much as it saves where operators hardly ever come again."""
     mode = private("torch._subclasses.fake_tensor.FakeTensorMode")()
-    mode.cache_enabled = mode.cache_enabled and cached
+    mode.cache_enabled &= cached
     return mode
 
 
 def graph_module(root: torch.nn.Module | dict[str, Any], graph: fx.Graph, name: str = "GraphModule") -> fx.GraphModule:
     """A module that runs a graph; its code, which compiling never looks at, is written when it is first asked for."""
-    module: fx.GraphModule = private("torch.fx._lazy_graph_module._LazyGraphModule")(root, graph, class_name=name)
-    return module
+    return private("torch.fx._lazy_graph_module._LazyGraphModule")(root, graph, class_name=name)  # type: ignore[no-any-return]
 
 
 def allow_unknown_sizes(mode: Any) -> bool:

@@ -12,7 +12,6 @@ import enum
 import math
 import sys
 import types
-from collections.abc import Callable
 from typing import Any
 
 import torch

@@ -175,3 +175,20 @@ def test_argument_that_changes_shape_does_so_for_the_caller() -> None:
     assert torch.equal(traced(x), shaped(X.clone()))
     assert x.shape == (1, 4, 4)
     assert any(effects.has_effect(n) for n in traced.trace(X.clone()).lower().nodes)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.functional.batch_norm, torch.nn.functional.instance_norm])
+def test_running_statistics_are_copied_back(norm: Callable[..., Tensor]) -> None:
+    def program(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return (
+            norm(x, mean, var, None, None, True, 0.3)
+            if norm is torch.nn.functional.batch_norm
+            else norm(x, mean, var, use_input_stats=True, momentum=0.3)
+        )
+
+    given = X.reshape(2, 2, 4), torch.tensor([1.0, 2.0], dtype=X.dtype), torch.tensor([3.0, 4.0], dtype=X.dtype)
+    mine, eagers = ([t.clone() for t in given] for _ in range(2))
+    lowered = make_traced(program).trace(*given).lower()
+    assert {str(n.target) for n in lowered.nodes if effects.has_effect(n)} == {"aten.copy_.default"}
+    torch.testing.assert_close(run_graph(lowered.graph_module.graph, mine)[0], program(*eagers))
+    torch.testing.assert_close(mine, eagers)

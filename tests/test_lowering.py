@@ -18,6 +18,8 @@ from tests.sweep import OPS, op_samples
 
 # Run on other samples than the tensors they were captured with, or on memory outside of the tensor.
 SKIPPED = {"as_strided.partial_views": "reads memory outside of its argument"}
+# Eager's own errors in float64: 6e-8, 6e-7 and 3e-6 (tests/test_lowering_special.py).
+ROUGH = dict.fromkeys(("special.bessel_y0", "special.bessel_y1", "special.airy_ai"), 1e-4)
 SLICE = [name for i, name in enumerate(OPS) if i % 5 == 0 and not name.startswith("jiterator")]
 
 
@@ -36,7 +38,8 @@ def check_entry(name: str, dtype: torch.dtype, limit: int | None) -> None:
             except (CaptureError, RuntimeError, ValueError, TypeError, IndexError):
                 continue  # raises in eager too, or is not captured: tests/test_sweep.py is about those
             if len(inputs) == len(program.inputs) and all(i.kind == "argument" for i in program.inputs):
-                prims_oracle.check(program, inputs)
+                tolerance = ROUGH.get(name)
+                prims_oracle.check(program, inputs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", SLICE)
@@ -187,4 +190,4 @@ def test_returned_views_still_alias() -> None:
 def test_share_of_op_db_that_lowers_to_prims_only() -> None:
     count, left = sweep()
     assert count > 600
-    assert len(left) / count < 0.08, left
+    assert len(left) / count < 0.05, left

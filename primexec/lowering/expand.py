@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec._torch import pytree
-from primexec.lowering.rules_whole import RULES
+from primexec.lowering.rules_special import RULES
 from primexec.passes.common import merge_equal, remove_no_ops
 from primexec.prims import is_prim
 from primexec.program import TensorSpec, op_name

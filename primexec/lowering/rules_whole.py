@@ -161,12 +161,14 @@ def _cdist(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Any:
 @rule("aten._pdist_forward.default")
 def _pdist(a: Tensor, p: float = 2) -> Any:
     n = a.shape[0]
-    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
-    if not pairs or len(pairs) > 4096:
-        return NotImplemented
-    rows = torch.cat([a.narrow(0, i, 1).expand(n - 1 - i, -1) for i in range(n - 1)])
-    others = torch.cat([a.narrow(0, i + 1, n - 1 - i) for i in range(n - 1)])
-    return _norm(rows - others, p)
+    if n < 2:
+        return torch.zeros(0, dtype=a.dtype, device=a.device)
+    # Pair k is (i, j), i < j, in row-major order: the places where a triangle of ones stands.
+    ends = torch.arange(n - 1, 0, -1, device=a.device).cumsum(0)
+    k = torch.arange(n * (n - 1) // 2, device=a.device)
+    i = torch.searchsorted(ends, k, right=True)
+    j = k - ends[i] + n
+    return _norm(a[i] - a[j], p)
 
 
 # Special functions --------------------------------------------------------------------------------------

@@ -23,6 +23,12 @@ _RENAMED = {
     "aten.normal_.default": "aten.normal_functional.default",
     "aten.bernoulli_.float": "aten.bernoulli.p",
 }
+# Operators that write to several arguments: the form that returns their new values last, and how many come before.
+_SEVERAL = {
+    "aten.native_batch_norm.default": ("aten._native_batch_norm_legit_functional.default", 3),
+    "aten._native_batch_norm_legit.default": ("aten._native_batch_norm_legit_functional.default", 3),
+    "aten._batch_norm_with_update.default": ("aten._batch_norm_with_update_functional.default", 4),
+}
 _RESHAPED = frozenset(["view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "alias", "detach", "lift_fresh"])
 _Emit = Callable[..., fx.Node]
 
@@ -45,6 +51,8 @@ class Functionalize:
 
 
 def _can_copy_back(node: fx.Node) -> bool:
+    if str(node.target) in _SEVERAL:
+        return len(effects.writes(node)) == 2
     is_copy = node.target is torch.ops.aten.copy_.default
     return len(effects.writes(node)) == 1 and functional(node.target) is not None and not node.users and not is_copy
 
@@ -234,11 +242,21 @@ class _Rewrite:
         self.versions[storage] += 1
 
     def _write_back(self, node: fx.Node) -> None:
-        (written,) = effects.writes(node)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
-        value = self._emit(node, functional(node.target), *args, **kwargs)
-        copy = self.graph.call_function(torch.ops.aten.copy_.default, (self._value(written), value))
-        copy.meta = dict(node.meta)
+        if str(node.target) in _SEVERAL:
+            name, own = _SEVERAL[str(node.target)]
+            value = self.copies[node] = self._emit(node, _torch.operator(name), *args, **kwargs)
+            news = [self._part(value, own + i) for i in range(len(effects.writes(node)))]
+        else:
+            news = [self._emit(node, functional(node.target), *args, **kwargs)]
+        for written, new in zip(effects.writes(node), news, strict=True):
+            copy = self.graph.call_function(torch.ops.aten.copy_.default, (self._value(written), new))
+            copy.meta = dict(new.meta)
+
+    def _part(self, node: fx.Node, index: int) -> fx.Node:
+        part = self.graph.call_function(operator.getitem, (node, index))
+        part.meta = dict(node.meta, val=node.meta["val"][index], spec=node.meta["spec"][index])
+        return part
 
     def _emit(self, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A new node on the line of another one."""
@@ -248,5 +266,6 @@ class _Rewrite:
         with _torch.quiet_modes(), like.fake_mode, torch.no_grad():
             out = op(*values[0], **values[1])
         node.meta = {k: origin.meta[k] for k in ("source", "stack_trace", "inference") if k in origin.meta}
-        node.meta.update(val=out, spec=TensorSpec.of(out))
+        spec = TensorSpec.of(out) if isinstance(out, Tensor) else [TensorSpec.of(t) for t in out]
+        node.meta.update(val=out, spec=spec)
         return node
