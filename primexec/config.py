@@ -13,7 +13,7 @@ Executors = str | Sequence[str]
 
 COMMON_PARAMETERS = frozenset({"strict", "save"})  # known whatever the executors are
 SAVE = ("less", "default", "more")  # how much a forward program saves for backward
-LOG_TOPICS = ("trace", "guards", "plan")
+LOG_TOPICS = ("trace", "guards", "plan", "kernels")
 RETRACES_BEFORE_WARNING = 8
 
 _disabled: ContextVar[bool] = ContextVar("primexec_disabled", default=False)

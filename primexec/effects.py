@@ -104,14 +104,17 @@ def has_effect(node: fx.Node) -> bool:
 
 
 def aliases_input(node: fx.Node) -> bool:
-    """Whether the result shares memory with an argument of the node."""
+    """Whether the result shares memory with an argument of the node, or of the operator that it is one result of."""
     storage = storage_of(node)
-    return storage is not None and storage in {storage_of(n) for n in node.all_input_nodes}
+    made_by: Any = node.args[0] if node.target is operator.getitem else node
+    return storage is not None and storage in {storage_of(n) for n in made_by.all_input_nodes}
 
 
 def is_view(node: fx.Node) -> bool:
     """Whether the node does nothing but make an alias of its first argument, its only tensor."""
-    return aliases_input(node) and not has_effect(node) and node.all_input_nodes == [node.args[0]]
+    if node.target is operator.getitem or not aliases_input(node) or has_effect(node):
+        return False
+    return node.all_input_nodes == [node.args[0]]
 
 
 def storage_of(node: fx.Node) -> int | None:

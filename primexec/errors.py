@@ -27,6 +27,11 @@ class SourceLine:
         """The source text of the line, stripped; empty where the file cannot be read."""
         return linecache.getline(self.file, self.line).strip()
 
+    @property
+    def short(self) -> str:
+        """`model.py:12 in forward: return x + 1`."""
+        return f"{self.file.rpartition('/')[2]}:{self.line} in {self.function}: {self.text}"
+
     def __str__(self) -> str:
         return f'File "{self.file}", line {self.line}, in {self.function}\n    {self.text}'
 

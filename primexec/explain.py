@@ -14,9 +14,11 @@ from primexec.cache import Cache, compile_captured, runs_inline
 from primexec.capture import capture, capture_lock
 from primexec.executors import registry
 from primexec.guards import MISS, describe_call, differences
+from primexec.inspection import described
 from primexec.partition import Plan
 
 _MAX_SHOWN = 12
+_MAX_KERNEL_LINES = 60
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Explanation:
         differences: (label, in the nearest cached program, in this call); empty without cached programs.
         backward: the plan of the backward program, where results require grad.
         saved: how many bytes are saved for backward, and how many eager saves.
+        kernels: what the executors tell about their regions: the kernels of `llvm`, and why they are what they are.
         guarded: how many Python values, dicts and tensors a call is checked against.
     """
 
@@ -40,12 +43,16 @@ class Explanation:
     guarded: str
     backward: Plan | None = None
     saved: tuple[int, int] = (0, 0)
+    kernels: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.plan is None:
             return f"{self.name}: runs inline, inside another trace or transform"
         lines = [f"{self.name}: {'served from the cache' if self.cached else 'not in the cache'}"]
         lines += [f"  {line}" for line in str(self.plan).splitlines()]
+        lines += [f"  {line}" for line in self.kernels[:_MAX_KERNEL_LINES]]
+        if len(self.kernels) > _MAX_KERNEL_LINES:
+            lines.append(f"  and {len(self.kernels) - _MAX_KERNEL_LINES} lines more, in `kernels`")
         if self.backward is not None:
             lines += [f"  backward: {line}" for line in str(self.backward).splitlines()]
             ours, eager = (f"{count:,} bytes" for count in self.saved)
@@ -93,4 +100,5 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
         f"{guarded or 'nothing'}, global state",
         training and training.plans[0],
         training.saved_bytes() if training is not None else (0, 0),
+        described(executable.plan, executors, cache.options),
     )

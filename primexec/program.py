@@ -6,13 +6,14 @@ import html
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import fx
 
 from primexec.errors import SourceLine
 
+_Stage = TypeVar("_Stage", bound=Callable[..., Any])
 _DTYPES = {
     torch.float16: "f16", torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16",
     torch.complex32: "c32", torch.complex64: "c64", torch.complex128: "c128",
@@ -127,7 +128,55 @@ class Program:
             ...
             return mul
         """
-        return _stages["lower"](self)
+        lowered: Program = _stages["lower"](self)
+        return lowered
+
+    def inspect_loops(self, **parameters: object) -> str:
+        """The loops that the executor `llvm` makes of the program: buffers, and each kernel with where it comes from.
+
+        Every value of a kernel has a name and a dtype; a reduction shows the loops that it runs over, and, where there
+        are several passes over them, in which pass a value is known. Nothing is compiled.
+
+        Args:
+            parameters: executor parameters of `llvm`, `fuel=3` for instance.
+
+        >>> import torch, primexec
+        >>> program = primexec.make_traced(lambda x: (x * 2).sum(-1)).trace(torch.ones(3, 5))
+        >>> print(program.inspect_loops())
+        region0
+        b0: input float32[3, 5] strides [5, 1]
+        b1: output float32[3] strides [1]
+        kernel k0_mul_sum
+          # ...
+          for i0 in 3:
+            v0: float32 = b0[5*i0 + i1]  # pass 0
+            v1: float32 = 2.0  # pass 0
+            v2: float32 = mul(v0, v1)  # pass 0
+            v3: float32 = sum(for i1 in 5: v2)  # pass 1
+            b1[i0] = v3
+        """
+        return str(_stages["inspect"](self, "loops", parameters))
+
+    def inspect_llvm(self, **parameters: object) -> str:
+        """The LLVM IR of the program's kernels, one module for each region of `llvm`; arguments as `inspect_loops`.
+
+        >>> import torch, primexec
+        >>> program = primexec.make_traced(lambda x: x * 2 + 1).trace(torch.ones(100))
+        >>> text = program.inspect_llvm()
+        >>> "define void @k0_mul_add(ptr %args, i64 %begin, i64 %end)" in text, "fmul" in text
+        (True, True)
+        """
+        return str(_stages["inspect"](self, "llvm", parameters))
+
+    def inspect_asm(self, **parameters: object) -> str:
+        """The machine code of the program's kernels, as assembly for this machine; arguments as `inspect_loops`.
+
+        >>> import torch, primexec
+        >>> program = primexec.make_traced(lambda x: x * 2 + 1).trace(torch.ones(100))
+        >>> "k0_mul_add:" in program.inspect_asm()
+        True
+        """
+        return str(_stages["inspect"](self, "asm", parameters))
 
     def __str__(self) -> str:
         backward = f"\n\n{self.backward}" if self.backward is not None else ""
@@ -144,13 +193,13 @@ class Static:
     value: object
 
 
-_stages: dict[str, Callable[[Program], Program]] = {}
+_stages: dict[str, Callable[..., Any]] = {}
 
 
-def stage(name: str) -> Callable[[Callable[[Program], Program]], Callable[[Program], Program]]:
+def stage(name: str) -> Callable[[_Stage], _Stage]:
     """Makes a function the implementation of a method of Program: what it needs stands above this file."""
 
-    def register(function: Callable[[Program], Program]) -> Callable[[Program], Program]:
+    def register(function: _Stage) -> _Stage:
         _stages[name] = function
         return function
 
@@ -197,7 +246,7 @@ def _lines(program: Program) -> Iterator[str]:
             continue
         source = node.meta.get("source")
         if source is not None and source != current:
-            yield f"    # {source.file.rpartition('/')[2]}:{source.line} in {source.function}: {source.text}"
+            yield f"    # {source.short}"
             current = source
         yield "    " + _line(node)
     outputs = nodes["output"].args[0]

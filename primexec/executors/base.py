@@ -74,6 +74,8 @@ class Executor(Protocol):
     An executor may say `exact = True`: when it compiles, it makes sure that its code returns what the region's
     metadata says, strides included. Results of all others are checked at every call.
 
+    An executor may have a method `describe(region, options)`: lines of text that `explain()` shows about a region.
+
     An executor may have an attribute `strict`: where it is true, naming the executor forbids falling back to
     `aten`, as `{"strict": True}` among the parameters does.
     """

@@ -222,3 +222,30 @@ def _var(a: Tensor, dims: Any, correction: Any = 1, *, output_dtype: Any = None)
     total = _prim("sum")(torch.real(squares) if a.is_complex() else squares, dims)
     divisor = max(0.0, float(count) - float(1 if correction is None else correction))
     return _prim("div")(total, divisor)
+
+
+@rule("aten.angle.default")
+def _angle(a: Tensor) -> Any:
+    """PyTorch's rule gives pi in the default dtype."""
+    if a.is_complex():
+        return torch.atan2(torch.imag(a), torch.real(a))
+    if not a.dtype.is_floating_point:
+        a = a.to(torch.get_default_dtype())
+    angles = torch.where(a < 0, _full([], math.pi, a.dtype, a.device), _full([], 0.0, a.dtype, a.device))
+    return torch.where(torch.isnan(a), a, angles)
+
+
+@rule("aten._softmax_backward_data.default")
+def _softmax_backward(grad: Tensor, output: Tensor, dim: int, input_dtype: torch.dtype) -> Any:
+    """As the kernel: the difference first, so that less cancels."""
+    wide = torch.float32 if grad.dtype in (torch.bfloat16, torch.float16) else grad.dtype
+    g, y = grad.to(wide), output.to(wide)
+    return ((g - (g * y).sum(dim, keepdim=True)) * y).to(input_dtype)
+
+
+@rule("aten.soft_margin_loss_backward.default")
+def _soft_margin_backward(grad: Tensor, a: Tensor, target: Tensor, reduction: int) -> Any:
+    """As the kernel: PyTorch's rule takes one from a sigmoid that is close to it."""
+    z = torch.exp(-target * a)
+    scale = 1 / a.numel() if reduction == 1 and a.numel() else 1
+    return target * z * -scale / (z + 1) * grad

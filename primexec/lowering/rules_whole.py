@@ -184,14 +184,6 @@ def _polygamma(n: int, a: Tensor) -> Any:
     return torch.special.zeta(torch.full_like(a, n + 1.0), a) * (math.factorial(n) * (-1.0) ** (n + 1))
 
 
-@rule("aten.angle.default")
-def _angle(a: Tensor) -> Any:
-    if a.is_complex():
-        return torch.atan2(torch.imag(a), torch.real(a))
-    a = a if a.is_floating_point() else a.to(torch.get_default_dtype())
-    return torch.where(torch.isnan(a), a, torch.where(a < 0, math.pi, 0.0).to(a.dtype))
-
-
 @rule("aten.special_modified_bessel_i0.default")
 def _bessel_i0(a: Tensor) -> Any:
     return torch.special.i0(a)

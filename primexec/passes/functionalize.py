@@ -128,8 +128,24 @@ def functional(op: Any) -> Any | None:
     if op.namespace != "aten" or not name.endswith("_") or name.endswith("__"):
         return None
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    found = getattr(packet, overload, None) if packet is not None else None
-    return None if found is None or found._schema.is_mutable else found
+    if packet is None:
+        return None
+    wanted = _formals(op)
+    others = sorted(
+        packet.overloads(), key=lambda o: o != overload
+    )  # pow_.Scalar writes what pow.Tensor_Scalar returns
+    found = (getattr(packet, o) for o in others)
+    return next((f for f in found if _formals(f) == wanted and not f._schema.is_mutable), None)
+
+
+def _defaults(node: fx.Node, given: int) -> list[Any]:
+    """Positional arguments that the node leaves to its schema: the functional operator may have no default."""
+    rest: list[Any] = node.target._schema.arguments[given:]  # type: ignore[union-attr]
+    return [a.default_value for a in rest if not a.kwarg_only and a.name not in node.kwargs]
+
+
+def _formals(op: Any) -> list[tuple[str, str, str]]:
+    return [(a.name, str(a.type), repr(a.default_value)) for a in op._schema.arguments]
 
 
 # Views backwards ----------------------------------------------------------------------------------------
@@ -226,7 +242,7 @@ class _Rewrite:
 
     def _write(self, node: fx.Node, written: fx.Node) -> None:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
-        value = self._emit(node, functional(node.target), *args, **kwargs)
+        value = self._emit(node, functional(node.target), *args, *_defaults(node, len(args)), **kwargs)
         dtype = written.meta["val"].dtype
         if value.meta["val"].dtype != dtype:
             value = self._emit(node, torch.ops.aten._to_copy.default, value, dtype=dtype)
@@ -248,7 +264,7 @@ class _Rewrite:
             value = self.copies[node] = self._emit(node, _torch.operator(name), *args, **kwargs)
             news = [self._part(value, own + i) for i in range(len(effects.writes(node)))]
         else:
-            news = [self._emit(node, functional(node.target), *args, **kwargs)]
+            news = [self._emit(node, functional(node.target), *args, *_defaults(node, len(args)), **kwargs)]
         for written, new in zip(effects.writes(node), news, strict=True):
             copy = self.graph.call_function(torch.ops.aten.copy_.default, (self._value(written), new))
             copy.meta = dict(new.meta)

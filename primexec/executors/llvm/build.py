@@ -39,8 +39,8 @@ class Builder:
             if b.kind == "output" and len(b.shape) == self.rank and not axes:
                 sizes = [1 if st == 0 else n for n, st in zip(sizes, b.strides, strict=True)]
         ops = dict.fromkeys(prim(n) for r in self.group.roots for n in self._members(r))
-        sources = dict.fromkeys(str(n.meta["source"]) for r in self.group.roots for n in self._members(r)
-                                if n.meta.get("source") is not None)  # fmt: skip
+        lines = (n.meta.get("source") for r in self.group.roots for n in self._members(r))
+        sources = dict.fromkeys(line.short for line in lines if line is not None)
         name = "_".join(["k" + str(self.number), *list(ops)[:6]])
         return Kernel(name, tuple(sizes), tuple(a in axes for a in range(self.rank)), tuple(stores), tuple(sources),
                       tuple(self.group.why))  # fmt: skip

@@ -10,17 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from primexec.config import logger
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, Region, RegionFunction, Support
-from primexec.executors.llvm import addresses, engine, judge, launch, own, repeats, threads
+from primexec.executors.llvm import addresses, engine, judge, launch, own, profiling, repeats, threads
 from primexec.executors.llvm.codegen import KernelWriter, Part
 from primexec.executors.llvm.columns import ColumnWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
 from primexec.executors.llvm.fuse import Scheduler
+from primexec.executors.llvm.ir import Kernel
 from primexec.executors.llvm.layout import GRAIN, plan
 from primexec.executors.llvm.schedule import Schedule
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import TileWriter
+
+_log = logger("kernels")
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,21 @@ class LlvmExecutor:
         target = host()
         return f"llvmlite {version('llvmlite')} {target.triple} {target.cpu} {target.feature_string}"
 
+    def describe(self, region: Region, options: Mapping[str, Any]) -> list[str]:
+        """Kernels, what they run over, and how they came to be."""
+        lines = []
+        for kernel in Scheduler(region.graph_module.graph, options.get("fuel")).schedule().kernels:
+            over = [f"{n} (reduced)" if r else str(n) for n, r in zip(kernel.axes, kernel.reduced, strict=True)]
+            lines.append(f"{region.name}: kernel {kernel.name} over {' x '.join(over) or 'one element'}")
+            lines += [f"  {line}" for line in (*kernel.sources, *kernel.why)]
+        return lines
+
     def compile(self, region: Region, options: Mapping[str, Any]) -> RegionFunction:
         def make() -> RegionFunction:
             compiled = lower(region.graph_module.graph, options)
-            module = engine.compile_module(compiled.llvm, compiled.target, threads.symbols())
+            _log.debug("%s\n%s", region.name, compiled.schedule)
+            symbols = {**threads.symbols(), **profiling.symbols()}
+            module = engine.compile_module(compiled.llvm, compiled.target, symbols)
             _check_results(region, compiled.schedule)
             return _bound(compiled.schedule, module)
 
@@ -76,7 +91,7 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     threads.define(module)
     order, precise = _order(schedule), bool(options.get("precise_casts", True))
     e = Emitter(module)
-    run: list[tuple[Part, int]] = []
+    run: list[tuple[Kernel, Part, int]] = []
     room = 0
     for kernel in schedule.kernels:
         layout = plan(kernel, target)
@@ -86,12 +101,15 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
         if layout.pieces > 1:
             room = max(room, writer.workspace.nbytes)
         grain = max(1, GRAIN // max(1, layout.unit_size))
-        run += [(part, grain) for part in parts]
+        run += [(kernel, part, grain) for part in parts]
     args = "%args"
     if schedule.checks or room:
         args = _extended(e, len(order), room)
-    for part, grain in run:
-        e.do(f"call void @{threads.PARALLEL}(ptr @{part.name}, ptr {args}, i64 {part.units}, i64 {grain})")
+    calls = []
+    for kernel, part, grain in run:
+        call = f"call void @{threads.PARALLEL}(ptr @{part.name}, ptr {args}, i64 {part.units}, i64 {grain})"
+        calls.append((f"primexec::{part.name} {'; '.join(kernel.sources)}", call))
+    profiling.announced(e, module, calls)
     if schedule.checks:
         e.do(f"ret i64 {e.emit('load i64, ptr %flags')}")
     else:

@@ -123,8 +123,8 @@ class Scheduler(State):
         earliest = max((self.place[n] for n, _ in reads if n in self.place), default=0)
         work = self._work(root)
         for number in range(len(self.groups) - 1, earliest - 1, -1):
-            if self._fuel_is_out():
-                break
+            if self._fuel_is_out(number):
+                continue
             reason = self._obstacle(number, root, shape, axes, reads, work)
             if not reason:
                 self._join(number, root, axes, work, f"{root.name} joins ({self.roots[root]})")
@@ -133,8 +133,11 @@ class Scheduler(State):
         self.groups.append(Group(shape, axes, strides))
         self._join(len(self.groups) - 1, root, axes, work, f"{root.name} opens ({self.roots[root]})")
 
-    def _fuel_is_out(self) -> bool:
-        return self.fuel is not None and sum(len(g.roots) > 1 for g in self.groups) >= self.fuel
+    def _fuel_is_out(self, number: int) -> bool:
+        """Whether a kernel may not be fused with anything; one that is fused already goes on."""
+        if self.fuel is None or len(self.groups[number].roots) > 1:
+            return False
+        return sum(len(g.roots) > 1 for g in self.groups) >= self.fuel
 
     def _join(self, number: int, root: fx.Node, axes: frozenset[int] | None, work: int, why: str) -> None:
         group = self.groups[number]

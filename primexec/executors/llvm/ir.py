@@ -191,7 +191,7 @@ def _affine(
 def _lines(kernel: Kernel) -> Iterator[str]:
     """The kernel as loops: `b3[...]` is the third buffer, `v7` a value."""
     yield f"kernel {kernel.name}"
-    for line in kernel.sources:
+    for line in (*kernel.sources, *kernel.why):
         yield f"  # {line}"
     depth = 1
     for axis, size in enumerate(kernel.axes):

@@ -28,13 +28,13 @@ def once(graph: fx.Graph, options: Mapping[str, Any], make: Callable[[], RegionF
 
 
 def structure(graph: fx.Graph) -> tuple[Any, ...]:
-    """Everything that compiled code depends on: operators, static arguments, who uses what, layouts of tensors."""
+    """What compiled code depends on: operators, static arguments, who uses what, layouts; and the lines named in it."""
     numbers: dict[fx.Node, int] = {}
     rows: list[Any] = []
     for node in graph.nodes:
         arguments = () if node.op == "placeholder" else (_frozen(node.args, numbers), _frozen(node.kwargs, numbers))
         target = "" if node.op == "placeholder" else node.target
-        rows.append((node.op, target, arguments, _layout(node.meta.get("val"))))
+        rows.append((node.op, target, arguments, _layout(node.meta.get("val")), node.meta.get("source")))
         numbers[node] = len(numbers)
     return tuple(rows)
 

@@ -1,0 +1,74 @@
+"""Generated programs on the executor `llvm`, against eager and float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, note, seed, settings
+from torch import Tensor
+
+import primexec
+from tests.llvm_programs import FLOATS, Program, programs
+from tests.observe import same_bits
+
+SHARDS, OF = 100, 100  # programs of each kind under --exhaustive
+
+
+def check(program: Program) -> None:
+    note(str(program))
+    traced = primexec.make_traced(program, executor=("llvm", "aten"))
+    for data in (0, 1):
+        inputs = program.inputs(data)
+        kept = [t.clone() for t in inputs]
+        expected, got = program(*inputs), traced(*inputs)
+        assert all(same_bits(k, t) for k, t in zip(kept, inputs, strict=True)), "an input has changed"
+        exact = (
+            program(*(t.double() if t.is_floating_point() else t for t in inputs)) if not program.exact else expected
+        )
+        for number, (g, e, x) in enumerate(zip(got, expected, exact, strict=True)):
+            assert (g.dtype, g.shape) == (e.dtype, e.shape)
+            assert all(g.stride(d) == e.stride(d) for d in range(g.dim()) if g.shape[d] > 1 and g.numel())
+            if not same_bits(e, g):
+                assert not program.exact, f"output {number}: {differing(g, e)}"
+                check_error(g, e, x, number)
+    assert traced.cache_info().traces == 1
+
+
+def differing(g: Tensor, e: Tensor) -> str:
+    different = (g != e) & ~(g.isnan() & e.isnan())
+    if not different.any():
+        return "the sign of a zero"
+    return f"{int(different.sum())} of {g.numel()}: {g[different][:5].tolist()} for {e[different][:5].tolist()}"
+
+
+def check_error(g: Tensor, e: Tensor, x: Tensor, number: int) -> None:
+    """At most twice eager's largest error, and some units in the last place of the largest number."""
+    assert g.dtype in FLOATS, f"output {number}"
+    x = x.double()
+    mine, theirs = ((v.double() - x).abs() for v in (g, e))
+    allowed = 2 * theirs.max() + 8 * torch.finfo(g.dtype).eps * x.abs().max()
+    assert not (g.isnan() ^ e.isnan()).any(), f"output {number}"
+    worst = mine.nan_to_num(0.0).max()
+    assert worst <= allowed, f"output {number}: error {worst}, eager's {theirs.max()}, of {x.abs().max()}"
+
+
+def fuzz(exact: bool, shard: int, count: int) -> None:
+    @seed(shard)
+    @settings(max_examples=count, derandomize=False, deadline=None, print_blob=False)
+    @given(programs(exact))
+    def test(program: Program) -> None:
+        check(program)
+
+    test()
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "smooth"])
+def test_generated(exact: bool) -> None:
+    fuzz(exact, 0, 150)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("shard", range(1, SHARDS + 1))
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "smooth"])
+def test_many_generated(exact: bool, shard: int) -> None:
+    fuzz(exact, shard, OF)
