@@ -12,7 +12,7 @@ from torch import Tensor
 from primexec import _torch
 from primexec.capture import capture_lock
 from primexec.errors import PrimexecError
-from primexec.joint import Gradients, Joint
+from primexec.joint import CONTIGUOUS, Gradients, Joint
 from primexec.partition import Plan
 from primexec.program import Program, Static
 from primexec.runtime import Executable
@@ -38,6 +38,7 @@ class Training:
         self._positions = {name: i for i, (name, _, _) in enumerate(self.saved)}
         self._backward: dict[tuple[Gradients, tuple[bool, ...]], Backward] = {}
         recorder = self.joint.recorder
+        self._unknown = [i for i, unknown in enumerate(recorder.unknown) if unknown]
         self._backward[recorder.gradients, recorder.needed] = self._prepare(backward, recorder.gradients)
         self.enter = self._write_forward()
 
@@ -104,7 +105,11 @@ class Training:
         return _written("enter", lines, {"forward": self.forward, **namespace})
 
     def backward(self, saved: Sequence[Tensor], gradients: Sequence[Tensor | None], needed: tuple[bool, ...]) -> Any:
-        key = tuple([None if g is None else g.stride() for g in gradients]), needed
+        strides = [None if g is None else g.stride() for g in gradients]
+        for i in self._unknown:
+            g = gradients[i]
+            strides[i] = CONTIGUOUS if g is not None and g.is_contiguous() else strides[i]
+        key = tuple(strides), needed
         compiled = self._backward.get(key)
         if compiled is None:
             with capture_lock():

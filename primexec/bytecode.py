@@ -48,12 +48,15 @@ def state_setters() -> dict[types.CodeType, str]:
     return {inspect.unwrap(fn).__code__: what for fn, what in setters.items()}
 
 
+_RUN_BY_TORCH = tuple(f"{os.sep}{name}{os.sep}" for name in ("numpy", "sympy", "mpmath"))
+
+
 def is_library(file: str) -> bool:
-    """Code that is trusted not to read state of its own that changes: torch, the standard library, ours."""
+    """Code trusted not to read state of its own that changes: torch and what it runs, the standard library, ours."""
     return (
         file.startswith((_torch.torch_directory(), _HERE, "<frozen"))
         or (file.startswith(_STDLIB) and "site-packages" not in file)
-        or f"{os.sep}numpy{os.sep}" in file
+        or any(package in file for package in _RUN_BY_TORCH)
     )
 
 

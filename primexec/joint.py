@@ -24,7 +24,9 @@ from primexec.higher_order import add_placeholder
 from primexec.program import Input, Program, Static
 from primexec.tracer import Scope, Tracer
 
-# Of each differentiable root the strides of its gradient, if it gets one.
+# Of each differentiable root the strides of its gradient, if it gets one. A contiguous gradient of a root whose
+# strides depend on data has none to name.
+CONTIGUOUS = ()
 Gradients = tuple[tuple[int, ...] | None, ...]
 
 
@@ -80,7 +82,11 @@ class Recorder:
         self.tracer, self.name, self.save = tracer, name, save
         self._kept: set[fx.Node] | None = None
         self.roots, self.inputs = tuple(roots), tuple(inputs)
-        self.gradients: Gradients = tuple(tuple(n.meta["val"].stride()) for n in roots)
+        strides = [n.meta["val"].stride() for n in roots]
+        self.unknown = tuple(any(isinstance(s, _torch.SYMBOLS) for s in of_root) for of_root in strides)
+        self.gradients: Gradients = tuple(
+            CONTIGUOUS if unknown else tuple(of_root) for of_root, unknown in zip(strides, self.unknown, strict=True)
+        )
         self.needed = (True,) * len(self.inputs)
         # Passes may remove these nodes from the forward graph before another backward program is recorded.
         nodes = (n for n in tracer.graph.nodes if n.op == "call_function" and _is_step(n))
@@ -117,7 +123,10 @@ class Recorder:
             return None
         value = self.roots[index].meta["val"]
         with _torch.modes_off(), self.tracer.fake_mode:
-            tangent = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
+            if self.unknown[index] and strides == CONTIGUOUS:
+                tangent = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+            else:
+                tangent = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
         scope.bind(tangent, add_placeholder(scope.graph, f"gradient_{index}"))
         return tangent
 

@@ -102,6 +102,17 @@ def test_a_backward_pass_computes_only_what_is_asked_for() -> None:
     assert asked == {(True, True, True), (True, False, False), (False, True, False), (True, False, True)}
 
 
+def test_gradients_of_a_result_whose_size_depends_on_data() -> None:
+    traced = make_traced(lambda x, repeats: x.repeat_interleave(repeats, dim=1) * 2)
+    for repeats in ([0, 1, 2, 0, 1, 1], [3, 0, 0, 0, 2, 2]):
+        for reduce in (torch.sum, lambda y: (y * y).sum()):
+            x, mine, counts = leaf(), leaf(), torch.tensor(repeats)
+            reduce(x.repeat_interleave(counts, dim=1) * 2).backward()
+            reduce(traced(mine, counts)).backward()
+            assert torch.equal(mine.grad, x.grad)  # type: ignore[arg-type]
+    assert traced.cache_info()[:3] == (3, 1, 1)
+
+
 ZEROS = {"none": [], "one": [(0, 1)], "two": [(0, 1), (2, 3)]}
 
 
