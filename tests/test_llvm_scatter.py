@@ -37,9 +37,86 @@ def test_few_places(dtype: torch.dtype, compiled: list[Compiled]) -> None:  # no
             assert got.stride() == expected.stride(), name
 
 
+MANY, GRID, PIXELS = places(90), places(90, 53, seed=5), places(5, 7, seed=6)
+# Of a matrix of 37 rows and 53 columns and one of 90 rows: a copy, and a walk in eager's order.
+WRITES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "scatter_add": lambda a, b: a.scatter_add(0, GRID, b),
+    "scatter_add in columns": lambda a, b: a.t().scatter_add(1, GRID.t(), b.t()),
+    "scatter_add, a part": lambda a, b: a.scatter_add(0, GRID[:, :5], b),
+    "index_add": lambda a, b: a.index_add(0, MANY, b),
+    "added at rows": lambda a, b: a.index_put((MANY - 37,), b, accumulate=True),
+    "added at points": lambda a, b: a.index_put((MANY, GRID[:, 0]), b[:, 0], accumulate=True),
+    "added at columns": lambda a, b: torch.ops.aten.index_put(a, [None, MANY[:7]], b[:37, :7], True),
+    "one for all": lambda a, b: a.index_put((PIXELS,), b[0, 0], accumulate=True),
+    "replaced rows": lambda a, b: a.index_put((torch.tensor([3, -1, 7]),), b[:3]),
+    "scatter": lambda a, b: a.scatter(1, torch.arange(53).flip(0).expand(37, 53), b[:37]),
+    "index_copy": lambda a, b: a.index_copy(0, torch.tensor([3, 36, 7]), b[:3]),
+    "index_fill": lambda a, b: a.index_fill(1, torch.tensor([3, 36, 7]), 1),
+    "histogram": lambda a, b: torch.zeros(37, dtype=b.dtype).index_add(0, MANY, b[:, 0]),
+    "counts": lambda a, b: torch.zeros(37, dtype=torch.int64).scatter_add(0, MANY, torch.ones_like(MANY)),
+    "fused source": lambda a, b: (a + a).index_add(0, MANY, b + b),
+    "largest": lambda a, b: a.scatter_reduce(0, GRID, b, "amax"),
+    "product": lambda a, b: a.scatter_reduce(0, GRID[:3], b, "prod"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_writes(dtype: torch.dtype, compiled: list[Compiled]) -> None:  # noqa: F811
+    a, b = data(37, 53, dtype=dtype), data(90, 53, dtype=dtype, seed=6)
+    for name, fn in WRITES.items():
+        if dtype is torch.float32 or name in ("scatter_add", "added at rows", "replaced rows"):
+            got, expected = run(fn, a, b), fn(a, b)
+            torch.testing.assert_close(got, expected)
+            assert got.stride() == expected.stride(), name
+            rounding = dtype in (torch.bfloat16, torch.float16) and name == "scatter_add"
+            assert kernels(compiled) == [3 if rounding else 2], name
+            compiled.clear()
+
+
+def test_sums_at_places_are_in_the_order_of_eager() -> None:
+    a, b = torch.zeros(37, 53), data(90, 53)
+    for fn in (WRITES["scatter_add"], WRITES["index_add"], WRITES["scatter_add in columns"]):
+        assert torch.equal(run(fn, a, b), fn(a, b))
+
+
+def test_written_twice_and_read_between() -> None:
+    def fn(a: Tensor) -> Tensor:
+        b = a * 2
+        b[MANY[:5]] = 1
+        c = b.sum(0)
+        b[PIXELS[0], PIXELS[1]] += 3
+        return b + c
+
+    a = data(37, 53)
+    torch.testing.assert_close(run(fn, a), fn(a))
+
+
+@pytest.mark.parametrize("padding", [-1, 3])
+def test_gradient_of_embedding(padding: int) -> None:
+    def fn(grad: Tensor) -> Tensor:
+        return torch.ops.aten.embedding_dense_backward(grad, PIXELS, 37, padding, False)
+
+    grad = data(5, 7, 53)
+    torch.testing.assert_close(run(fn, grad), fn(grad))
+
+
+def test_what_is_refused() -> None:
+    a = data(37, 53)
+    refused = {
+        "a mean, or one that leaves out": lambda a: a.scatter_reduce(0, GRID[:37], a, "mean"),
+        "neither int64 nor int32": lambda a: a.index_put((a > 0,), a.sum()),
+    }
+    for reason, fn in refused.items():
+        with pytest.raises(primexec.ExecutorError, match=reason):
+            run(fn, a)
+
+
 WRONG: dict[str, Callable[[Tensor], Any]] = {
     "beyond": lambda a: a.scatter(1, ONE + 40, 1),
     "negative": lambda a: a.scatter_add(1, ONE - 20, a),
+    "many": lambda a: a.scatter_add(0, GRID[:37] + 5, a),
+    "many, negative": lambda a: a.scatter_add(0, GRID[:37] - 5, a),
+    "rows": lambda a: a.index_put((MANY[:37] + 5,), a, accumulate=True),
 }
 
 

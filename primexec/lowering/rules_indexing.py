@@ -37,6 +37,15 @@ def _embedding(
     return _aten.gather.default(table, indices.dim() - 1, places)
 
 
+@rule("aten.index_add.default")
+def _index_add(a: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Any:
+    """By `scatter_add`, as eager does it for more than one dimension."""
+    if a.dim() < 2 or a.dim() != source.dim() or index.dim() != 1:
+        return NotImplemented
+    places = index.reshape([-1 if d == dim % a.dim() else 1 for d in range(a.dim())]).expand(source.shape)
+    return _aten.scatter_add.default(a, dim, places, source if alpha == 1 else source * alpha)
+
+
 @rule("aten.roll.default")
 def _roll(a: Tensor, shifts: list[int], dims: list[int] = ()) -> Any:  # type: ignore[assignment]
     """Two slices joined for each dimension."""

@@ -9,10 +9,11 @@ from torch import fx
 
 from primexec.executors.llvm import maps
 from primexec.executors.llvm.instructions import REDUCTIONS
-from primexec.executors.llvm.ir import Access, Const, Expr, Index, Kernel, Load, Op, Place, Reduce, Store, Within
+from primexec.executors.llvm.ir import Access, Const, Expr, Index, Kernel, Load, Op, Place, Reduce, Scan, Store, Within
 from primexec.executors.llvm.maps import VIEWS, Map, Read, Term
 from primexec.executors.llvm.piecewise import PIECEWISE, Piece
-from primexec.executors.llvm.schedule import MOVES, Check, Group, State, embedding, prim, step, value
+from primexec.executors.llvm.schedule import MOVES, SCANS, Check, Group, State, embedding, prim, step, value
+from primexec.executors.llvm.writes import SCATTERS, write_of
 
 Guards = tuple[Within, ...]
 
@@ -30,20 +31,30 @@ class Builder:
     def kernel(self) -> Kernel:
         stores = []
         for root in self.group.roots:
-            if root in self.s.buffer_of:
+            if prim(root) in SCATTERS:
+                stores.append(self._written(root))
+            elif root in self.s.buffer_of:
                 stores.append(Store(self._access(root, self._at(root)), self._computed(root, self._at(root))))
-        axes = self.group.axes or frozenset()
+        ordered = self.group.ordered
+        axes = frozenset(ordered) if ordered is not None else self.group.axes or frozenset()
         sizes = list(self.group.shape)
         for s in stores:  # dimensions that a returned view repeats are written once
             b = self.s.buffers[s.access.buffer]
-            if b.kind == "output" and len(b.shape) == self.rank and not axes:
+            if b.kind == "output" and len(b.shape) == self.rank and not axes and ordered is None:
                 sizes = [1 if st == 0 else n for n, st in zip(sizes, b.strides, strict=True)]
         ops = dict.fromkeys(prim(n) for r in self.group.roots for n in self._members(r))
         lines = (n.meta.get("source") for r in self.group.roots for n in self._members(r))
         sources = dict.fromkeys(line.short for line in lines if line is not None)
         name = "_".join(["k" + str(self.number), *list(ops)[:6]])
         return Kernel(name, tuple(sizes), tuple(a in axes for a in range(self.rank)), tuple(stores), tuple(sources),
-                      tuple(self.group.why))  # fmt: skip
+                      tuple(self.group.why), ordered is not None)  # fmt: skip
+
+    def _written(self, root: fx.Node) -> Store:
+        """A write at a place that data tells."""
+        write = write_of(root, prim(root))
+        dtype, source = value(root).dtype, write.source
+        made = self._expr(source, write.source_at) if isinstance(source, fx.Node) else Const(source, dtype)
+        return Store(self._access(root, write.at), made, write.how)
 
     def _members(self, root: fx.Node) -> list[fx.Node]:
         seen: dict[fx.Node, None] = {}
@@ -114,6 +125,10 @@ class Builder:
         name, dtype = prim(node), value(node).dtype
         if name in REDUCTIONS:
             return Reduce(name, self._expr(node.args[0], maps.identity(self.group.shape)), dtype)  # type: ignore[arg-type]
+        if name in SCANS:
+            arg = self._expr(node.args[0], maps.identity(self.group.shape))  # type: ignore[arg-type]
+            arg = arg if arg.dtype == dtype else Op("convert_element_type", (arg,), dtype)
+            return Scan(SCANS[name], arg, dtype)
         if name in MOVES:
             source: Any = node.args[0]
             at = step(node, index, self.rank)

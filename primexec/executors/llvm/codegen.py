@@ -34,9 +34,11 @@ from primexec.executors.llvm.ir import (
     Op,
     Place,
     Reduce,
+    Scan,
     Store,
     Within,
     operands,
+    roots_of,
     stages,
     walk,
 )
@@ -67,8 +69,7 @@ class KernelWriter(Memory):
         self.kernel, self.order = kernel, order
         self.flags = ""
         self.pieces, self.piece, self.result = layout.pieces, "0", "0"
-        roots = tuple(s.value for s in kernel.stores)
-        self.values = walk(roots)
+        self.values = walk(roots_of(kernel))
         self.workspace = Workspace(layout, [v for v in self.values if isinstance(v, Reduce)])
         self.stage = stages(kernel)
         self.inner = {a.axis for a in layout.inner}
@@ -379,7 +380,7 @@ class KernelWriter(Memory):
                 return constant(Value(self.e, "i1", 1, ""), v.dtype, number)
             case Op():
                 return self._op(v, [self._get(o, lanes, at, local) for o in v.args])
-            case Reduce():
+            case Reduce() | Scan():
                 return self.row[id(v)]
 
     def _op(self, v: Op, arguments: list[Value]) -> Value:

@@ -13,13 +13,14 @@ from torch import Tensor, fx
 from primexec.config import logger
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, Region, RegionFunction, Support
-from primexec.executors.llvm import addresses, engine, judge, launch, own, profiling, repeats, threads
+from primexec.executors.llvm import addresses, engine, judge, launch, ordered, own, profiling, repeats, threads
 from primexec.executors.llvm.codegen import KernelWriter, Part
 from primexec.executors.llvm.columns import ColumnWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
 from primexec.executors.llvm.fuse import Scheduler
 from primexec.executors.llvm.ir import Kernel
-from primexec.executors.llvm.layout import GRAIN, plan
+from primexec.executors.llvm.layout import GRAIN, Layout, plan
+from primexec.executors.llvm.ordered import OrderedWriter
 from primexec.executors.llvm.schedule import Schedule
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import TileWriter
@@ -94,9 +95,8 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     run: list[tuple[Kernel, Part, int]] = []
     room = 0
     for kernel in schedule.kernels:
-        layout = plan(kernel, target)
-        kind = ColumnWriter if layout.columns else TileWriter if layout.across else KernelWriter
-        writer = kind(module, kernel, layout, order, precise)
+        layout = (ordered.plan if kernel.ordered else plan)(kernel, target)
+        writer = _writer(kernel, layout)(module, kernel, layout, order, precise)
         parts = writer.write()
         if layout.pieces > 1:
             room = max(room, writer.workspace.nbytes)
@@ -116,6 +116,12 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
         e.do("ret void")
     e.function(f"{'i64' if schedule.checks else 'void'} @program(ptr %args)")
     return Compiled(schedule, module.text(), target)
+
+
+def _writer(kernel: Kernel, layout: Layout) -> type[KernelWriter]:
+    if kernel.ordered:
+        return OrderedWriter
+    return ColumnWriter if layout.columns else TileWriter if layout.across else KernelWriter
 
 
 def _extended(e: Emitter, count: int, room: int) -> str:

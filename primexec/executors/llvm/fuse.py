@@ -18,18 +18,21 @@ from primexec.executors.llvm.maps import VIEWS, Map
 from primexec.executors.llvm.piecewise import PIECEWISE
 from primexec.executors.llvm.schedule import (
     MOVES,
+    SCANS,
     Buffer,
+    Domain,
     Group,
     Schedule,
     State,
+    domain_of,
     embedding,
     fitted,
     moving,
     prim,
-    reduced_axes,
     step,
     value,
 )
+from primexec.executors.llvm.writes import SCATTERS, write_of
 
 RECOMPUTED_PRIMS = 8  # as many prims are computed again for each user rather than kept
 GATHERED_PRIMS = 2  # as many prims are computed again for each element that is gathered
@@ -99,11 +102,15 @@ class Scheduler(State):
                     weight[source] = 0
             if name in DEAR or any(a in dear and a not in self.roots for a in arguments):
                 dear.add(node)
+            if name in SCATTERS:
+                self.roots.setdefault(arguments[0], "kept: it is written to")
             why = ""
             if node in returned:
                 why = "returned"
-            elif name in REDUCTIONS:
-                why = "a reduction"
+            elif name in REDUCTIONS or name in SCANS:
+                why = "a reduction" if name in REDUCTIONS else "a scan"
+            elif name in SCATTERS:
+                why = "written at places"
             elif name not in VIEWS and len(node.users) > 1 and (name in DEAR or weight[node] > RECOMPUTED_PRIMS):
                 why = "shared: dear to compute again"
             elif weight[node] > INLINED_PRIMS:
@@ -115,23 +122,20 @@ class Scheduler(State):
     # Placing --------------------------------------------------------------------------------------------
 
     def _place(self, root: fx.Node) -> None:
-        t = value(root)
-        is_reduction = prim(root) in REDUCTIONS
-        shape = tuple(value(root.args[0]).shape if is_reduction else t.shape)  # type: ignore[arg-type]
-        axes = reduced_axes(root) if is_reduction else None
-        reads = self._reads(root, shape)
+        domain = domain_of(root)
+        reads = self._reads(root, domain.shape)
         earliest = max((self.place[n] for n, _ in reads if n in self.place), default=0)
         work = self._work(root)
         for number in range(len(self.groups) - 1, earliest - 1, -1):
             if self._fuel_is_out(number):
                 continue
-            reason = self._obstacle(number, root, shape, axes, reads, work)
+            reason = self._obstacle(number, root, domain, reads, work)
             if not reason:
-                self._join(number, root, axes, work, f"{root.name} joins ({self.roots[root]})")
+                self._join(number, root, domain.axes, work, f"{root.name} joins ({self.roots[root]})")
                 return
-        strides = None if axes is not None else moving(t)
-        self.groups.append(Group(shape, axes, strides))
-        self._join(len(self.groups) - 1, root, axes, work, f"{root.name} opens ({self.roots[root]})")
+        strides = None if domain.axes is not None else moving(value(root))
+        self.groups.append(Group(domain.shape, domain.axes, strides, domain.ordered))
+        self._join(len(self.groups) - 1, root, domain.axes, work, f"{root.name} opens ({self.roots[root]})")
 
     def _fuel_is_out(self, number: int) -> bool:
         """Whether a kernel may not be fused with anything; one that is fused already goes on."""
@@ -152,13 +156,14 @@ class Scheduler(State):
         self,
         number: int,
         root: fx.Node,
-        shape: tuple[int, ...],
-        axes: frozenset[int] | None,
+        domain: Domain,
         reads: list[tuple[fx.Node, Map | None]],
         work: int,
     ) -> str:
         """Why the root cannot run in a kernel; empty where it can."""
-        group = self.groups[number]
+        group, shape, axes = self.groups[number], domain.shape, domain.axes
+        if reason := self._out_of_order(number, root, domain, reads):
+            return reason
         if group.work + work > KERNEL_PRIMS or len(group.buffers) + len(reads) > KERNEL_BUFFERS:
             return "too large"
         reduced = group.axes if axes is None else axes
@@ -183,6 +188,17 @@ class Scheduler(State):
             if wanted is None or any(m is None or m != wanted for m in found) or rank != len(group.shape):
                 return "reads it at other places"
         return ""
+
+    def _out_of_order(self, number: int, root: fx.Node, domain: Domain, reads: list[tuple[fx.Node, Map | None]]) -> str:
+        """Why a root cannot be where points are walked in order, or where they are not; empty where it can."""
+        group = self.groups[number]
+        if group.ordered is None and domain.ordered is None:
+            return ""
+        if prim(root) in SCATTERS or prim(group.roots[0]) in SCATTERS or domain.axes is not None:
+            return "writes in order"
+        if domain.ordered not in (None, group.ordered) or domain.shape != group.shape:
+            return "walks in another order"
+        return "" if any(self.place.get(n) == number for n, _ in reads) else "would be walked in order"
 
     def _reads(
         self, root: fx.Node, shape: tuple[int, ...], index: Map | None = None
@@ -222,8 +238,15 @@ class Scheduler(State):
             for argument in node.all_input_nodes:
                 visit(argument, () if value(argument).dim() == 0 else at)
 
-        if is_reduction:
+        if is_reduction or prim(root) in SCANS:
             visit(root.args[0], index)  # type: ignore[arg-type]
+        elif prim(root) in SCATTERS:
+            write = write_of(root, prim(root))
+            found[root.all_input_nodes[0], None] = None
+            for read in maps.reads_of(write.at):
+                visit(read.node, read.index)
+            if isinstance(write.source, fx.Node):
+                visit(write.source, write.source_at)
         else:
             expand(root, index)
         return list(found)
@@ -243,8 +266,13 @@ class Scheduler(State):
         return len(seen)
 
     def _keep_what_others_read(self) -> None:
+        for root in (n for n in self.roots if prim(n) in SCATTERS):  # the copy is written to where it lies
+            if root not in self.buffer_of:
+                self.buffer_of[root] = self._buffer("arena", value(root))
+            self.buffer_of[root.all_input_nodes[0]] = self.buffer_of[root]
         for number, group in enumerate(self.groups):
             for root in group.roots:
-                for node, _ in self._reads(root, group.shape if prim(root) in REDUCTIONS else value(root).shape):
+                whole = prim(root) in REDUCTIONS or prim(root) in SCATTERS
+                for node, _ in self._reads(root, group.shape if whole else value(root).shape):
                     if node not in self.buffer_of and self.place[node] != number:
                         self.buffer_of[node] = self._buffer("arena", value(node))

@@ -45,6 +45,17 @@ def _index(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
     return tuple(found)
 
 
+def indexed_shape(node: fx.Node, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of what `index` reads, or `index_put` writes."""
+    given: Any = node.args[1]
+    places = [*given, *[None] * (len(shape) - len(given))]
+    indexed = [d for d, p in enumerate(places) if p is not None]
+    common = torch.broadcast_shapes(*(p.meta["val"].shape for p in places if p is not None))
+    first = indexed[0] if indexed[-1] - indexed[0] == len(indexed) - 1 else 0
+    rest = [n for n, p in zip(shape, places, strict=True) if p is None]
+    return (*rest[:first], *common, *rest[first:])
+
+
 INDIRECT: dict[str, ViewMap] = {"gather": _gather, "index": _index}
 
 
@@ -61,6 +72,6 @@ def why_not(node: fx.Node, name: str) -> str:
     if any(p.meta["val"].dtype not in _INDICES for p in places.values()):
         return "an index is neither int64 nor int32"
     result: Tensor = node.meta["val"]
-    if any(shape[d] == 0 for d in places) and result.numel():
+    if any(shape[d] == 0 for d in places) and (result.numel() or name != "gather"):
         return "it indexes a dimension of size 0"
     return ""

@@ -102,15 +102,29 @@ class Reduce:
     dtype: torch.dtype
 
 
-Expr = Load | Index | Within | Place | Const | Op | Reduce
+@dataclass(frozen=True, eq=False, slots=True)
+class Scan:
+    """`sum`, `prod`, `amax`, `amin` or `logaddexp` of a value at the points of the ordered axis up to this one."""
+
+    kind: str
+    arg: Expr
+    dtype: torch.dtype
+
+
+Expr = Scan | Load | Index | Within | Place | Const | Op | Reduce
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Store:
-    """A write of a value, at every point or, where it does not depend on the reduced axes, once for all of them."""
+    """A write of a value, at every point or, where it does not depend on the reduced axes, once for all of them.
+
+    Attributes:
+        how: the pointwise prim that joins the value with what stands there; empty where it takes its place.
+    """
 
     access: Access
     value: Expr
+    how: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +136,7 @@ class Kernel:
         axes: sizes of the domain.
         reduced: which axes the reductions run over.
         stores: what it writes.
+        ordered: whether the reduced axes are not reduced but walked point by point, from the first axis to the last.
         sources: the user's lines that it comes from.
         why: how it came to be: what was joined, what is kept in memory.
     """
@@ -132,6 +147,7 @@ class Kernel:
     stores: tuple[Store, ...]
     sources: tuple[str, ...] = ()
     why: tuple[str, ...] = ()
+    ordered: bool = False
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
@@ -142,7 +158,7 @@ def operands(e: Expr) -> tuple[Expr, ...]:
     match e:
         case Op(_, args):
             return args
-        case Reduce(_, arg):
+        case Reduce(_, arg) | Scan(_, arg):
             return (arg,)
         case Place(arg, guards=guards):
             return (arg, *guards)
@@ -151,6 +167,11 @@ def operands(e: Expr) -> tuple[Expr, ...]:
         case Index(indirect=indirect) | Within(indirect=indirect):
             return tuple(i for _, i in indirect)
     return ()
+
+
+def roots_of(kernel: Kernel) -> tuple[Expr, ...]:
+    """All that a kernel's stores are computed from directly: values, and indices that are data."""
+    return tuple(e for s in kernel.stores for e in (*(i for _, i in s.access.indirect), s.value))
 
 
 def walk(roots: tuple[Expr, ...]) -> list[Expr]:
@@ -174,7 +195,7 @@ def walk(roots: tuple[Expr, ...]) -> list[Expr]:
 def stages(kernel: Kernel) -> dict[int, int]:
     """For each value, by id, the pass over the reduced axes in which it is first known; a reduction's is the next."""
     found: dict[int, int] = {}
-    for e in walk(tuple(s.value for s in kernel.stores)):
+    for e in walk(roots_of(kernel)):
         below = max((found[id(o)] for o in operands(e)), default=0)
         found[id(e)] = below + 1 if isinstance(e, Reduce) else below
     return found
@@ -199,8 +220,13 @@ def _lines(kernel: Kernel) -> Iterator[str]:
             yield "  " * depth + f"for i{axis} in {size}:"
             depth += 1
     stage, names = stages(kernel), dict[int, str]()
-    values = walk(tuple(s.value for s in kernel.stores))
+    values = walk(roots_of(kernel))
     reduced = [a for a, r in enumerate(kernel.reduced) if r]
+    if kernel.ordered:
+        for a in reduced:
+            yield "  " * depth + f"for i{a} in {kernel.axes[a]}, in order:"
+            depth += 1
+        reduced = []
     inner = "".join(f"for i{a} in {kernel.axes[a]}: " for a in reduced)
     for e in values:
         names[id(e)] = f"v{len(names)}"
@@ -220,9 +246,12 @@ def _lines(kernel: Kernel) -> Iterator[str]:
                 text = repr(value)
             case Op(prim):
                 text = f"{prim}({uses})"
+            case Scan(kind):
+                text = f"{kind} of {uses} so far"
             case Reduce(kind):
                 text = f"{kind}({inner}{uses})"
         yield "  " * depth + f"{names[id(e)]}: {dtype} = {text}" + (f"  # pass {stage[id(e)]}" if reduced else "")
     for s in kernel.stores:
         place = f"b{s.access.buffer}[{_affine(s.access.offset, s.access.strides, s.access.indirect, names)}]"
-        yield "  " * depth + f"{place} = {names[id(s.value)]}"
+        found = names[id(s.value)]
+        yield "  " * depth + f"{place} = {f'{s.how}({place}, {found})' if s.how else found}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec.executors.base import YES, Support, no
-from primexec.executors.llvm import indirect, own, piecewise
+from primexec.executors.llvm import indirect, own, piecewise, writes
 from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import (
     COPIES,
@@ -23,8 +23,9 @@ from primexec.executors.llvm.instructions import (
 )
 from primexec.executors.llvm.maps import VIEWS
 from primexec.executors.llvm.piecewise import PIECEWISE
-from primexec.executors.llvm.schedule import prim, reduced_axes
+from primexec.executors.llvm.schedule import SCANS, prim, reduced_axes
 from primexec.executors.llvm.target import host
+from primexec.executors.llvm.writes import SCATTERS
 from primexec.prims import lookup
 
 _NUMBERS = (bool, int, float)
@@ -34,9 +35,12 @@ def support(node: fx.Node) -> Support:
     """Whether there is code for a node."""
     if lookup(node.target) is None:
         return no("it is no prim")
-    if own.is_own(node):
-        return _judge_own(node)
+    if own.is_own(node) and prim(node) not in SCANS:
+        found = _judge_own(node)
+        return found if found or prim(node) not in SCATTERS else _judge_write(node)
     t = node.meta.get("val")
+    if prim(node) in SCANS:
+        return _judge_scan(node)
     if not isinstance(t, Tensor):
         return no("it has several results")
     for operand in (t, *(n.meta.get("val") for n in node.all_input_nodes)):
@@ -44,6 +48,21 @@ def support(node: fx.Node) -> Support:
         if reason:
             return no(reason)
     return _judge(node)
+
+
+def _judge_write(node: fx.Node) -> Support:
+    t = node.meta["val"]
+    for operand in (t, *(n.meta.get("val") for n in node.all_input_nodes)):
+        reason = unfit(operand)
+        if reason:
+            return no(reason)
+    reason = writes.why_not(node, prim(node))
+    if reason:
+        return no(reason)
+    source = writes.write_of(node, prim(node)).source
+    if isinstance(source, fx.Node) and source.meta["val"].dtype != t.dtype:
+        return no("operands of different dtypes")
+    return YES
 
 
 def _judge_own(node: fx.Node) -> Support:
@@ -116,6 +135,21 @@ def _judge(node: fx.Node) -> Support:
 
 def _divides(divisor: Any) -> bool:
     return isinstance(divisor, int) and divisor != 0
+
+
+def _judge_scan(node: fx.Node) -> Support:
+    """`cummax` and `cummin` have two results, of which the first is a scan; `own.py` makes the second from scans."""
+    results: Any = node.meta.get("val")
+    values: list[Any] = list(results) if isinstance(results, (tuple, list)) else [results]
+    for operand in (*values, node.all_input_nodes[0].meta.get("val")):
+        reason = unfit(operand)
+        if reason:
+            return no(reason)
+    if not values[0].dim():
+        return no("a scan of a number")
+    if prim(node) == "logcumsumexp" and values[0].dtype not in FLOATS:
+        return no("logcumsumexp of integers")
+    return YES
 
 
 def _judge_reduction(node: fx.Node, source: Tensor, result: Tensor) -> Support:

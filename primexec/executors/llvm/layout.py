@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Reduce, Within, walk
+from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Reduce, Within, roots_of, walk
 from primexec.executors.llvm.target import Target
 
 WIDE = 8  # bytes from which on vectors hold as few elements as float64
@@ -83,7 +83,7 @@ class Layout:
 
 def strides_of(kernel: Kernel) -> list[tuple[int, ...]]:
     """The strides by which the domain's axes move each operand; the stores' first."""
-    values = walk(tuple(s.value for s in kernel.stores))
+    values = walk(roots_of(kernel))
     found = [s.access.strides for s in kernel.stores]
     found += [e.access.strides for e in values if isinstance(e, Load)]
     return found + [e.strides for e in values if isinstance(e, (Index, Within))]
@@ -91,7 +91,7 @@ def strides_of(kernel: Kernel) -> list[tuple[int, ...]]:
 
 def accesses(kernel: Kernel) -> list[Access]:
     """The operands in memory, those written first."""
-    values = walk(tuple(s.value for s in kernel.stores))
+    values = walk(roots_of(kernel))
     return [*(s.access for s in kernel.stores), *(e.access for e in values if isinstance(e, Load))]
 
 
@@ -133,7 +133,7 @@ def lies_across(access: Access, lane: int, across: int) -> bool:
 
 def _across(kernel: Kernel, lane: Axis, outer: tuple[Axis, ...]) -> Axis | None:
     """The axis along which operands follow each other that do not along the lane's."""
-    values = walk(tuple(s.value for s in kernel.stores))
+    values = walk(roots_of(kernel))
     if lane.size < NARROW or any(isinstance(v, Load) and v.guards for v in values):
         return None
 
@@ -149,7 +149,7 @@ def _split(kernel: Kernel, layout: Layout) -> Layout:
     extent, points = layout.inner[0].size, layout.results * layout.unit_size
     if layout.results >= 4 * PROCESSORS or points < SPLIT_POINTS:
         return layout
-    held = 16 * sum(isinstance(v, Reduce) for v in walk(tuple(s.value for s in kernel.stores)))
+    held = 16 * sum(isinstance(v, Reduce) for v in walk(roots_of(kernel)))
     held *= layout.results * (layout.width if layout.columns else 1)
     pieces = min(-(-16 * PROCESSORS // layout.results), points // GRAIN, math.isqrt(extent), WORKSPACE // held)
     if pieces < 2:

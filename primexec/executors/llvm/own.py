@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from primexec.executors.llvm.schedule import SCANS, prim
 from primexec.lowering.expand import Expansion, expand_by, inline
 
 _prims = torch.ops.prims
@@ -68,6 +69,26 @@ def _with_place(kind: str) -> Rule:
     return rule
 
 
+# Scans with places ---------------------------------------------------------------------------------------
+
+
+def _running(scan: Any) -> Rule:
+    """The place of a running extreme is the last one so far that equals it."""
+
+    def rule(a: Tensor, dim: int) -> Any:
+        if not a.dim():
+            return a.clone(), torch.zeros((), dtype=torch.int64)
+        dim %= a.dim()
+        best, _ = scan(a, dim)
+        here = a == best
+        if a.is_floating_point():
+            here = here | (a != a)
+        last, _ = torch.ops.aten.cummax.default(torch.where(here, _places(a, [dim]), 0), dim)
+        return best, last.to(torch.int64)
+
+    return rule
+
+
 # Writes at few places ------------------------------------------------------------------------------------
 
 
@@ -94,12 +115,31 @@ def _written(change: Callable[[Tensor, Any], Any]) -> Rule:
     return rule
 
 
+def _kept(*args: Any, **kwargs: Any) -> str:
+    return "it is a write in memory"
+
+
+def _in_float32(op: Any, rule: Rule) -> Rule:
+    """Half precision is added up in float32, as in eager."""
+
+    def wide(a: Tensor, dim: int, index: Tensor, source: Tensor, *rest: Any, **kwargs: Any) -> Any:
+        if a.dtype not in (torch.bfloat16, torch.float16):
+            return rule(a, dim, index, source, *rest, **kwargs)
+        return op(a.float(), dim, index, source.float(), *rest, **kwargs).to(a.dtype)
+
+    return wide
+
+
 _replaced, _added = _written(lambda old, new: new), _written(lambda old, new: old + new)
 
 OWN: dict[str, Rule] = {
+    "aten.cummax.default": _running(torch.ops.aten.cummax.default),
+    "aten.cummin.default": _running(torch.ops.aten.cummin.default),
     "aten.scatter.value": _replaced,
     "aten.scatter.src": _replaced,
-    "aten.scatter_add.default": _added,
+    "aten.scatter_add.default": _in_float32(torch.ops.aten.scatter_add.default, _added),
+    "aten.scatter_reduce.two": _in_float32(torch.ops.aten.scatter_reduce.two, _kept),
+    "aten.index_put.default": _kept,
     "aten.argmax.default": _arg("amax"),
     "aten.argmin.default": _arg("amin"),
     "aten.max.dim": _with_place("amax"),
@@ -111,8 +151,9 @@ OWN: dict[str, Rule] = {
 
 
 def is_own(node: fx.Node) -> bool:
-    """Whether a node is computed by simpler prims."""
-    return str(node.target) in OWN
+    """Whether a node is computed by simpler prims, or writes in memory and has not been prepared."""
+    ready = node.meta.get("written") or (prim(node) in SCANS and isinstance(node.meta["val"], Tensor))
+    return str(node.target) in OWN and not ready
 
 
 def expansion(node: fx.Node) -> Expansion | str:
@@ -121,19 +162,34 @@ def expansion(node: fx.Node) -> Expansion | str:
 
 
 def rewritten(graph: fx.Graph) -> fx.Graph:
-    """A graph with the simpler prims in place; itself where nothing changes."""
-    if not any(is_own(n) for n in graph.nodes):
-        return graph
+    """A graph with the simpler prims in place, and a copy before each write; itself where nothing changes."""
+    while any(is_own(n) for n in graph.nodes if n.op == "call_function"):
+        graph = _once(graph)
+    return graph
+
+
+def _once(graph: fx.Graph) -> fx.Graph:
     made = fx.Graph()
     copies: dict[fx.Node, Any] = {}
     for node in graph.nodes:
-        if is_own(node):
-            parts = expansion(node)
-            assert isinstance(parts, Expansion), parts
+        if node.target is operator.getitem:
+            copies[node] = copies[node.args[0]][node.args[1]]
+            continue
+        parts = expansion(node) if node.op == "call_function" and is_own(node) else None
+        if isinstance(parts, Expansion):
             results = inline(parts, node, made, [copies[n] for n in node.all_input_nodes])
             copies[node] = results if isinstance(node.meta["val"], (tuple, list)) else results[0]
-        elif node.target is operator.getitem and isinstance(copies[node.args[0]], tuple):
-            copies[node] = copies[node.args[0]][node.args[1]]
-        else:
-            copies[node] = made.node_copy(node, copies.__getitem__)
+            continue
+        copies[node] = copy = made.node_copy(node, copies.__getitem__)
+        if parts is not None:
+            with made.inserting_before(copy):
+                fresh = made.call_function(_prims.clone.default, (copy.args[0],))
+            fresh.meta.update(copy.meta)
+            copy.meta["written"] = True
+            copy.args = (fresh, *copy.args[1:])
+    for node in made.find_nodes(op="call_function", target=operator.getitem):
+        scan: Any = node.args[0]  # a running extreme: its values alone
+        scan.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(scan)
+        made.erase_node(node)
     return made

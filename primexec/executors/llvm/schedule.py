@@ -15,6 +15,7 @@ from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import REDUCTIONS
 from primexec.executors.llvm.ir import Kernel
 from primexec.executors.llvm.maps import VIEWS, Map
+from primexec.executors.llvm.writes import SCATTERS, write_of
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Group:
     shape: tuple[int, ...]
     axes: frozenset[int] | None  # reduced ones; None as long as no reduction is in it
     strides: tuple[int, ...] | None
+    ordered: tuple[int, ...] | None = None  # axes that a scan or a write walks in order
     roots: list[fx.Node] = field(default_factory=list)
     work: int = 0
     buffers: set[fx.Node] = field(default_factory=set)
@@ -96,6 +98,30 @@ def reduced_axes(node: fx.Node) -> frozenset[int]:
     rank = value(node.args[0]).dim()  # type: ignore[arg-type]
     dims: Any = node.args[1] if len(node.args) > 1 else None
     return frozenset(range(rank)) if dims is None or rank == 0 else frozenset(d % rank for d in dims)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a root is computed over: sizes, reduced axes, and axes that are walked in order."""
+
+    shape: tuple[int, ...]
+    axes: frozenset[int] | None = None
+    ordered: tuple[int, ...] | None = None
+
+
+def domain_of(root: fx.Node) -> Domain:
+    """The domain of a root that opens a kernel."""
+    name = prim(root)
+    if name in REDUCTIONS:
+        return Domain(tuple(value(root.args[0]).shape), reduced_axes(root))  # type: ignore[arg-type]
+    if name in SCATTERS:
+        write = write_of(root, name)
+        return Domain(write.shape, None, write.ordered)
+    shape = tuple(value(root).shape)
+    if name in SCANS:
+        given: Any = root.args[1]
+        return Domain(shape, None, (given % len(shape),))
+    return Domain(shape)
 
 
 class State:
@@ -120,6 +146,8 @@ class State:
         return self.checks.setdefault(check, len(self.checks))
 
 
+# Scans, and what each keeps; `cummax` and `cummin` stand for the values alone.
+SCANS = {"cumsum": "sum", "cumprod": "prod", "cummax": "amax", "cummin": "amin", "logcumsumexp": "logaddexp"}
 MOVES = {**VIEWS, **INDIRECT}  # what rearranges elements, by a map from each result to an argument
 
 

@@ -1,0 +1,188 @@
+"""Kernels that walk axes point by point, in order: scans, and writes whose points may meet at an element.
+
+The other axes are independent: their points are the units of threads, and one of them goes along vector lanes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from primexec.executors.llvm.codegen import KernelWriter
+from primexec.executors.llvm.emit import Value, literal, type_of
+from primexec.executors.llvm.instructions import (
+    BF16,
+    F16,
+    FLOATS,
+    MEMORY,
+    REGISTER,
+    SIGNED,
+    bits,
+    from_memory,
+    pointwise,
+    rounded,
+    splat,
+    to_memory,
+)
+from primexec.executors.llvm.ir import Expr, Kernel, Scan, Store
+from primexec.executors.llvm.layout import WIDE, Axis, Layout, accesses
+from primexec.executors.llvm.memory import Positions
+from primexec.executors.llvm.target import ELEMENT_BYTES, Target
+from primexec.executors.llvm.vmath import FUNCTIONS
+
+
+def plan(kernel: Kernel, target: Target) -> Layout:
+    """The independent axes outside, that which all stores walk element by element along lanes; the others inside."""
+    alive = [Axis(n, a) for a, n in enumerate(kernel.axes) if n != 1]
+    kept = [a for a in alive if not kernel.reduced[a.axis]]
+    inner = tuple(a for a in alive if kernel.reduced[a.axis])
+    width = max(a.dtype.itemsize for a in accesses(kernel))
+    lanes = 2 * target.lanes("f64" if width >= WIDE else "f32")
+    fits = [a for a in kept if a.size >= lanes and all(s.access.strides[a.axis] == 1 for s in kernel.stores)]
+    lane = fits[-1] if fits else None
+    outer = tuple(a for a in kept if a != lane)
+    return Layout(outer, inner, lane, lane is not None, False, lanes if lane else 1, lanes)
+
+
+class OrderedWriter(KernelWriter):
+    """Writes one such kernel."""
+
+    def _make_scratch(self) -> None:
+        self.scans = [v for v in self.values if isinstance(v, Scan)]
+        self.state: dict[int, Value] = {}
+
+    def _body(self, block: str) -> None:
+        self.row = {}
+        axis, lanes = self.layout.lane, self.layout.lanes
+        if axis is None:
+            self._walk(1, {})
+            return
+        start = self.e.emit(f"mul i64 {block}, {lanes}")
+        if axis.size % lanes == 0:
+            self._walk(lanes, {axis.axis: start})
+            return
+        full, rest, join = (self.e.new_label(s) for s in ("full", "rest", "join"))
+        whole = self.e.emit(f"icmp slt i64 {block}, {axis.size // lanes}")
+        self.e.do(f"br i1 {whole}, label %{full}, label %{rest}")
+        self.e.start(full)
+        self._walk(lanes, {axis.axis: start})
+        self.e.do(f"br label %{join}")
+        self.e.start(rest)
+
+        def one(i: str, _: list[str]) -> Sequence[str]:
+            self._walk(1, {axis.axis: i})
+            return ()
+
+        self.e.loop(start, str(axis.size), 1, one)
+        self.e.do(f"br label %{join}")
+        self.e.start(join)
+
+    def _walk(self, lanes: int, at: Positions) -> None:
+        """The ordered axes, the first of them outermost."""
+
+        def nest(loops: tuple[Axis, ...], at: Positions, names: list[str]) -> list[str]:
+            if not loops:
+                return self._point_in_order(lanes, at, names)
+            axis = loops[0]
+
+            def one(i: str, inside: list[str]) -> Sequence[str]:
+                return nest(loops[1:], {**at, axis.axis: i}, inside)
+
+            types = [type_of(_element(s), lanes) for s in self.scans]
+            return self.e.loop("0", str(axis.size), 1, one, list(zip(types, names, strict=True)))
+
+        nest(self.layout.inner, at, [_initial(s, lanes) for s in self.scans])
+
+    def _point_in_order(self, lanes: int, at: Positions, names: list[str]) -> list[str]:
+        self.state = {id(s): Value(self.e, _element(s), lanes, name) for s, name in zip(self.scans, names, strict=True)}
+        local: dict[int, Value] = {}
+        for s in self.scans:
+            self._get(s, lanes, at, local)
+        for store in self.kernel.stores:
+            self._change(store, lanes, at, local)
+        return [self.state[id(s)].name for s in self.scans]
+
+    def _value(self, v: Expr, lanes: int, at: Positions, local: dict[int, Value]) -> Value:
+        if not isinstance(v, Scan):
+            return super()._value(v, lanes, at, local)
+        new = splat(self._get(v.arg, lanes, at, local), lanes)
+        element = _element(v)
+        new = new if new.element == element else new.cast("fpext", element)
+        self.state[id(v)] = made = _joined(v, self.state[id(v)], new)
+        return made if element == REGISTER[v.dtype] else rounded(made.cast("fptrunc", REGISTER[v.dtype]), v.dtype)
+
+    def _change(self, s: Store, lanes: int, at: Positions, local: dict[int, Value]) -> None:
+        """Writes a value, joined with what stands there."""
+        access, element = s.access, MEMORY[s.access.dtype]
+        new = splat(self._get(s.value, lanes, at, local), lanes)
+        parts = [(f, self._get(i, lanes, at, local)) for f, i in access.indirect]
+        places, step = self._places(access, lanes, at, parts)
+        width = lanes if len(places) == 1 and step == 1 else 1
+        for k, place in enumerate(places):
+            value = new
+            if len(places) > 1:
+                value = Value(self.e, new.element, 1, self.e.emit(f"extractelement {new.type} {new.name}, i32 {k}"))
+            align = ELEMENT_BYTES[element]
+            if s.how:
+                name = self.e.emit(f"load {type_of(element, width)}, ptr {place}, align {align}")
+                old = from_memory(Value(self.e, element, width, name), access.dtype)
+                emit = pointwise(s.how, access.dtype)
+                assert emit is not None, s.how
+                made = emit(old, value)
+                value = rounded(made, access.dtype) if made.element == "f32" else made
+            stored = to_memory(value if self.precise else rounded(value, access.dtype), access.dtype)
+            self.e.do(f"store {stored.type} {stored.name}, ptr {place}, align {align}")
+
+
+# What a scan carries along --------------------------------------------------------------------------------
+
+
+def _element(s: Scan) -> str:
+    """Sums and products of float32 are carried in float64, those of half precision in float32, as in eager."""
+    wide = s.kind in ("sum", "prod", "logaddexp") and s.dtype in FLOATS and s.dtype not in (BF16, F16)
+    return "f64" if wide else REGISTER[s.dtype]
+
+
+def _initial(s: Scan, lanes: int) -> str:
+    element = _element(s)
+    text = literal(element, _neutral(s))
+    return text if lanes == 1 else f"splat ({type_of(element)} {text})"
+
+
+def _neutral(s: Scan) -> float:
+    if s.kind in ("sum", "prod"):
+        return float(s.kind == "prod")
+    low = s.kind != "amin"
+    if s.dtype in FLOATS:
+        return -math.inf if low else math.inf
+    if s.dtype is torch.bool:
+        return not low
+    width = bits(s.dtype)
+    smallest, largest = (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if s.dtype in SIGNED else (0, -1)
+    return smallest if low else largest
+
+
+def _joined(s: Scan, old: Value, new: Value) -> Value:
+    if s.kind == "logaddexp":
+        return _log_add_exp(old, new)
+    if s.dtype is torch.bool:
+        return old | new if s.kind in ("sum", "amax") else old & new
+    if s.kind in ("sum", "prod"):
+        return old + new if s.kind == "sum" else old * new
+    how = "ge" if s.kind == "amax" else "le"
+    if new.is_float:
+        return (new.compare("o" + how, old) | new.is_nan()).select(new, old)
+    return new.compare(("s" if s.dtype in SIGNED else "u") + how, old).select(new, old)
+
+
+def _log_add_exp(old: Value, new: Value) -> Value:
+    """log(exp(old) + exp(new)) without overflow; equal infinities stay."""
+    larger = old.compare("ogt", new)
+    high, low = larger.select(old, new), larger.select(new, old)
+    exp, log1p = FUNCTIONS["exp", old.element], FUNCTIONS["log1p", old.element]
+    made = log1p(exp(low - high)) + high
+    same = high.compare("oeq", low) & high.abs().compare("oeq", math.inf)
+    nan = old.is_nan() | new.is_nan()
+    return nan.select(old + new, same.select(high, made))

@@ -1,0 +1,74 @@
+"""The executor `llvm`: cumulative scans over any dimension, bit for bit as eager, and what fuses with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import primexec
+from primexec.executors.llvm.executor import Compiled
+from tests.test_llvm import compiled, data, kernels, run  # noqa: F401
+from tests.test_llvm_extremes import DTYPES, same, values
+
+# Exact, and each is one kernel.
+SCANS: dict[str, Callable[[Tensor], Any]] = {
+    "sums of rows": lambda a: a.cumsum(1),
+    "sums of columns": lambda a: a.cumsum(0),
+    "products": lambda a: (a[:, :9] + 0).cumprod(1),
+    "largest so far": lambda a: tuple(a.cummax(1)),
+    "smallest so far": lambda a: tuple(a.cummin(0)),
+    "values alone": lambda a: a.cummax(0)[0],
+    "places alone": lambda a: a.cummin(1)[1],
+    "transposed": lambda a: a.t().cumsum(0),
+    "in between": lambda a: a[:36].reshape(4, 9, 53).cumsum(1),
+    "fused before": lambda a: (a + a).cumsum(1),
+    "fused after": lambda a: a.cumsum(1) - a,
+    "in float64": lambda a: a.cumsum(1, dtype=torch.float64),
+    "backwards": lambda a: a.flip(1).cumsum(1),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scans(dtype: torch.dtype, compiled: list[Compiled]) -> None:  # noqa: F811
+    a = values(dtype)
+    for name, fn in SCANS.items():
+        if dtype is torch.float32 or name in ("sums of rows", "sums of columns", "products", "largest so far"):
+            same(run(fn, a), fn(a))
+            assert kernels(compiled) == [1], name
+            compiled.clear()
+
+
+def test_scans_of_bool() -> None:
+    a = data(37, 53) > 0
+    for fn in (lambda a: a.cumsum(1), lambda a: a.cumprod(0), lambda a: tuple(a.cummax(1))):
+        same(run(fn, a), fn(a))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_logcumsumexp(dtype: torch.dtype) -> None:
+    for a in (values(dtype), data(37, 53, dtype=dtype) * 50):
+        for dim in (0, 1):
+            got, expected = run(lambda a, dim=dim: a.logcumsumexp(dim), a), a.logcumsumexp(dim)
+            torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(1,), (0, 3), (7, 1), (1, 31), (2, 3, 5), (3, 130), (130, 33)], ids=str)
+def test_sizes(shape: tuple[int, ...]) -> None:
+    a = (data(*shape) * 3).round()
+    for dim in range(len(shape)):
+        same(run(lambda a, dim=dim: (a.cumsum(dim), *a.cummax(dim)), a), (a.cumsum(dim), *a.cummax(dim)))
+
+
+def test_loops_print_in_order(compiled: list[Compiled]) -> None:  # noqa: F811
+    run(lambda a: a.cumsum(1), data(5, 9))
+    assert "for i1 in 9, in order:" in str(compiled[0].schedule)
+    assert "sum of v0 so far" in str(compiled[0].schedule)
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(primexec.ExecutorError, match="a scan of a number"):
+        run(lambda a: a.sum().cumsum(0), data(5, 9))
