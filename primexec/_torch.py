@@ -229,6 +229,11 @@ def is_fake(t: object) -> bool:
     return fake is not None and isinstance(t, fake.FakeTensor)
 
 
+def holds_fake(tree: Any) -> bool:
+    """Whether there is a fake tensor in a value, or in a list, tuple or dict."""
+    return any(map(is_fake, pytree.tree_leaves(tree)))
+
+
 @cache
 def uncapturable() -> dict[type[Exception], tuple[str, str]]:
     """Exceptions of fake tensors that mean "this has no static program": class to (reason, way out)."""
@@ -268,82 +273,6 @@ def modes(*stack: Any) -> Iterator[None]:
     with ExitStack() as entered:
         for mode in stack:
             entered.enter_context(mode)
-        yield
-
-
-# Autograd -----------------------------------------------------------------------------------------------
-
-
-def sequence_number() -> int:
-    """The number of the autograd node that this thread made last."""
-    return int(private("torch._C._autograd._get_sequence_nr")()) - 1
-
-
-def autograd_node() -> Any:
-    """The autograd node whose backward runs in this thread, or None."""
-    return private("torch._C._current_autograd_node")()
-
-
-def autograd_nodes(roots: Sequence[Tensor]) -> Iterator[Any]:
-    """The nodes of the autograd graph behind the roots."""
-    stack, seen = [root.grad_fn for root in roots], set()
-    while stack:
-        node: Any = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            stack += [following for following, _ in node.next_functions]
-
-
-def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
-    """What the autograd graph behind the roots keeps for backward: storage → bytes."""
-    kept: dict[int, int] = {}
-    for node in autograd_nodes(roots):
-        names = [n for n in dir(node) if n.startswith("_saved_")]
-        for tensor in pytree.tree_leaves([getattr(node, n) for n in names] + [getattr(node, "saved_tensors", ())]):
-            if isinstance(tensor, Tensor):
-                kept[storage_key(tensor)] = tensor.untyped_storage().nbytes()
-    return kept
-
-
-@cache
-def _elsewhere() -> Any:
-    """An autograd node that no backward pass reaches."""
-    with torch.enable_grad():
-        return torch.zeros(0, requires_grad=True).clone().grad_fn
-
-
-def needed_gradients(ctx: Any, possible: tuple[bool, ...]) -> tuple[bool, ...]:
-    """Which gradients of a custom function's tensors the backward pass that runs asks for.
-
-    Args:
-        possible: which may ever be asked for, as `ctx.needs_input_grad` tells.
-    """
-    executes = private("torch._C._will_engine_execute_node")
-    if executes(_elsewhere()):  # a backward pass without `inputs` runs everything
-        return possible
-    return tuple(following is not None and _executes(executes, following) for following, _ in ctx.next_functions)
-
-
-def _executes(executes: Callable[[Any], bool], node: Any) -> bool:
-    try:
-        return executes(node)
-    except RuntimeError:  # PyTorch does not say it of a leaf whose gradient is what is asked for
-        return True
-
-
-def below_autograd() -> Any:
-    """A context without arguments in which operators record nothing for autograd; kernels still see the grad mode."""
-    return private("torch._C._AutoDispatchBelowAutograd")
-
-
-@contextmanager
-def autocast_off() -> Iterator[None]:
-    """Without autocast: eager's backward formulas run outside of it."""
-    devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
-    with ExitStack() as off:
-        for device in devices:
-            off.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

@@ -52,9 +52,14 @@ for _name in ("or", "ror", "and", "rand", "xor", "rxor", "eq", "ne", "int", "ind
 
 
 @contextmanager
-def capture_environment() -> Iterator[None]:
-    """What must hold in this thread while a capture runs. Callers hold the capture lock."""
+def capture_environment() -> Iterator[list[str]]:
+    """What must hold in this thread while a capture runs. Callers hold the capture lock.
+
+    Yields:
+        A list that gets an entry for each backward pass that runs meanwhile.
+    """
     _capturing.depth = getattr(_capturing, "depth", 0) + 1
+    outer, _capturing.passes = getattr(_capturing, "passes", None), []
     autocast_cache = torch.is_autocast_cache_enabled()
     collecting = gc.isenabled()
     try:
@@ -66,12 +71,13 @@ def capture_environment() -> Iterator[None]:
             patches.enter_context(torch.autograd.set_detect_anomaly(False))  # it reads values, which are not there
             torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
             gc.disable()  # a callback of the collector is not the function's code
-            yield
+            yield _capturing.passes
     finally:
         if collecting:
             gc.enable()
         torch.set_autocast_cache_enabled(autocast_cache)
         _capturing.depth -= 1
+        _capturing.passes = outer
 
 
 @cache
@@ -89,7 +95,19 @@ def _stand_ins() -> list[tuple[Any, str, Callable[[Any], Any]]]:
     rng = [
         (torch, f"{verb}_rng_state", _recorded_rng(op)) for verb, op in (("get", "rng_state"), ("set", "set_rng_state"))
     ]
-    return [compiling, control_flow, fake_log, *rng, *questions]
+    backward = (torch.autograd, "_engine_run_backward", _noted)
+    return [compiling, control_flow, fake_log, backward, *rng, *questions]
+
+
+def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.autograd.grad and backward() run."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if capturing():
+            _capturing.passes.append("backward")
+        return original(*args, **kwargs)
+
+    return run
 
 
 def _call_directly(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from primexec._torch import autograd_nodes
+from primexec._torch_autograd import autograd_nodes
 
 Gradients = tuple[Tensor | None, ...]
 

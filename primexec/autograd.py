@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec import _torch
+from primexec import _torch, _torch_autograd
 from primexec.capture import capture_lock
 from primexec.errors import PrimexecError
 from primexec.joint import CONTIGUOUS, Gradients, Joint
@@ -48,7 +48,7 @@ class Training:
         nodes = {n.name: n for n in self.program.graph_module.graph.nodes}
         values = [nodes[name].meta["val"] for name, _, _ in self.saved]
         ours = {_torch.storage_key(v): v.untyped_storage().nbytes() for v in values}
-        eager = _torch.saved_by_autograd([n.meta["val"] for n in recorder.roots])
+        eager = _torch_autograd.saved_by_autograd([n.meta["val"] for n in recorder.roots])
         return sum(ours.values()), sum(eager.values())
 
     def write_run(self) -> Callable[..., list[Any]]:
@@ -101,7 +101,7 @@ class Training:
             f"  context.save_for_backward({saved})",
             f"  return {_tuple([made[i] for i in self.joint.roots])}",
         ]
-        namespace = {"below_autograd": _torch.below_autograd(), "set_grad": _torch.set_grad_enabled}
+        namespace = {"below_autograd": _torch_autograd.below_autograd(), "set_grad": _torch.set_grad_enabled}
         return _written("enter", lines, {"forward": self.forward, **namespace})
 
     def backward(self, saved: Sequence[Tensor], gradients: Sequence[Tensor | None], needed: tuple[bool, ...]) -> Any:
@@ -117,7 +117,7 @@ class Training:
                 self.joint.recorder.tracer.complete_metadata([program.graph_module.graph])
                 compiled = self._backward[key] = self._prepare(program, key[0])
         if _torch.any_autocast_enabled():
-            with _torch.autocast_off():
+            with _torch_autograd.autocast_off():
                 return compiled(saved, gradients)
         return compiled(saved, gradients)
 
@@ -170,7 +170,7 @@ class _Run(torch.autograd.Function):
                 "create_graph=True, and its backward program cannot be differentiated\nWhat to do: call the function "
                 "inside `with primexec.disable():` where second derivatives are needed"
             )
-        needed = _torch.needed_gradients(ctx, ctx.needs_input_grad[_NOT_DIFFERENTIABLE:])
+        needed = _torch_autograd.needed_gradients(ctx, ctx.needs_input_grad[_NOT_DIFFERENTIABLE:])
         return ctx.training.backward(ctx.saved_tensors, gradients, needed)
 
 

@@ -81,6 +81,13 @@ def user_source(frame: types.FrameType | None, outermost: types.CodeType) -> Sou
     return layer if frame is not None else None
 
 
+def runs_optimizer(frame: types.FrameType | None) -> bool:
+    """Whether one of torch's optimizers is running in this frame or outside of it."""
+    while frame is not None and not frame.f_code.co_filename.startswith(f"{_torch.torch_directory()}optim{os.sep}"):
+        frame = frame.f_back
+    return frame is not None
+
+
 @functools.lru_cache(maxsize=4096)
 def is_layer(file: str) -> bool:
     """The layers of torch.nn: their lines say something where the user has none."""

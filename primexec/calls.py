@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch
+from primexec import _torch, effects
+from primexec._torch import pytree
 from primexec.errors import CaptureError
 from primexec.program import ApiCall
 from primexec.statics import freeze_static
@@ -59,6 +60,8 @@ class Calls(_torch.TorchFunctionMode):
         elif fn in _LAYOUT_QUESTIONS:
             tracer.uses_layout = True
         args, kwargs = tracer._stand_ins(args), tracer._stand_ins(kwargs)
+        if fn in _gradient_accessors():
+            tracer.gradients.ask(args[0])
         graph = tracer.graph
         before = graph._root.prev
         try:
@@ -74,10 +77,23 @@ class Calls(_torch.TorchFunctionMode):
                 raise tracer.fail(f"{name_of(fn)} reads the values of a tensor", VALUE_HINT) from None
             raise tracer.locate(error)  # noqa: B904  (the same exception, with a note)
         if kwargs.get("out") is not None:
-            tracer.check_out(fn, kwargs["out"], before)
+            self._check_out(fn, kwargs["out"], before)
         if before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
             self._remember(fn, args, kwargs, before, out)
         return out
+
+    def _check_out(self, fn: Any, out: Any, before: fx.Node) -> None:
+        """A few functions in C++ forget `out=` when they see a tensor that is not an ordinary one."""
+        written: set[int] = set()
+        node = before.next
+        while node is not self.tracer.graph._root:
+            written.update(_torch.storage_key(n.meta["val"]) for n in effects.writes(node))
+            node = node.next
+        for t in pytree.tree_leaves(out):
+            if isinstance(t, Tensor) and t.numel() and _torch.storage_key(t) not in written:
+                raise self.tracer.fail(
+                    f"{name_of(fn)} leaves out= as it was while it is traced", "use the result instead of out="
+                )
 
     def _remember(self, fn: Any, args: Any, kwargs: Any, before: fx.Node, out: Any) -> None:
         tracer = self.tracer
@@ -167,9 +183,13 @@ def forbidden() -> dict[Any, str]:
         Tensor.share_memory_: "a tensor is moved to shared memory",
         properties._version.__get__: "the version counter of a tensor is read",
         properties.data.__set__: "the .data of a tensor is replaced",
-        properties.grad.__set__: "the .grad of a tensor is assigned",
-        properties.grad.__get__: "the .grad of a tensor is read",
     }
+
+
+@cache
+def _gradient_accessors() -> frozenset[Any]:
+    grad: Any = Tensor.grad
+    return frozenset({grad.__get__, grad.__set__, grad.__delete__})
 
 
 @cache

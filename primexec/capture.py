@@ -17,13 +17,13 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_capture, statics
+from primexec import _torch, _torch_autograd, _torch_capture, statics
 from primexec._torch import pytree
 from primexec.bytecode import RANDOM, SEEDS, stores_attribute, user_source_of
 from primexec.config import logger
@@ -62,7 +62,9 @@ class Captured:
         states: for each input of kind `state`, the places that hold it: (container or getter, key, label).
         constants: the values of the inputs of kind `constant`.
         tied: arguments that the function also reached by itself: (position, places).
-        stores: where the last outputs are written to: (dict, key).
+        stores: what the function leaves behind.
+        without_gradient: inputs whose `.grad` must be None.
+        runs_backward: whether the function runs backward passes itself, so that hooks of its inputs would run in it.
         reads: the Python state that the program depends on.
         joint: what ties the program to autograd, where results require grad.
     """
@@ -72,12 +74,30 @@ class Captured:
     states: tuple[list[tuple[Any, Any, str]], ...]
     constants: tuple[Tensor, ...]
     tied: tuple[tuple[int, list[tuple[Any, Any, str]]], ...]
-    stores: tuple[tuple[dict[str, Any], str], ...]
+    stores: tuple[Store, ...]
+    without_gradient: tuple[str, ...]
+    runs_backward: bool
     reads: Reads
     joint: Joint | None
     uses_layout: bool
     uses_sdpa: bool
     inference_segments: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A value that the function leaves behind: in a dict, in a variable, or as the attribute `key` of an input.
+
+    Attributes:
+        held: the dict, a function that takes the value, or the name of the input.
+        tree, leaves: the value, as a program's `output_tree` and `output_leaves`.
+    """
+
+    held: dict[Any, Any] | Callable[[Any], None] | str
+    key: Any
+    tree: Any
+    leaves: tuple[int | Static, ...]
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +190,25 @@ def _capture(
     fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
     fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
     try:
-        with _torch_capture.capture_environment():
+        with _torch_capture.capture_environment() as passes:
             result = tracer.run(run, fake_args, fake_kwargs)
     except BaseException as error:
-        tracer.reads.restore(_torch.is_fake)
+        tracer.reads.restore(_torch.holds_fake)
         if _torch.asks_unknown_size(error):
             tracer.unknown_size(user_source_of(error))
+        if _torch_autograd.left_the_trace(error):
+            tracer.fail(
+                "backward() goes on into the history of an argument, outside of the traced function",
+                "call backward() on what the traced function returns, or pass a leaf",
+                user_source_of(error),
+            )
         tracer.raise_failure()
         raise
     tracer.raise_failure()
     _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
-    captured = _finish(tracer, shadows, result, name, save)
+    if passes:
+        tracer.gradients.check_hooks()
+    captured = replace(_finish(tracer, shadows, result, name, save), runs_backward=bool(passes))
     shadows.clear()
     del run, result, fakes, fake_args, fake_kwargs
     tracer.check_escapes()
@@ -284,8 +312,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str)
             places.append(len(outputs))
             outputs.append(node)
     differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
-    stores = _stores(tracer, shadows)
-    outputs += [node for _, _, node, _ in stores]
+    stores = _stores(tracer, shadows, outputs)
     _check_side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
@@ -298,7 +325,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str)
         inputs=tuple(i.input for i in tracer.inputs),
         output_tree=tree,
         output_leaves=tuple(places),
-        stored=tuple(label for *_, label in stores),
+        stored=tuple((s.label, leaf) for s in stores for leaf in s.leaves),
         calls=tuple(tracer.calls),
         extras=len(extras),
         backward=backward,
@@ -312,7 +339,9 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str)
         states=tuple(kinds["state"]),
         constants=tuple(kinds["constant"]),
         tied=tuple(tracer.tied.values()),
-        stores=tuple((held, key) for held, key, _, _ in stores),
+        stores=tuple(stores),
+        without_gradient=tuple(tracer.gradients.absent()),
+        runs_backward=False,
         reads=tracer.reads,
         joint=joint,
         uses_layout=tracer.uses_layout,
@@ -338,7 +367,14 @@ def _join(
     roots = list(dict.fromkeys(root for node, (root, _) in zip(outputs, made, strict=True) if node in differentiable))
     roots = [r for r in roots if r.op != "placeholder"]
     recorder = Recorder(tracer, name, roots, wanted, save)
-    backward = recorder.record(recorder.gradients, recorder.needed)
+    try:
+        backward = recorder.record(recorder.gradients, recorder.needed)
+    except RuntimeError as error:
+        if not _torch_autograd.graph_is_freed(error):
+            raise
+        # The function ran a backward pass through it; another one raises when it is run, as in eager.
+        recorder.gradients = (None,) * len(roots)
+        backward = recorder.record(recorder.gradients, recorder.needed)
     forward = {n.name: n for n in tracer.graph.nodes}
     taken = [forward[i.label] for i in backward.inputs if i.kind == "saved"]
     sources = [root for root, _ in made if root.op != "placeholder"]
@@ -381,15 +417,35 @@ def _needs_autograd(t: Tensor) -> bool:
     return t.requires_grad and (t.grad_fn is not None or not t._is_view())
 
 
-def _stores(tracer: Tracer, shadows: Shadows) -> list[tuple[dict[str, Any], str, fx.Node, str]]:
-    """Tensors that the traced code assigned to attributes of modules; anything else assigned raises."""
-    found = []
+def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[Store]:
+    """What the traced code assigned: tensors to attributes and in dicts, and gradients. Anything else raises.
+
+    The tensors are added to the outputs.
+    """
+    stores = []
     for held, name, value, label in shadows.differences():
-        if isinstance(value, Tensor) and (node := tracer.output(value)) is not None and not value.requires_grad:
-            found.append((held, name, node, label))
+        if isinstance(value, Tensor) and not value.requires_grad and tracer.output(value) is not None:
+            stores.append(_store(tracer, held, name, value, label, outputs))
         elif statics.freeze_static(value) is None or statics.freeze(held.get(name)) != statics.freeze(value):
             _side_effect(label, name, tracer.reads)
-    return sorted(found, key=lambda f: f[3])
+    for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
+        for leaf in _torch.flatten(value)[0]:
+            if leaf.requires_grad if isinstance(leaf, Tensor) else statics.freeze_argument(leaf) is None:
+                _side_effect(label, str(name or label), tracer.reads)
+        stores.append(_store(tracer, held, name, value, label, outputs))
+    for of, value, label in tracer.gradients.changes():
+        stores.append(_store(tracer, of, "grad", value, label, outputs))
+    return sorted(stores, key=lambda s: s.label)
+
+
+def _store(tracer: Tracer, held: Any, key: Any, value: Any, label: str, outputs: list[fx.Node]) -> Store:
+    leaves, tree = _torch.flatten(value)
+    places: list[int | Static] = []
+    for leaf in leaves:
+        node = tracer.output(leaf)
+        places.append(Static(leaf) if node is None else len(outputs))
+        outputs += [] if node is None else [node]
+    return Store(held, key, tree, tuple(places), label)
 
 
 def _check_side_effects(reads: Reads) -> None:

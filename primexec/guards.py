@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec import _torch, statics
+from primexec import _torch, _torch_autograd, statics
 from primexec._torch import pytree
 from primexec.capture import Captured, Signature
+from primexec.gradients import GradientOf
 from primexec.program import Static, TensorSpec
 from primexec.reads import Namespace
 from primexec.runtime import Executable
@@ -105,6 +106,7 @@ class _Writer:
         self.namespace: dict[str, Any] = {"MISS": MISS, "Tensor": Tensor}
         self.leaves: list[tuple[str, Any]] = []  # variable, value at the time of the trace
         self.grad_off = False
+        self.variables: dict[str, str] = {}  # name of an input → variable
 
     def write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
         self._structure("args", args, 0)
@@ -245,23 +247,27 @@ class _Writer:
 
     def _inputs(self) -> list[str]:
         captured = self.captured
-        states: list[str] = []
+        arguments, states, constants = iter(captured.arguments), iter(captured.states), iter(captured.constants)
+        values = dict(self.leaves)  # variable → value at the time of the trace
         reading: list[str] = []
-        for places in captured.states:
-            variable = f"s{len(states)}"
-            states.append(variable)
-            reading.append(f"{variable} = {self._place(places[0])}")
-            reading += [f"if {self._place(p)} is not {variable}: return MISS" for p in places[1:]]
-        for position, places in captured.tied:
-            reading += [f"if {self._place(p)} is not {self.leaves[position][0]}: return MISS" for p in places]
+        for i in captured.program.inputs:
+            if i.kind == "argument":
+                variable = self.leaves[next(arguments)][0]
+            elif i.kind == "constant":
+                variable = self._constant(next(constants))
+            else:
+                first, *others = next(states)
+                variable = f"s{len(values)}"
+                values[variable] = self._read(first, values)
+                reading.append(f"{variable} = {self._place(first)}")
+                reading += [f"if {self._place(p)} is not {variable}: return MISS" for p in others]
+            self.variables[i.name] = variable
+        for position, tied in captured.tied:
+            reading += [f"if {self._place(p)} is not {self.leaves[position][0]}: return MISS" for p in tied]
+        reading += [f"if {self.variables[i]}.grad is not None: return MISS" for i in captured.without_gradient]
         if reading:
             self.lines += ["try:", *(f"  {line}" for line in reading), "except (KeyError, IndexError): return MISS"]
-        arguments = [self.leaves[i][0] for i in captured.arguments]
-        constants = [self._constant(c) for c in captured.constants]
-        named = {"argument": iter(arguments), "state": iter(states), "constant": iter(constants)}
-        inputs = [next(named[i.kind]) for i in captured.program.inputs]
-        values = {v: x for v, x in self.leaves if isinstance(x, Tensor)}
-        values |= {v: _read(places[0]) for v, places in zip(states, captured.states, strict=True)}
+        inputs = list(self.variables.values())
         tensors = {v: x for v, x in values.items() if isinstance(x, Tensor)}
         once = {id(x): (v, x) for v, x in tensors.items()}  # the check refuses one tensor twice
         check = self._constant(_torch.tensor_guards([*(x for _, x in once.values()), _SENTINEL]))
@@ -271,6 +277,9 @@ class _Writer:
                 self._miss_if(f"{variable}.device != {self._constant(value.device)}")
         if captured.reads.reflective:  # getattr(x, "tag", None) sees what Python code has hung on a tensor
             self._miss_if(*(f"{v}.__dict__" for v, t in tensors.items() if not t.__dict__))
+        if captured.runs_backward:
+            hooks = self._constant(_torch_autograd.has_gradient_hooks)
+            self._miss_if(*(f"{hooks}({v})" for v, t in tensors.items() if t.requires_grad))
         if captured.uses_layout:
             layout = self._constant(_torch.layout_of)
             self._miss_if(*(f"{layout}({v}) != {_torch.layout_of(t)}" for v, t in tensors.items()))
@@ -279,8 +288,16 @@ class _Writer:
         )
         return inputs
 
+    def _read(self, place: tuple[Any, Any, str], values: dict[str, Any]) -> Any:
+        container, key, _ = place
+        if isinstance(container, GradientOf):
+            return values[self.variables[container.input]].grad
+        return container() if callable(container) else container[key]
+
     def _place(self, place: tuple[Any, Any, str]) -> str:
         container, key, _ = place
+        if isinstance(container, GradientOf):
+            return f"{self.variables[container.input]}.grad"
         if callable(container):
             return f"{self._constant(container)}()"
         return (
@@ -308,9 +325,14 @@ class _Writer:
             self.lines += [*before, "try:", f"  {run}", "finally:", *(f"  {line}" for line in after)]
         else:
             self.lines.append(run)
-        first = len(program.outputs) - program.extras - len(program.stored)
-        for i, (held, key) in enumerate(self.captured.stores):
-            self.lines.append(f"{self._constant(held)}[{key!r}] = out[{first + i}]")
+        for store in self.captured.stores:
+            value = self._result(store.tree, iter(store.leaves))
+            if isinstance(store.held, str):
+                self.lines.append(f"{self.variables[store.held]}.{store.key} = {value}")
+            elif callable(store.held):
+                self.lines.append(f"{self._constant(store.held)}({value})")
+            else:
+                self.lines.append(f"{self._place((store.held, store.key, store.label))} = {value}")
         self.lines.append(f"return {self._result(program.output_tree, iter(program.output_leaves))}")
 
     def _result(self, tree: Any, leaves: Any) -> str:
@@ -366,8 +388,3 @@ def _hook_dicts(modules: list[torch.nn.Module]) -> list[dict[Any, Any]]:
     module_file = _torch.private("torch.nn.modules.module")
     everywhere = [module_file._global_forward_hooks, module_file._global_forward_pre_hooks]
     return everywhere + [m.__dict__[name] for m in modules for name in _HOOKS if name in m.__dict__]
-
-
-def _read(place: tuple[Any, Any, str]) -> Any:
-    container, key, _ = place
-    return container() if callable(container) else container[key]

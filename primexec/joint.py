@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_capture, _torch_formulas, effects
+from primexec import _torch, _torch_autograd, _torch_capture, _torch_formulas, effects
 from primexec.cut import smallest_to_save
 from primexec.errors import CaptureError
 from primexec.higher_order import add_placeholder
@@ -101,7 +101,7 @@ class Recorder:
         tracer, forward = self.tracer, self.tracer.scope
         tracer.scope = scope = Scope(forward)
         try:
-            with _torch_capture.capture_environment(), _torch.autocast_off(), torch.enable_grad():
+            with _torch_capture.capture_environment(), _torch_autograd.autocast_off(), torch.enable_grad():
                 tangents = [self._tangent(scope, i, strides) for i, strides in enumerate(gradients)]
                 given = [(n.meta["val"], t) for n, t in zip(self.roots, tangents, strict=True) if t is not None]
                 wanted = [n.meta["val"] for n, need in zip(self.inputs, needed, strict=True) if need]

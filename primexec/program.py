@@ -102,7 +102,8 @@ class Program:
     inputs: tuple[Input, ...]
     output_tree: Any  # pytree spec of what the function returns
     output_leaves: tuple[int | Static, ...]  # index into the graph's outputs, or a Python value
-    stored: tuple[str, ...] = ()  # labels of module attributes that the last outputs are written back to
+    # What the function leaves behind: where, and its index into the graph's outputs or a Python value.
+    stored: tuple[tuple[str, int | Static], ...] = ()
     calls: tuple[ApiCall, ...] = field(default=(), repr=False)
     extras: int = 0
     backward: Program | None = None  # its `saved` inputs are labelled with the names of nodes of this program
@@ -250,11 +251,10 @@ def _lines(program: Program) -> Iterator[str]:
             current = source
         yield "    " + _line(node)
     outputs = nodes["output"].args[0]
-    leaves = [repr(x.value) if isinstance(x, Static) else outputs[x].name for x in program.output_leaves]
-    yield f"    return {', '.join(leaves)}"
-    end = len(outputs) - program.extras
-    for label, node in zip(program.stored, outputs[end - len(program.stored) : end], strict=True):
-        yield f"    # then {label} = {node.name}"
+    shown = [repr(x.value) if isinstance(x, Static) else outputs[x].name for x in program.output_leaves]
+    yield f"    return {', '.join(shown)}"
+    for label, value in program.stored:
+        yield f"    # then {label} = {value.value if isinstance(value, Static) else outputs[value].name}"
 
 
 def _line(node: fx.Node) -> str:

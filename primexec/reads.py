@@ -44,13 +44,21 @@ class Namespace:
     values: dict[Any, Any] = field(default_factory=dict)  # name → frozen value
     originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
     keys: tuple[Any, ...] | frozenset[Any] | None = None  # the names it held, ordered where order matters
+    flags: bool = False  # torch's own code sets plain values in it
 
     def get(self, name: Any) -> Any:
         return dict.__getitem__(self.held, name)  # a subclass may run code of its own
 
+    def keys_now(self) -> Any:
+        """Tensors as keys are told apart by their identity, for == compares their values."""
+        return (tuple if self.keys is None else type(self.keys))(map(_key, self.held))
+
+    def label_of(self, name: Any) -> str:
+        return f"{self.label}{name if isinstance(name, str) else _show_key(name)}"
+
     def changed(self) -> Iterator[tuple[Any, Any, Any]]:
         """(name, frozen then, frozen now) of what is no longer as recorded."""
-        if self.keys is not None and (keys := type(self.keys)(self.held)) != self.keys:
+        if self.keys is not None and (keys := self.keys_now()) != self.keys:
             yield next(iter({*keys} ^ {*self.keys}), ""), self.keys, keys
         for name, then in self.values.items():
             now = statics.freeze(self.get(name)) if name in self.held else _ABSENT
@@ -83,6 +91,7 @@ class Reads:
         self._seen: dict[int, object] = {}
         self._objects: list[tuple[Namespace, Any]] = []
         self._classes: dict[type, set[str]] = {}
+        self._pinned: list[tuple[Any, Any, str, torch.Tensor]] = []  # places of tensors that must not be replaced
         self._previous: Any = None
         self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
         self.suspects: dict[str, SourceLine] = {}
@@ -176,7 +185,7 @@ class Reads:
         elif isinstance(value, dict):
             self._seen[id(value)] = value
             for key, part in list(dict.items(value)):
-                self.reach(part, f"{label}[{key!r}]")
+                self.reach(part, f"{label}[{_show_key(key)}]")
         elif isinstance(value, (list, tuple, set, frozenset)):
             self._seen[id(value)] = value
             for i, part in enumerate(statics.contents(value)):
@@ -187,6 +196,9 @@ class Reads:
                 self._reach_object(value, value.__dict__, label)
         elif isinstance(value, type):
             self._record_class(value, self._names)
+        elif isinstance(value, _STATEFUL):
+            self._seen[id(value)] = value
+            self._reach_stateful(value, label)
         elif _is_plain_object(value):
             self._seen[id(value)] = value
             self._reach_object(value, getattr(value, "__dict__", {}), label)
@@ -205,6 +217,22 @@ class Reads:
             for name in held:
                 self._record(namespace, name)
         self._reach_object(module, module.__dict__, label)
+
+    def _reach_stateful(self, value: Any, label: str) -> None:
+        """An object of torch's own: the code that reads it is not watched, so all of its attributes count as read."""
+        self._reach_object(value, value.__dict__, label)
+        namespace = self._namespace(value.__dict__, f"{label}.")
+        namespace.flags = True
+        groups = value.__dict__.get("param_groups", ()) if isinstance(value, torch.optim.Optimizer) else ()
+        for name in value.__dict__.keys() - ({"param_groups"} if groups else set()):
+            self._record(namespace, name)
+        if groups:
+            ids = lambda: tuple(map(id, value.param_groups))  # noqa: E731
+            self._record_cell(ids, lambda value: None, f"{label}.param_groups")
+        for i, group in enumerate(groups):
+            self._watch_container(group, f"{label}.param_groups[{i}]")
+            # Its state is kept by parameter: others in their place are another program.
+            self._pinned += [(functools.partial(_itself, p), None, f"{label}: {i}", p) for p in group["params"]]
 
     def _reach_function(self, fn: types.FunctionType, label: str) -> None:
         if is_installed(fn.__code__.co_filename):
@@ -255,14 +283,14 @@ class Reads:
     def _record(self, namespace: Namespace, name: Any) -> None:
         if name in namespace.values or (name in _MODULE_INTERNALS and "_modules" in namespace.held):
             return
-        if name not in namespace.held:
+        if name not in namespace.held or (namespace.keys is not None and _key(name) not in namespace.keys):
             namespace.values[name] = _ABSENT
             return
         value = namespace.get(name)
-        self._watch_state(value, f"{namespace.label}{name}")
+        label = namespace.label_of(name)
+        self._watch_state(value, label)
         namespace.values[name] = statics.freeze(value)
         namespace.originals[name] = value
-        label = f"{namespace.label}{name}"
         self._watch_container(value, label)
         self.reach(value, label)
 
@@ -315,8 +343,8 @@ class Reads:
             return
         if isinstance(value, dict):  # its version tells when it changed
             namespace = self._namespace(value, f"{label}: ")
-            namespace.keys = tuple(value)
-            for name in namespace.keys:
+            namespace.keys = namespace.keys_now()
+            for name in value:
                 self._record(namespace, name)
         else:
             base = statics.builtin_base(value)
@@ -328,13 +356,35 @@ class Reads:
         """(label, frozen then, frozen now) of everything that is no longer as it was recorded."""
         for namespace in self.namespaces.values():
             for name, then, now in namespace.changed():
-                yield f"{namespace.label}{name}", then, now
+                yield namespace.label_of(name), then, now
         for cell in self.cells:
             if (now := statics.freeze(cell.get())) != cell.value:
                 yield cell.label, cell.value, now
         for container, then, _, label in self.containers:
             if (now := statics.freeze(container)) != then:
                 yield label, then, now
+
+    def assigned(self, fake: Callable[[Any], bool]) -> Iterator[tuple[Any, Any, Any, str]]:
+        """(dict or setter, name, value, label) of new values that satisfy `fake`, and of flags that torch's code sets.
+
+        What was there before is put back.
+        """
+        for namespace in self.namespaces.values():
+            for name, value in list(dict.items(namespace.held)):
+                new = namespace.keys is not None and name not in namespace.values and _key(name) not in namespace.keys
+                if not new and (name not in namespace.values or value is namespace.originals.get(name, _ABSENT)):
+                    continue
+                if fake(value) or (namespace.flags and statics.freeze_static(value) is not None):
+                    yield namespace.held, name, value, namespace.label_of(name)
+                    if name in namespace.originals:
+                        namespace.held[name] = namespace.originals[name]
+                    else:
+                        del namespace.held[name]
+
+        for cell in self.cells:
+            if (value := cell.get()) is not cell.original and fake(value):
+                yield cell.set, None, value, cell.label
+                cell.set(cell.original)
 
     def made_inside(self, value: object) -> bool:
         """Whether a function or module hangs on nothing outside: eager makes a new one at every call."""
@@ -374,7 +424,7 @@ class Reads:
                     elif namespace.values.get(name) is _ABSENT:
                         del namespace.held[name]
             if namespace.keys is not None:
-                for name in [n for n in namespace.held if n not in namespace.keys]:
+                for name in [n for n in namespace.held if _key(n) not in namespace.keys]:
                     if only(namespace.get(name)):
                         del namespace.held[name]
         for cell in self.cells:
@@ -395,7 +445,7 @@ class Reads:
         for namespace in self.namespaces.values():
             for name, value in dict.items(namespace.held):
                 if isinstance(value, _INPUTS):
-                    yield namespace.held, name, f"{namespace.label}{name}", value
+                    yield namespace.held, name, namespace.label_of(name), value
         for value in list(self._seen.values()):
             if isinstance(value, (dict, list, tuple)):
                 for key, part in dict.items(value) if isinstance(value, dict) else enumerate(value):
@@ -404,12 +454,30 @@ class Reads:
         for cell in self.cells:
             if isinstance(cell.original, _INPUTS):
                 yield cell.get, None, cell.label, cell.original
+        yield from self._pinned
 
 
 _TRUSTED_PACKAGES = frozenset({"torch", "numpy", "builtins", "primexec"}) | sys.stdlib_module_names - {"__main__"}
 
 # Handled apart (children, parameters, buffers, hooks), or of no effect on a forward call.
 _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
+
+
+_STATEFUL = (
+    torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler, torch.distributions.Distribution,
+)  # fmt: skip
+
+
+def _key(key: Any) -> Any:
+    return statics.Identity(key) if isinstance(key, torch.Tensor) else key
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _show_key(key: object) -> str:
+    return f"a {type(key).__name__}" if isinstance(key, torch.Tensor) else repr(key)
 
 
 def _is_plain_object(value: Any) -> bool:

@@ -22,17 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects, higher_order
+from primexec import _torch, _torch_autograd, effects, higher_order
 from primexec._torch import pytree
-from primexec.bytecode import EXACT_TYPE, SEEDS, user_source
-from primexec.calls import READS_DATA, VALUE_HINT, Calls, name_of
+from primexec.bytecode import EXACT_TYPE, SEEDS, runs_optimizer, user_source
+from primexec.calls import READS_DATA, VALUE_HINT, Calls
 from primexec.errors import CaptureError, SourceLine
+from primexec.gradients import LeafGradients
 from primexec.program import ApiCall, Input, TensorSpec
 from primexec.reads import Reads
 from primexec.references import outlives
 from primexec.statics import tensor_problem
 
 _UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
+OPTIMIZER_HINT = "make the optimizer with fused=True: it keeps its step count in tensors"
 MAX_REHEARSAL_ELEMENTS = 1 << 26
 
 
@@ -83,6 +85,7 @@ class Tracer:
         self.tied: dict[int, tuple[int, list[tuple[Any, Any, str]]]] = {}  # id of an argument → (position, places)
         self._places: dict[int, list[tuple[Any, Any, str]]] | None = None
         self._lifted_before: dict[int, tuple[Any, fx.Node]] = {}  # the same once the run is over, without owning it
+        self.gradients = LeafGradients(self)
         self._histories: dict[int, Any] = {}  # id of an input's stand-in → its autograd node
         self._lines: dict[int, SourceLine | None] = {}  # sequence number of an autograd node → line of its operator
         self.taken: dict[fx.Node, fx.Node] = {}  # placeholder of a backward graph → node of the forward graph
@@ -131,8 +134,22 @@ class Tracer:
                 f"the function uses a {kind} that is not an argument and hangs on nothing that can be checked again",
                 "pass it as an argument, or keep it in a module, a closure or a global variable",
             )
-        self._add_input(real, "state", places, places[0][2].rpartition(": ")[2], places[0][2])
+        self._add_state(real, places)
         return self._lifts[_torch.identity(real)][1]
+
+    def _add_state(self, real: Any, places: list[tuple[Any, Any, str]]) -> None:
+        self._add_input(real, "state", places, places[0][2].rpartition(": ")[2], places[0][2])
+
+    def add_place(self, real: Any, place: tuple[Any, Any, str]) -> None:
+        """The tensor was found at this place too, or first."""
+        key = _torch.identity(real)
+        if key not in self._lifts:
+            self._add_state(real, [place, *self._find(real)])
+        elif key in self._positions:
+            self.tied.setdefault(key, (self._positions[key], self._find(real)))[1].append(place)
+        else:
+            name = self._outermost().nodes[_torch.identity(self._lifts[key][1])].name
+            next(i for i in self.inputs if i.input.name == name).binding.append(place)
 
     def _find(self, real: object) -> list[tuple[Any, Any, str]]:
         if self._places is None or _torch.identity(real) not in self._places:
@@ -154,6 +171,7 @@ class Tracer:
                 stand_in = self.fake_mode.from_tensor(real)
             self._own_attributes |= stand_in.__dict__.keys()
             self._histories[id(stand_in)] = stand_in.grad_fn
+            self.gradients.note(real, stand_in, node, label)
         else:
             stand_in = real
         self._lifts[_torch.identity(real)] = real, stand_in
@@ -189,10 +207,12 @@ class Tracer:
         node = self.scope.nodes.get(_torch.identity(t))
         if node is not None:
             return node
+        if self.gradients.adopt(t):
+            return self.node_of(t)
         if self.scope.parent is not None:
             return higher_order.lift_from_outside(self, t)
         raise self.fail(
-            "the function uses a tensor that no recorded operator made (a gradient, or a part of another trace)",
+            "the function uses a tensor that no recorded operator made (a part of another trace)",
             "pass it as an argument",
         )
 
@@ -235,7 +255,7 @@ class Tracer:
         node.meta["inference"] = inference
         node.meta["grad_mode"] = torch.is_grad_enabled()
         if node.meta["grad_mode"]:
-            self._lines[_torch.sequence_number()] = source
+            self._lines[_torch_autograd.sequence_number()] = source
         if isinstance(out, Tensor):
             self._bind_output(out, node)
         elif isinstance(out, (tuple, list)):
@@ -254,19 +274,6 @@ class Tracer:
             node.meta["effect"] = True
         else:
             self.scope.bind(t, node)
-
-    def check_out(self, fn: Any, out: Any, before: fx.Node) -> None:
-        """A few functions in C++ forget `out=` when they see a tensor that is not an ordinary one."""
-        written: set[int] = set()
-        node = before.next
-        while node is not self.graph._root:
-            written.update(_torch.storage_key(n.meta["val"]) for n in effects.writes(node))
-            node = node.next
-        for t in pytree.tree_leaves(out):
-            if isinstance(t, Tensor) and t.numel() and _torch.storage_key(t) not in written:
-                raise self.fail(
-                    f"{name_of(fn)} leaves out= as it was while it is traced", "use the result instead of out="
-                )
 
     def _record_constant(self, op: Any, real: Tensor) -> Any:
         with _torch.modes_off():
@@ -320,6 +327,7 @@ class Tracer:
                 raise self.fail(f"{op} reads the values of a tensor", VALUE_HINT) from None
             for kind, (reason, hint) in _torch.uncapturable().items():
                 if isinstance(error, kind):
+                    hint = OPTIMIZER_HINT if runs_optimizer(sys._getframe()) else hint
                     raise self.fail(reason.format(op=op, error=error), hint) from None
             raise self._eager_error(op, args, kwargs, error) from None
 
@@ -355,7 +363,7 @@ class Tracer:
         """The user's line that runs now; None before and after the run. During a backward pass, the forward line."""
         if not self._running:
             return None
-        node = _torch.autograd_node()
+        node = _torch_autograd.autograd_node()
         return user_source(sys._getframe(1), Tracer.run.__code__) or (node and self._lines.get(node._sequence_nr()))
 
     def locate(self, error: Exception) -> Exception:
@@ -415,11 +423,6 @@ class Tracer:
                 raise CaptureError(
                     "the function changes one of its inputs in a way that autograd records", hint=grad_hint
                 )
-            if stand_in.is_leaf and (stand_in.grad is None) != (real.grad is None):
-                raise CaptureError(
-                    "the function runs backward(), which sets the .grad of its inputs",
-                    hint="use torch.autograd.grad, or call backward() on what the traced function returns",
-                )
 
     def check_escapes(self) -> None:
         """Raise if a tensor of the trace is still referred to from outside, such as a list it was appended to."""
@@ -432,6 +435,7 @@ class Tracer:
             if isinstance(real, Tensor)
         }
         self._lifts.clear()
+        self.gradients.clear()
         if any(_torch.python_references(n.meta, "val") > 1 for n in nodes):
             gc.collect()  # exceptions that the user's code caught keep frames alive in cycles
         own = [n.meta for n in nodes]

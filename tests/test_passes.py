@@ -9,6 +9,7 @@ from torch import Tensor
 
 from primexec import make_traced, passes
 from primexec.passes.constants import ShareConstants
+from primexec.passes.copies import RemoveLastCopies
 from primexec.passes.dead_code import RemoveDeadCode
 from primexec.passes.renames import RemoveRenames
 
@@ -22,7 +23,7 @@ def targets(fn: Callable[..., Any], *args: Any) -> list[str]:
 
 
 def test_pipeline() -> None:
-    assert (RemoveRenames(), RemoveDeadCode(), ShareConstants()) == passes.PIPELINE
+    assert (RemoveRenames(), RemoveLastCopies(), RemoveDeadCode(), ShareConstants()) == passes.PIPELINE
 
 
 # Dead code ----------------------------------------------------------------------------------------------
@@ -163,3 +164,46 @@ def test_constant_is_copied_only_where_it_shows(fn: Callable[[Tensor], Any]) -> 
             seen.zero_()
         KEPT.clear()
     assert traced.cache_info()[:3] == (2, 1, 1)
+
+
+# Copies -------------------------------------------------------------------------------------------------
+
+
+def copied(x: Tensor, stride: list[int], before: bool = False) -> tuple[Tensor, Tensor]:
+    made = torch.ops.aten.exp(x)
+    buffer = torch.ops.aten.new_empty_strided(made, [2, 3], stride)
+    if before:
+        torch.ops.aten.fill_(buffer, 0)
+    torch.ops.aten.copy_(buffer, made)
+    return made, torch.ops.aten.add_(buffer, 1)
+
+
+COPIES: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
+    "last use": (lambda x: copied(x, [3, 1])[1], False),
+    "used again": (lambda x: copied(x, [3, 1]), True),
+    "used through a view": (lambda x: (lambda m, b: torch.ops.aten.mul(m[0], 2) + b)(*copied(x, [3, 1])), True),
+    "other strides": (lambda x: copied(x, [1, 2])[1], True),
+    "buffer used before": (lambda x: copied(x, [3, 1], before=True)[1], True),
+}
+
+
+@pytest.mark.parametrize(("fn", "stays"), COPIES.values(), ids=COPIES)
+def test_last_copy_goes(fn: Callable[[Tensor], Any], stays: bool) -> None:
+    expected, out = fn(X), make_traced(fn)(X)
+    for a, b in zip(*(t if isinstance(t, tuple) else (t,) for t in (expected, out)), strict=True):
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride()
+    program = make_traced(fn).trace(X)
+    assert ("copy_" in str(program)) == stays
+    assert torch.equal(X, torch.arange(6.0).reshape(2, 3))
+
+
+def test_copy_of_an_input_stays() -> None:
+    def f(x: Tensor) -> Tensor:
+        buffer = torch.ops.aten.new_empty_strided(x, [2, 3], [3, 1])
+        torch.ops.aten.copy_(buffer, x)
+        return torch.ops.aten.add_(buffer, 1)
+
+    x = X.clone()
+    assert torch.equal(make_traced(f)(x), X + 1)
+    assert torch.equal(x, X)

@@ -13,6 +13,7 @@ X = tensors((3, 4))
 
 KEPT = torch.zeros(4)
 SHARED = torch.zeros(6)
+REPLACED = torch.zeros(4)
 
 
 @FAMILY.factory(X)
@@ -48,6 +49,37 @@ def closure_tensors_that_overlap() -> Any:
         return b * 2
 
     return run
+
+
+@FAMILY.factory(X)
+def closure_tensor_replaced() -> Any:
+    total = torch.zeros(4)
+
+    def run(x: Tensor) -> Tensor:
+        nonlocal total
+        total = total + x.sum(0)
+        return total * 2
+
+    return run
+
+
+@FAMILY.factory(X, traces_at=(0, 1))
+def dict_item_made() -> Any:
+    """The second call finds the item that the first one left."""
+    table: dict[str, Tensor] = {}
+
+    def run(x: Tensor) -> Tensor:
+        table["x"] = table.get("x", x) * 2
+        return table["x"] + 1
+
+    return run
+
+
+@FAMILY.program(X)
+def global_tensor_replaced(x: Tensor) -> Tensor:
+    global REPLACED
+    REPLACED = x
+    return x + 1
 
 
 @FAMILY.factory(X, before=lambda run, i: run.__closure__[0].cell_contents.add_(i))

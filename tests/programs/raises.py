@@ -16,9 +16,7 @@ X = tensors((3, 4))
 FILE = "raises.py"
 
 COUNT = 0
-KEPT: Any = None
 LOG: list[Any] = []
-TABLE: dict[str, Any] = {}
 
 # A branch on a value, or a value as a Python number: the text of the line is the text of the lambda.
 VALUES: dict[str, Any] = {
@@ -156,22 +154,9 @@ def global_write(x: Tensor) -> Tensor:
     return x + 1
 
 
-@FAMILY.program(X, line="KEPT = x")
-def escape_to_global(x: Tensor) -> Tensor:
-    global KEPT
-    KEPT = x
-    return x + 1
-
-
 @FAMILY.program(X, line="LOG.append(x + 1)")
 def escape_to_global_list(x: Tensor) -> Tensor:
     LOG.append(x + 1)
-    return x
-
-
-@FAMILY.program(X, line='TABLE["x"] = x * 2')
-def escape_to_global_dict(x: Tensor) -> Tensor:
-    TABLE["x"] = x * 2
     return x
 
 

@@ -1,0 +1,108 @@
+"""Private names of PyTorch's autograd. Like `_torch.py`, this file touches private modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from primexec._torch import private, pytree, storage_key
+
+
+def sequence_number() -> int:
+    """The number of the autograd node that this thread made last."""
+    return int(private("torch._C._autograd._get_sequence_nr")()) - 1
+
+
+def autograd_node() -> Any:
+    """The autograd node whose backward runs in this thread, or None."""
+    return private("torch._C._current_autograd_node")()
+
+
+def has_gradient_hooks(t: Tensor) -> bool:
+    """Whether a hook runs once the gradient of a tensor is there."""
+    return bool(t._backward_hooks or t._post_accumulate_grad_hooks)
+
+
+def graph_is_freed(error: RuntimeError) -> bool:
+    """Whether a backward pass came to what another one has freed."""
+    return "backward through the graph a second time" in str(error)
+
+
+def _saved(node: Any, name: str) -> Any:
+    try:
+        return getattr(node, name, None)
+    except RuntimeError:  # freed
+        return None
+
+
+def autograd_nodes(roots: Sequence[Tensor]) -> Iterator[Any]:
+    """The nodes of the autograd graph behind the roots."""
+    stack, seen = [root.grad_fn for root in roots], set()
+    while stack:
+        node: Any = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack += [following for following, _ in node.next_functions]
+
+
+def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
+    """What the autograd graph behind the roots keeps for backward: storage → bytes."""
+    kept: dict[int, int] = {}
+    for node in autograd_nodes(roots):
+        names = [n for n in dir(node) if n.startswith("_saved_")]
+        for tensor in pytree.tree_leaves([_saved(node, n) for n in (*names, "saved_tensors")]):
+            if isinstance(tensor, Tensor):
+                kept[storage_key(tensor)] = tensor.untyped_storage().nbytes()
+    return kept
+
+
+@cache
+def _elsewhere() -> Any:
+    """An autograd node that no backward pass reaches."""
+    with torch.enable_grad():
+        return torch.zeros(0, requires_grad=True).clone().grad_fn
+
+
+def needed_gradients(ctx: Any, possible: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Which gradients of a custom function's tensors the backward pass that runs asks for.
+
+    Args:
+        possible: which may ever be asked for, as `ctx.needs_input_grad` tells.
+    """
+    executes = private("torch._C._will_engine_execute_node")
+    if executes(_elsewhere()):  # a backward pass without `inputs` runs everything
+        return possible
+    return tuple(following is not None and _executes(executes, following) for following, _ in ctx.next_functions)
+
+
+def _executes(executes: Callable[[Any], bool], node: Any) -> bool:
+    try:
+        return executes(node)
+    except RuntimeError:  # PyTorch does not say it of a leaf whose gradient is what is asked for
+        return True
+
+
+def below_autograd() -> Any:
+    """A context without arguments in which operators record nothing for autograd; kernels still see the grad mode."""
+    return private("torch._C._AutoDispatchBelowAutograd")
+
+
+@contextmanager
+def autocast_off() -> Iterator[None]:
+    """Without autocast: eager's backward formulas run outside of it."""
+    devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    with ExitStack() as off:
+        for device in devices:
+            off.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def left_the_trace(error: BaseException) -> bool:
+    """Whether a backward pass came to the history of a fake tensor that stands for one with a history."""
+    return isinstance(error, RuntimeError) and "backward() through example input" in str(error)

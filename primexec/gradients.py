@@ -1,0 +1,109 @@
+"""The `.grad` of tensors that a traced function did not make: what it finds there, and what it leaves there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx
+
+from primexec import _torch, _torch_autograd
+from primexec.errors import CaptureError
+
+if TYPE_CHECKING:
+    from primexec.tracer import Tracer
+
+
+@dataclass(frozen=True, slots=True)
+class GradientOf:
+    """A place that holds a tensor: the `.grad` of an input of the program."""
+
+    input: str
+
+
+@dataclass(slots=True)
+class _Leaf:
+    """An input that has a `.grad`, and the stand-in for what it held before the run."""
+
+    node: fx.Node
+    label: str
+    real: Tensor
+    stand_in: Tensor
+    before: Tensor | None
+    asked: bool = False
+
+
+class LeafGradients:
+    """Follows the `.grad` of a tracer's inputs.
+
+    The autograd engine of PyTorch itself accumulates into the stand-ins, so that what is recorded is what it does.
+    """
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._leaves: dict[int, _Leaf] = {}  # identity of a stand-in → its leaf
+        self._inputs: list[Tensor] = []
+        self._held: dict[int, _Leaf] = {}  # identity of the stand-in of a .grad → the leaf that holds it
+
+    def note(self, real: Tensor, stand_in: Tensor, node: fx.Node, label: str) -> None:
+        """A new input of the program."""
+        self._inputs.append(real)
+        if not stand_in.is_leaf:
+            return
+        with _torch.modes_off():
+            leaf = _Leaf(node, f"{label}.grad", real, stand_in, stand_in.grad)
+        self._leaves[_torch.identity(stand_in)] = leaf
+        if leaf.before is not None:
+            self._held[_torch.identity(leaf.before)] = leaf
+
+    def ask(self, stand_in: Any) -> None:
+        """The function reads or assigns the `.grad` of a tensor; whether there is one decides what it does."""
+        leaf = self._leaves.get(_torch.identity(stand_in))
+        if leaf is not None and not leaf.asked:
+            leaf.asked = True
+            if leaf.before is not None:
+                place = GradientOf(leaf.node.name), None, leaf.label
+                self._tracer.add_place(leaf.real.grad, place)
+
+    def adopt(self, t: object) -> bool:
+        """Whether a tensor is the `.grad` of an input, used for the first time; it is an input itself from now on."""
+        leaf = self._held.get(_torch.identity(t))
+        if leaf is None or leaf.asked:
+            return False
+        self.ask(leaf.stand_in)
+        return True
+
+    def changes(self) -> list[tuple[str, Tensor | None, str]]:
+        """(input, what its `.grad` is now, label) of those that the function left another `.grad`."""
+        found = []
+        for leaf in self._leaves.values():
+            now = leaf.stand_in.grad
+            if now is leaf.before:
+                continue
+            if now is not None and now.requires_grad:
+                raise CaptureError(
+                    "the function runs backward(create_graph=True), whose gradients require grad themselves",
+                    hint="use torch.autograd.grad(..., create_graph=True) for second derivatives",
+                )
+            self.ask(leaf.stand_in)
+            found.append((leaf.node.name, now, leaf.label))
+            leaf.stand_in.grad = None
+        return found
+
+    def absent(self) -> list[str]:
+        """The inputs whose `.grad` must be None for the program to be right."""
+        return [leaf.node.name for leaf in self._leaves.values() if leaf.asked and leaf.before is None]
+
+    def check_hooks(self) -> None:
+        """Hooks of inputs would run in the backward passes of the function, unseen."""
+        if any(t.requires_grad and _torch_autograd.has_gradient_hooks(t) for t in self._inputs):
+            raise CaptureError(
+                "the function runs a backward pass, and one of its inputs has hooks that would run in it",
+                hint="register hooks on tensors made inside the traced function, or call backward() on its result",
+            )
+
+    def clear(self) -> None:
+        """Let go of the inputs."""
+        self._leaves.clear()
+        self._held.clear()
+        self._inputs.clear()
