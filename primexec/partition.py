@@ -39,6 +39,7 @@ class Plan:
     """The regions of a program in the order in which they run.
 
     Attributes:
+        nodes: for each region the nodes of the program that run there; views that it makes again do not count.
         inputs: for each region the nodes of the program that it takes.
         outputs: for each region the nodes of the program that it returns.
     """
@@ -46,6 +47,7 @@ class Plan:
     program: Program
     claims: dict[fx.Node, Claim]
     regions: tuple[Region, ...]
+    nodes: tuple[tuple[fx.Node, ...], ...]
     inputs: tuple[tuple[fx.Node, ...], ...]
     outputs: tuple[tuple[fx.Node, ...], ...]
 
@@ -88,14 +90,14 @@ def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[s
             region = _region(program, 0, groups[0], claims, inference, placeholders, returned)
         else:
             region = Region("region0", name, program.graph_module, program.calls, inference)
-        return Plan(program, claims, (region,), (placeholders,), (returned,))
+        return Plan(program, claims, (region,), (tuple(program.nodes),), (placeholders,), (returned,))
     inputs = [_taken(group) for group in groups]
     wanted = {n for taken in inputs for n in taken} | set(returned)
     outputs = [tuple(n for n in group.own if n in wanted) for group in groups]
     regions = tuple(
         _region(program, i, group, claims, inference, inputs[i], outputs[i]) for i, group in enumerate(groups)
     )
-    return Plan(program, claims, regions, tuple(inputs), tuple(outputs))
+    return Plan(program, claims, regions, tuple(tuple(g.own) for g in groups), tuple(inputs), tuple(outputs))
 
 
 def _groups(

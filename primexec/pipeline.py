@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from primexec import passes
-from primexec.config import Options, logger
+from primexec.config import Options, logger, verifies_passes
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.partition import partition
 from primexec.program import Program
 from primexec.runtime import Executable, compile_plan
 from primexec.verify import verify_captured
+from primexec.verify_plan import verify_planned
 
 _log = logger("plan")
 
@@ -39,6 +40,8 @@ def compile_program(
     verify_captured(program)
     allowed = registry.allowed(options, executors, device_of(program))
     plan = partition(program, executors, allowed=allowed, inference=inference)
+    if verifies_passes():
+        verify_planned(plan, executors)
     _log.debug("%s", plan)
     return compile_plan(plan, {e.name: e for e in executors}, options.for_executors(), boxed=boxed)
 

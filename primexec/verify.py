@@ -24,25 +24,30 @@ def verify_captured(program: Program) -> None:
     Raises:
         VerificationError: naming the law, the node, its neighbours and the user's line.
     """
-    seen: set[fx.Node] = set()
     names = [i.name for i in program.inputs]
     placeholders = [n.name for n in program.graph_module.graph.nodes if n.op == "placeholder"]
     if names != placeholders:
         raise VerificationError(f"the inputs {names} are not the placeholders {placeholders}")
-    for node in program.graph_module.graph.nodes:
+    verify_graph(program.graph_module.graph)
+
+
+def verify_graph(graph: fx.Graph) -> None:
+    """Check the laws of a captured program that each node keeps or breaks by itself."""
+    seen: set[fx.Node] = set()
+    for node in graph.nodes:
         for used in node.all_input_nodes:
             if used not in seen:
-                raise _broken(program, node, f"uses {used.name} before it is made")
+                raise broken(node, f"uses {used.name} before it is made")
         if node.op == "call_function":
             legal = (_torch.OpOverload, _torch.HigherOrderOperator)
             sizes = isinstance(node.meta.get("val"), _torch.SYMBOLS)  # arithmetic with sizes is plain Python
             if not isinstance(node.target, legal) and node.target is not operator.getitem and not sizes:
-                raise _broken(program, node, "is not an operator of PyTorch")
-            fx.node.map_aggregate((node.args, node.kwargs), lambda a, node=node: _not_real(program, node, a))  # type: ignore[misc]
+                raise broken(node, "is not an operator of PyTorch")
+            fx.node.map_aggregate((node.args, node.kwargs), lambda a, node=node: _not_real(node, a))  # type: ignore[misc]
         elif node.op not in ("placeholder", "output", "get_attr"):
-            raise _broken(program, node, f"is a {node.op}")
+            raise broken(node, f"is a {node.op}")
         if node.op == "placeholder" and "val" not in node.meta and "spec" not in node.meta:
-            raise _broken(program, node, "carries no metadata")
+            raise broken(node, "carries no metadata")
         seen.add(node)
 
 
@@ -58,16 +63,17 @@ def verify_prims(program: Program) -> None:
     verify_captured(program)
     for node in program.nodes:
         if node.target is not operator.getitem and not is_prim(node.target) and not node.meta.get("opaque"):
-            raise _broken(program, node, "is no prim")
+            raise broken(node, "is no prim")
 
 
-def _not_real(program: Program, node: fx.Node, arg: object) -> None:
+def _not_real(node: fx.Node, arg: object) -> None:
     if isinstance(arg, torch.Tensor):
-        raise _broken(program, node, "holds a real tensor")
+        raise broken(node, "holds a real tensor")
 
 
-def _broken(program: Program, node: fx.Node, law: str) -> VerificationError:
-    nodes = list(program.graph_module.graph.nodes)
+def broken(node: fx.Node, law: str) -> VerificationError:
+    """The error for a node that breaks a law: it, ten lines around it, and the user's line."""
+    nodes = list(node.graph.nodes)
     at = nodes.index(node)
     lines = [f"{node.name} {law}"]
     for i in range(max(0, at - _CONTEXT_LINES), min(len(nodes), at + _CONTEXT_LINES + 1)):

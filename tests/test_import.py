@@ -22,7 +22,7 @@ LAYERS = (
     "testing.tolerance",
     "primexec", "compare", "repro", "bisection", "divergence", "runs", "slices", "rounding", "exact", "ulp",
     "dynamo", "api", "explain", "inspection", "cache", "guards", "autograd", "pipeline", "runtime",
-    "partition", "placement", "executors",
+    "verify_plan", "partition", "placement", "executors",
     "executors.registry", "executors.llvm.executor", "executors.llvm.judge", "executors.llvm.own",
     "executors.llvm.ordered", "executors.llvm.columns", "executors.llvm.tiles",
     "executors.llvm.codegen", "executors.llvm.pieces", "executors.llvm.memory", "executors.llvm.addresses",
