@@ -1,7 +1,7 @@
 """Fits the polynomials of the vector math and writes them: python -m tools.fit_vector_math.
 
-Each is mpmath's Chebyshev fit, in 60 digits, to a quotient chosen so that its uniform error is a small relative error
-of the function itself; coefficients are rounded to nearest. Needs mpmath, which comes with torch.
+Each is mpmath's Chebyshev fit in 60 digits, or a weighted one, to a quotient chosen so that its error is a small
+relative error of the function itself; coefficients are rounded to nearest. Needs mpmath, which comes with torch.
 """
 
 from __future__ import annotations
@@ -66,13 +66,36 @@ FITS: dict[str, tuple[Callable[[Any], Any], Any, Any, int, int]] = {
     "ATAN": (odd(mp.atan, -mpf(1) / 3), 0, 0.1718, 0, 13),
     "ASIN": (odd(mp.asin, mpf(1) / 6), 0, 0.2501, 0, 13),
     "ERF": (
-        quotient(lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 1.0001, 7, 13,
+        quotient(lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 1.0001, 0, 13,
     ),
-    "LOG_ERFC": (lambda u: mp.log(mp.erfc(u + mpf(2.5))), -1.51, 1.55, 10, 0),
+    "LOG_ERFC": (quotient(lambda t: -mp.log(mp.erfc(t)) / t - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 3.931, 9, 0),
     "ERF_INV_CENTRE": (lambda u: erf_inv_over_t(u + mpf(2.5)), -2.5, 2.5, 0, 13),
     "ERF_INV_TAIL": (lambda u: erf_inv_over_t((u + mpf(4.15)) ** 2), -1.92, 1.92, 0, 14),
     "ERFCX": (erfcx_mapped, -1, 1, 0, 25),
 }  # fmt: skip
+
+
+# The relative error of the function for one unit of the polynomial's, where it is far from uniform.
+WEIGHTS: dict[str, Callable[[Any], Any]] = {"LOG_ERFC": lambda t: t * mp.erfc(t) / mp.erf(t)}
+POINTS, ROUNDS = 240, 40
+
+
+def weighted(function: Callable[[Any], Any], weight: Callable[[Any], Any], high: Any, count: int) -> tuple[Any, Any]:
+    """Lawson's algorithm on [0, high]: least squares whose weights grow where the error is large."""
+    points = [high / 2 * (1 - mp.cos(mp.pi * (k + mpf(1) / 2) / POINTS)) for k in range(POINTS)]
+    values, scales = [function(t) for t in points], [weight(t) for t in points]
+    lawson = [mpf(1)] * POINTS
+    for _ in range(ROUNDS):
+        mine = [w * s * s for w, s in zip(lawson, scales, strict=True)]
+        moments = [sum(w * t**k for w, t in zip(mine, points, strict=True)) for k in range(2 * count - 1)]
+        right = [sum(w * v * t**k for w, v, t in zip(mine, values, points, strict=True)) for k in range(count)]
+        solution = mp.lu_solve(mp.matrix([[moments[i + j] for j in range(count)] for i in range(count)]), right)
+        fit = list(solution)[::-1]
+        errors = [abs(mp.polyval(fit, t) - v) * s for t, v, s in zip(points, values, scales, strict=True)]
+        lawson = [w * e for w, e in zip(lawson, errors, strict=True)]
+        total = sum(lawson)
+        lawson = [w / total for w in lawson]
+    return fit, max(errors)
 
 
 def rounded(value: Any, dtype: str) -> float:
@@ -91,7 +114,10 @@ def main() -> None:
         for dtype, count in zip(("f32", "f64"), terms, strict=True):
             if count == 0:
                 continue
-            fit, error = mp.chebyfit(function, [mpf(low), mpf(high)], count, error=True)
+            if name in WEIGHTS:
+                fit, error = weighted(function, WEIGHTS[name], mpf(high), count)
+            else:
+                fit, error = mp.chebyfit(function, [mpf(low), mpf(high)], count, error=True)
             print(f"{name:14} {dtype} {count:3} terms, error 2^{float(mp.log(error, 2)):.1f}", flush=True)
             lines.append(f'    "{dtype}": (')
             lines += [f"        {rounded(c, dtype)!r}," for c in fit]

@@ -47,6 +47,7 @@ from primexec.executors.llvm.memory import Memory, Positions
 from primexec.executors.llvm.pieces import WORKSPACE, Workspace
 from primexec.executors.llvm.reductions import Accumulator
 from primexec.executors.llvm.target import ELEMENT_BYTES
+from primexec.executors.llvm.vmath.core import exp
 
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
 
@@ -255,7 +256,7 @@ class KernelWriter(Memory):
 
     def _loops(self, number: int) -> None:
         reductions, widths = self._reductions(number), [self.layout.lanes, 1]
-        accumulators = [Accumulator(r) for r in reductions]
+        accumulators = [Accumulator(r, folded=True) for r in reductions]
         carried = [pair for w in widths for a in accumulators for pair in a.initial(w)]
         final = self._nest(number, reductions, accumulators, self.layout.inner, widths, {}, carried)
         states = self._states(accumulators, widths, final)
@@ -399,7 +400,8 @@ class KernelWriter(Memory):
         assert emit is not None, v.prim
         if lanes == 1 and all(not a.name.startswith("%") for a in same):
             same[0] = addresses.materialised(same[0])
-        made = emit(*same)
+        never_above = v.prim == "exp" and _below_its_maximum(v.args[0])
+        made = exp(same[0], nonpositive=True) if never_above else emit(*same)
         return rounded(made, v.dtype) if made.element == "f32" and self.precise else made
 
     def _index(self, v: Index | Within, lanes: int, at: Positions) -> Value:
@@ -407,3 +409,11 @@ class KernelWriter(Memory):
         one = Value(self.e, "i64", 1, self._offset(v, {**outer, **at}))
         step = v.strides[self._lane_axis] if self.layout.lane else 0
         return addresses.ramp(one, step, lanes)
+
+
+def _below_its_maximum(v: Expr) -> bool:
+    """Whether a value is a difference to the largest of its kind, and so never positive."""
+    if not isinstance(v, Op) or v.prim != "sub":
+        return False
+    value, maximum = v.args
+    return isinstance(maximum, Reduce) and maximum.kind == "amax" and maximum.arg is value

@@ -358,6 +358,16 @@ class Value:
         return Value(self.e, self.element, self.lanes, result)
 
 
+def picked(v: Value, lanes: Sequence[int], other: Value | None = None) -> Value:
+    """A vector of some lanes; those of `other` are counted on. One lane is a scalar."""
+    if len(lanes) == 1 and other is None:
+        return Value(v.e, v.element, 1, v.e.emit(f"extractelement {v.type} {v.name}, i32 {lanes[0]}"))
+    mask = ", ".join(f"i32 {k}" for k in lanes)
+    second = other.name if other else "poison"
+    text = f"shufflevector {v.type} {v.name}, {v.type} {second}, <{len(lanes)} x i32> <{mask}>"
+    return Value(v.e, v.element, len(lanes), v.e.emit(text))
+
+
 def unlikely(mask: Value, usual: Value, rare: Callable[[], Value]) -> Value:
     """`rare()` in lanes of the mask, `usual` in the others; what rare emits runs only where some lane needs it."""
     e, seldom, join = mask.e, mask.e.new_label("rare"), mask.e.new_label("join")

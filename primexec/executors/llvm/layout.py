@@ -6,7 +6,8 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Reduce, Within, roots_of, walk
+from primexec.executors.llvm.instructions import DEAR
+from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Op, Reduce, Within, roots_of, walk
 from primexec.executors.llvm.target import Target
 
 WIDE = 8  # bytes from which on vectors hold as few elements as float64
@@ -108,7 +109,7 @@ def plan(kernel: Kernel, target: Target) -> Layout:
         reduced = [Axis(1, kernel.reduced.index(True))]
         lane = lane or reduced[0]
     width = max((a.dtype.itemsize for a in accesses(kernel)), default=4)
-    lanes = 2 * target.lanes("f64" if width >= WIDE else "f32")
+    lanes = _vectors(kernel) * target.lanes("f64" if width >= WIDE else "f32")
     if lane is None:
         return Layout((), (), None, False, False, lanes)
     if lane in reduced:
@@ -116,6 +117,7 @@ def plan(kernel: Kernel, target: Target) -> Layout:
         return _split(kernel, Layout(tuple(kept), inner, lane, False, False, lanes))
     outer = tuple(a for a in kept if a != lane)
     if reducing:
+        lanes = min(lanes, 2 * target.lanes("f32"))
         blocks = -(-lane.size // COLUMNS)
         side = -(-lane.size // blocks // lanes) * lanes
         return _split(kernel, Layout(outer, tuple(reduced), lane, True, False, lanes, side))
@@ -142,6 +144,12 @@ def _across(kernel: Kernel, lane: Axis, outer: tuple[Axis, ...]) -> Axis | None:
 
     best = max((a for a in outer if a.size >= NARROW), key=count, default=None)
     return best if best is not None and count(best) else None
+
+
+def _vectors(kernel: Kernel) -> int:
+    """Hardware vectors in one of the kernel's: dear functions wait for themselves, so more run side by side."""
+    values = walk(roots_of(kernel))
+    return 4 if any(isinstance(v, Op) and v.prim in DEAR and v.dtype.itemsize < WIDE for v in values) else 2
 
 
 def _split(kernel: Kernel, layout: Layout) -> Layout:

@@ -10,23 +10,31 @@ import math
 
 import torch
 
-from primexec.executors.llvm.emit import Emitter, Value, literal, type_of
+from primexec.executors.llvm.emit import Emitter, Value, literal, picked, type_of
 from primexec.executors.llvm.instructions import F64, FLOATS, REGISTER, SIGNED, bits, convert, rounded
 from primexec.executors.llvm.ir import Reduce
 
+FOLDED_LANES = 8
+
 
 class Accumulator:
-    """The accumulator of one reduction."""
+    """The accumulator of one reduction.
 
-    def __init__(self, reduction: Reduce) -> None:
+    Args:
+        folded: whether a vector's lanes may be added to fewer lanes of the state, which so takes fewer registers.
+    """
+
+    def __init__(self, reduction: Reduce, folded: bool = False) -> None:
         self.kind, self.dtype, self.source = reduction.kind, reduction.dtype, reduction.arg.dtype
         self.floats = self.dtype in FLOATS
         wide = self.floats and self.kind in ("sum", "prod")
         self.element = "f64" if wide else REGISTER[self.dtype]
         self.compensated = self.kind == "sum" and self.dtype is F64
+        self.most = FOLDED_LANES if folded and wide and self.dtype is not F64 else 1 << 20
 
     def initial(self, lanes: int) -> list[tuple[str, str]]:
-        """Types and values before the first element."""
+        """Types and values before the first element, for vectors of so many lanes."""
+        lanes = min(lanes, self.most)
         text = literal(self.element, self._neutral())
         if lanes > 1:
             text = f"splat ({type_of(self.element)} {text})"
@@ -47,14 +55,17 @@ class Accumulator:
         return smallest if low else largest
 
     def values(self, e: Emitter, names: list[str], lanes: int) -> list[Value]:
-        return [Value(e, self.element, lanes, n) for n in names]
+        return [Value(e, self.element, min(lanes, self.most), n) for n in names]
 
     def add(self, state: list[Value], v: Value) -> list[Value]:
         """With one more element (in each lane)."""
         v = convert(v, self.source, self.dtype)
-        if v.element != self.element:
-            v = v.cast("fpext", self.element)
-        return self.merge(state, [v])
+        width = state[0].lanes
+        parts = [v] if v.lanes == width else [picked(v, range(k, k + width)) for k in range(0, v.lanes, width)]
+        for part in parts:
+            wide = part if part.element == self.element else part.cast("fpext", self.element)
+            state = self.merge(state, [wide])
+        return state
 
     def merge(self, state: list[Value], other: list[Value]) -> list[Value]:
         """With another partial result."""
@@ -76,35 +87,20 @@ class Accumulator:
         if self.dtype is torch.bool:
             return old | new if larger else old & new
         if self.floats:
-            better = new.compare("ogt" if larger else "olt", old) | new.is_nan()
-        else:
-            sign = "s" if self.dtype in SIGNED else "u"
-            better = new.compare(sign + ("gt" if larger else "lt"), old)
-        return better.select(new, old)
+            # The old value where either is NaN: one instruction of x86.
+            better = new.compare("ogt" if larger else "olt", old).select(new, old)
+            return new.is_nan().select(new, better)
+        sign = "s" if self.dtype in SIGNED else "u"
+        return new.compare(sign + ("gt" if larger else "lt"), old).select(new, old)
 
     def across(self, state: list[Value]) -> list[Value]:
         """The lanes' partial results joined: a scalar state."""
         lanes = state[0].lanes
         if lanes == 1:
             return state
-        e = state[0].e
         while lanes > 1:
             half = lanes // 2
-            parts = []
-            for start in (0, half):
-                mask = ", ".join(f"i32 {start + k}" for k in range(half))
-                picked = [
-                    e.emit(f"shufflevector {v.type} {v.name}, {v.type} poison, <{half} x i32> <{mask}>") for v in state
-                ]
-                parts.append([Value(e, v.element, half, name) for v, name in zip(state, picked, strict=True)])
-            if half == 1:
-                parts = [
-                    [
-                        Value(e, v.element, 1, e.emit(f"extractelement <1 x {type_of(v.element)}> {v.name}, i32 0"))
-                        for v in p
-                    ]
-                    for p in parts
-                ]
+            parts = [[picked(v, range(start, start + half)) for v in state] for start in (0, half)]
             state, lanes = self.merge(parts[0], parts[1]), half
         return state
 

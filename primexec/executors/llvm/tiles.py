@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from primexec.executors.llvm.codegen import KernelWriter
-from primexec.executors.llvm.emit import Value, type_of
+from primexec.executors.llvm.emit import Value, picked, type_of
 from primexec.executors.llvm.instructions import MEMORY
 from primexec.executors.llvm.ir import Access
 from primexec.executors.llvm.layout import TILE, accesses, lies_across
@@ -28,15 +28,9 @@ def transposed(rows: list[Value]) -> list[Value]:
             a, b = rows[i], rows[i + step]
             low = [k if not k & step else n + k - step for k in range(n)]
             high = [k + step if not k & step else n + k for k in range(n)]
-            made[i], made[i + step] = _picked(a, b, low), _picked(a, b, high)
+            made[i], made[i + step] = picked(a, low, b), picked(a, high, b)
         rows, step = made, step // 2
     return rows
-
-
-def _picked(a: Value, b: Value, lanes: Sequence[int]) -> Value:
-    mask = ", ".join(f"i32 {k}" for k in lanes)
-    name = a.e.emit(f"shufflevector {a.type} {a.name}, {b.type} {b.name}, <{len(lanes)} x i32> <{mask}>")
-    return Value(a.e, a.element, len(lanes), name)
 
 
 class TileWriter(KernelWriter):

@@ -104,14 +104,41 @@ def reduce_exp(x: Value) -> Reduced:
     return Reduced(r, horner(r, EXP[x.element]), integer(shifted, x.element))
 
 
+def powers(x: Value, offset: Value | int = 0) -> tuple[Value, Value]:
+    """(m, p) with exp(x) = (1 + m) p / 2**offset, for x of moderate size; p is 2**(n + offset), a normal number.
+
+    The exponent's bias rides on the constant that rounds to an integer, so that a shift makes p; a NaN is kept by m.
+    """
+    fmt = format_of(x)
+    magic = offset if isinstance(offset, Value) else x.const(fmt.magic + fmt.bias + offset)
+    shifted = x.muladd(1.0 / LN2, magic)
+    n = shifted - magic
+    r = n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
+    return (r * r).muladd(horner(r, EXP[x.element]), r), (shifted.bits() << fmt.mantissa).as_float()
+
+
 EXP_RANGE = {"f32": (-104.5, 89.0), "f64": (-746.0, 710.0)}
+LIFT = 64  # added to exponents, so that results below the normal numbers are rounded once, by the last product
 
 
-def exp(x: Value, halvings: int = 0) -> Value:
-    """exp(x) / 2**halvings, without an overflow on the way."""
-    low, high = EXP_RANGE[x.element]
-    reduced = reduce_exp(x.at_most(high + halvings).at_least(low))
-    return scale(reduced.mantissa, reduced.n - halvings if halvings else reduced.n)
+def exp(x: Value, halvings: int = 0, nonpositive: bool = False) -> Value:
+    """exp(x) / 2**halvings, without an overflow on the way; `nonpositive` promises that no x is larger than 0.
+
+    Where the result is 0, so is the last factor: a product that underflows is slow.
+    """
+    fmt, (low, high) = format_of(x), EXP_RANGE[x.element]
+    gone = x.compare("olt", low)
+    x = x.at_least(low)
+    offset: Value | int = LIFT
+    factor = x.const(2.0 ** -(LIFT + halvings))
+    if not nonpositive:
+        x = x.at_most(high + halvings)
+        below = x.compare("olt", 0.0)
+        zero = fmt.magic + fmt.bias
+        offset = below.select(x.const(zero + LIFT), zero - 2 - halvings)
+        factor = below.select(factor, 4.0)
+    m, power = powers(x, offset)
+    return m.muladd(power, power) * gone.select(0.0, factor)
 
 
 def split(x: Value) -> tuple[Value, Value]:
@@ -182,8 +209,6 @@ def log1p(x: Value) -> Value:
 
 def expm1(x: Value) -> Value:
     low = -17.5 if x.element == "f32" else -38.0
-    reduced = reduce_exp(x.at_most(EXP_RANGE[x.element][1]).at_least(low))
-    p = (reduced.r * reduced.r).muladd(reduced.p, reduced.r)
-    half = power_of_two(reduced.n - 1, x.element)  # 2**n itself may overflow where the result does not
-    result = p.muladd(half, half - 0.5) * 2.0
+    m, half = powers(x.at_most(EXP_RANGE[x.element][1]).at_least(low), -1)  # 2**n itself may overflow
+    result = m.muladd(half, half - 0.5) * 2.0
     return result.copysign(x)

@@ -18,6 +18,7 @@ from primexec.executors.llvm.vmath.core import (
     log1p,
     log1p_reduced,
     log_specials,
+    powers,
     reduce_exp,
     scale,
     split,
@@ -51,8 +52,9 @@ LOG10_2_HIGH = 0x4D104 / 2.0**20  # 19 bits of log10(2): its product with an exp
 
 def tanh(x: Value) -> Value:
     """expm1(2|x|) / (expm1(2|x|) + 2): no cancellation anywhere, so one formula serves all arguments."""
-    doubled = (x.abs() * 2.0).at_most(18.5 if x.element == "f32" else 40.0)
-    e = expm1(doubled)
+    t = x.abs()
+    m, power = powers((t + t).at_most(18.5 if x.element == "f32" else 40.0))
+    e = m.muladd(power, power - 1.0)
     return divide(e, e, 2.0).copysign(x)
 
 
@@ -70,7 +72,7 @@ def divide(numerator: Value, small: Value, large: float) -> Value:
 
 def sigmoid(x: Value) -> Value:
     """1 / (1 + exp(-x)), by exp(-|x|), which cannot overflow."""
-    e = exp(-x.abs())
+    e = exp(-x.abs(), nonpositive=True)
     return divide(x.compare("olt", 0.0).select(e, e.const(1.0)), e, 1.0)
 
 
@@ -106,13 +108,17 @@ def atanh(x: Value) -> Value:
 
 
 def erf(x: Value) -> Value:
-    """x + x P(x²) near zero; 1 - erfc beyond, which is small there, so that its errors count little."""
+    """float32: -expm1(-t (1 + P(t))), for the logarithm of 1 - erf(t) is smooth; errors of P never grow.
+
+    float64: x + x P(x²) near zero; 1 - erfc beyond, which is small there, so that its errors count little.
+    """
     t = x.abs()
-    z = t * t
-    near = t.muladd(horner(z, ERF[x.element]), t)
-    f32 = x.element == "f32"
-    far = 1.0 - (exp(horner(t.at_most(4.0) - 2.5, LOG_ERFC["f32"])) if f32 else erfc_positive(t))
-    return t.compare("ogt", 1.0).select(far, near).copysign(x)
+    if x.element == "f32":
+        t = t.at_most(3.93)
+        m, power = powers(-t.fma(horner(t, LOG_ERFC["f32"]), t))
+        return (-m).muladd(power, 1.0 - power).copysign(x)
+    near = t.muladd(horner(t * t, ERF["f64"]), t)
+    return t.compare("ogt", 1.0).select(1.0 - erfc_positive(t), near).copysign(x)
 
 
 def erfc_positive(t: Value) -> Value:
