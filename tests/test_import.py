@@ -26,6 +26,7 @@ LAYERS = (
     "executors.registry", "executors.llvm.executor", "executors.llvm.judge", "executors.llvm.own",
     "executors.llvm.ordered", "executors.llvm.columns", "executors.llvm.tiles",
     "executors.llvm.codegen", "executors.llvm.pieces", "executors.llvm.memory", "executors.llvm.addresses",
+    "executors.llvm.segments",
     "executors.llvm.layout", "executors.llvm.fuse", "executors.llvm.build", "executors.llvm.schedule",
     "executors.llvm.writes",
     "executors.llvm.indirect", "executors.llvm.piecewise", "executors.llvm.maps",

@@ -137,3 +137,27 @@ def test_what_is_refused() -> None:
     for reason, fn in refused.items():
         with pytest.raises(primexec.ExecutorError, match=reason):
             run(fn, a)
+
+
+@pytest.mark.parametrize("name", ["columns", "rows", "padded", "rolled", "stacked", "slice replaced"])
+def test_loops_are_cut_where_the_source_changes(name: str, compiled: list[Compiled]) -> None:  # noqa: F811
+    """No element asks where it comes from."""
+    tensors = inputs(torch.float32)
+    assert torch.equal(run(MOVES[name], *tensors), MOVES[name](*tensors))
+    assert "select" not in compiled[0].llvm
+    assert "masked.load" not in compiled[0].llvm
+
+
+def test_cuts_in_several_passes() -> None:
+    """What a later pass reads again was kept in every segment."""
+
+    def fn(a: Tensor, b: Tensor) -> Tensor:
+        joined = torch.cat([a.exp(), b.tanh() * 2], 1)
+        return torch.softmax(joined, 1) + torch.cat([joined[:, :60].exp(), a[:, :14]], 1)
+
+    a, b, _ = inputs(torch.float32)
+    torch.testing.assert_close(run(fn, a, b), fn(a, b))
+    big = data(3, 70000), data(3, 9, seed=6)  # reductions cut into pieces
+    torch.testing.assert_close(
+        run(lambda a, b: torch.cat([b, a, b], 1).sum(), *big), torch.cat([*big, big[1]], 1).sum()
+    )

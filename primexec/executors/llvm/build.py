@@ -95,14 +95,27 @@ class Builder:
 
     def _within(self, piece: Piece, guards: Guards) -> Guards:
         """The condition of a piece; nothing for what remains."""
-        term = piece.term
-        if term is None:
+        if piece.term is None:
             return ()
+        term = self._by_one_axis(piece.term, piece.low, piece.high)
         key = term, piece.low, piece.high, guards if term.reads else ()
         if key not in self.withins:
             indirect = self._indirect(term, guards)
             self.withins[key] = Within(term.offset, term.strides, indirect, piece.low, piece.high)
         return (self.withins[key],)
+
+    def _by_one_axis(self, term: Term, low: int, high: int) -> Term:
+        """An index that is in a range or not whatever the axes of smaller strides are, without these."""
+        main = max(range(self.rank), key=lambda a: abs(term.strides[a]), default=0)
+        others = [
+            (s, n) for a, (s, n) in enumerate(zip(term.strides, self.group.shape, strict=True)) if a != main and s
+        ]
+        step = term.strides[main] if self.rank else 0
+        if not others or term.reads or min(s for s, _ in others) < 0 or sum(s * (n - 1) for s, n in others) >= step:
+            return term
+        if (low - term.offset) % step or (high - term.offset) % step:
+            return term
+        return Term(term.offset, tuple(s if a == main else 0 for a, s in enumerate(term.strides)))
 
     def _expr(self, node: fx.Node, index: Map, guards: Guards = ()) -> Expr:
         if self.s.place.get(node) != self.number and node in self.s.buffer_of:

@@ -6,12 +6,13 @@ workspace, whose pointer lies before the first argument; the next pass joins the
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from primexec.executors.llvm import addresses
+from primexec.executors.llvm import addresses, segments
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import (
     COPIES,
@@ -77,6 +78,8 @@ class KernelWriter(Memory):
         self.varies: dict[int, bool] = {}
         for v in self.values:
             self.varies[id(v)] = self._varies(v)
+        self.withins = [v for v in self.values if isinstance(v, Within)]
+        self.known: dict[int, bool] = {}  # conditions that are decided where code is written
         self.moving = [s for s in kernel.stores if self._moves(s)]
         self.row: dict[int, Value] = {}
         self.scratch: dict[int, str] = {}
@@ -142,7 +145,6 @@ class KernelWriter(Memory):
         self._row_values([s.value for s in self.kernel.stores])
         begin = e.emit(f"mul i64 %begin, {self.layout.width}")
         end = self._least(e.emit(f"mul i64 %end, {self.layout.width}"), axis.size)
-        middle = self._middle(begin, end, lanes)
 
         def body(width: int) -> Callable[[str, list[str]], Sequence[str]]:
             def one(i: str, _: list[str]) -> Sequence[str]:
@@ -151,8 +153,48 @@ class KernelWriter(Memory):
 
             return one
 
-        e.loop(begin, middle, lanes, body(lanes))
-        e.loop(middle, end, 1, body(1))
+        for start, stop in self._segments(axis, begin, end):
+            middle = self._middle(start, stop, lanes)
+            e.loop(start, middle, lanes, body(lanes))
+            e.loop(middle, stop, 1, body(1))
+
+    def _segments(self, axis: Axis, begin: str, end: str) -> Iterator[tuple[str, str]]:
+        """The parts of a loop between which conditions change; while one is given, they are known."""
+        before, cuts = self.known, segments.edges(self.withins, axis)
+        for low, high in itertools.pairwise(cuts):
+            self.known = {**before, **segments.known(self.withins, axis, low)}
+            if len(cuts) == 2:
+                yield begin, end
+            elif begin.isdigit() and end.isdigit():
+                if max(int(begin), low) < min(int(end), high):
+                    yield str(max(int(begin), low)), str(min(int(end), high))
+            else:
+                start = self.e.call("i64", "llvm.smax.i64", [("i64", begin), ("i64", str(low))])
+                stop = self.e.call("i64", "llvm.smax.i64", [("i64", start), ("i64", self._least(end, high))])
+                yield start, stop
+        self.known = before
+
+    def _by_segment(self, axes: Sequence[Axis], at: Positions, body: Callable[[], None]) -> None:
+        """A body for each combination of segments that the axes' positions lie in."""
+        cut = [a for a in axes if len(segments.edges(self.withins, a)) > 2]
+        if not cut or math.prod(len(segments.edges(self.withins, a)) - 1 for a in cut) > segments.MOST_VARIANTS:
+            body()
+            return
+        axis, before, join = cut[0], self.known, self.e.new_label("join")
+        for low, high in itertools.pairwise(segments.edges(self.withins, axis)):
+            self.known = {**before, **segments.known(self.withins, axis, low)}
+            following = self.e.new_label("segment")
+            if high < axis.size:
+                here = self.e.new_label("segment")
+                inside = self.e.emit(f"icmp slt i64 {at[axis.axis]}, {high}")
+                self.e.do(f"br i1 {inside}, label %{here}, label %{following}")
+                self.e.start(here)
+            self._by_segment(cut[1:], at, body)
+            self.e.do(f"br label %{join}")
+            if high < axis.size:
+                self.e.start(following)
+        self.known = before
+        self.e.start(join)
 
     def _least(self, name: str, limit: int) -> str:
         return self.e.call("i64", "llvm.smin.i64", [("i64", name), ("i64", str(limit))])
@@ -180,7 +222,7 @@ class KernelWriter(Memory):
                 rest = e.emit(f"udiv i64 {rest}, {axis.size}")
         self.bases = {id(a): self._offset(a, outer) for a in accesses(self.kernel)}
         self.outer = outer
-        self._body(block)
+        self._by_segment(layout.outer, outer, lambda: self._body(block))
         return ()
 
     # Passes ---------------------------------------------------------------------------------------------
@@ -290,7 +332,7 @@ class KernelWriter(Memory):
         if not loops:
             return self._point(number, reductions, accumulators, 1, widths, at, [n for _, n in carried])
         axis, rest = loops[0], loops[1:]
-        begin, end = self._range(axis)
+        whole = self._range(axis)
 
         def again(inside: tuple[Axis, ...], width: int) -> Callable[[str, list[str]], Sequence[str]]:
             def body(i: str, names: list[str]) -> Sequence[str]:
@@ -302,14 +344,19 @@ class KernelWriter(Memory):
 
             return body
 
-        if rest:
-            return self.e.loop(begin, end, 1, again(rest, widths[0]), carried)
-        static = begin == "0"
-        middle = str(axis.size - axis.size % widths[0]) if static else self._middle(begin, end, widths[0])
-        for start, stop, width in ((begin, middle, widths[0]), (middle, end, 1)):
-            if start != stop:
-                names = self.e.loop(start, stop, width, again((), width), carried)
+        for begin, end in self._segments(axis, *whole):
+            if rest:
+                names = self.e.loop(begin, end, 1, again(rest, widths[0]), carried)
                 carried = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
+                continue
+            if begin.isdigit() and end.isdigit():
+                middle = str(int(end) - (int(end) - int(begin)) % widths[0])
+            else:
+                middle = self._middle(begin, end, widths[0])
+            for start, stop, width in ((begin, middle, widths[0]), (middle, end, 1)):
+                if start != stop:
+                    names = self.e.loop(start, stop, width, again((), width), carried)
+                    carried = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
         return [n for _, n in carried]
 
     def _point(
@@ -325,6 +372,10 @@ class KernelWriter(Memory):
         """One vector of points: stores, and the accumulators of its width moved on."""
         states = self._states(accumulators, widths, names)
         local: dict[int, Value] = {}
+        if self.known and self.scratch:  # what is kept for later passes is kept in every segment
+            for v in self._varying(self._roots(number)):
+                if id(v) in self.scratch:
+                    self._get(v, width, at, local)
         self._stores(number, width, at, local)
         mine = states[widths.index(width)]
         for i, (r, a) in enumerate(zip(reductions, accumulators, strict=True)):
@@ -368,17 +419,21 @@ class KernelWriter(Memory):
         match v:
             case Load(access):
                 parts = [(f, self._get(i, lanes, at, local)) for f, i in access.indirect]
-                guard = addresses.both([self._get(g, lanes, at, local) for g in v.guards])
+                guard = addresses.both([self._get(g, lanes, at, local) for g in v.guards if not self.known.get(id(g))])
                 return from_memory(self._load(access, lanes, at, parts, guard), access.dtype)
+            case Within() if id(v) in self.known:
+                return Value(self.e, "i1", 1, "true" if self.known[id(v)] else "false")
             case Index() | Within():
                 parts = [(f, self._get(i, lanes, at, local)) for f, i in v.indirect]
                 index = addresses.total([(1, self._index(v, lanes, at)), *parts])
                 return addresses.within(v, index) if isinstance(v, Within) else index
             case Place(arg):
-                guard = addresses.both([self._get(g, lanes, at, local) for g in v.guards])
+                guard = addresses.both([self._get(g, lanes, at, local) for g in v.guards if not self.known.get(id(g))])
                 return addresses.place(v, self._get(arg, lanes, at, local), guard, self.flags)
             case Const(number):
                 return constant(Value(self.e, "i1", 1, ""), v.dtype, number)
+            case Op("where", (condition, yes, other)) if id(condition) in self.known:
+                return self._get(yes if self.known[id(condition)] else other, lanes, at, local)
             case Op():
                 return self._op(v, [self._get(o, lanes, at, local) for o in v.args])
             case Reduce() | Scan():

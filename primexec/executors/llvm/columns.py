@@ -124,13 +124,14 @@ class ColumnWriter(KernelWriter):
 
             return one
 
-        if axis.size % lanes == 0:
-            self.e.loop(self.first, self.last, lanes, step(lanes))
-            return
-        middle = self._middle(self.first, self.last, lanes)
-        if axis.size > lanes:
-            self.e.loop(self.first, middle, lanes, step(lanes))
-        self.e.loop(middle, self.last, 1, step(1))
+        for first, last in self._segments(axis, self.first, self.last):
+            if axis.size % lanes == 0 and first == self.first:
+                self.e.loop(first, last, lanes, step(lanes))
+                continue
+            middle = self._middle(first, last, lanes)
+            if axis.size > lanes:
+                self.e.loop(first, middle, lanes, step(lanes))
+            self.e.loop(middle, last, 1, step(1))
 
     def _column(self, at: Positions) -> str:
         return self.e.emit(f"sub i64 {at[self._lane_axis]}, {self.first}")
@@ -163,7 +164,6 @@ class ColumnWriter(KernelWriter):
 
         def nest(loops: tuple[Axis, ...], at: Positions) -> None:
             axis, rest = loops[0], loops[1:]
-            begin, end = self._range(axis)
 
             def steps(count: int) -> Callable[[str, list[str]], Sequence[str]]:
                 def one(i: str, _: list[str]) -> Sequence[str]:
@@ -176,10 +176,11 @@ class ColumnWriter(KernelWriter):
 
                 return one
 
-            middle = begin if rest or together == 1 else self._middle(begin, end, together)
-            if middle != begin:
-                self.e.loop(begin, middle, together, steps(together))
-            self.e.loop(middle, end, 1, steps(1))
+            for begin, end in self._segments(axis, *self._range(axis)):
+                middle = begin if rest or together == 1 else self._middle(begin, end, together)
+                if middle != begin:
+                    self.e.loop(begin, middle, together, steps(together))
+                self.e.loop(middle, end, 1, steps(1))
 
         nest(self.layout.inner, {})
 
