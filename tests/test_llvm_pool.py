@@ -23,7 +23,7 @@ N = 1 << 19  # 2 MiB of float32
 def program(n: int, grain: int, *, arena: bool = False) -> engine.Module:
     """out[i] = x[0] + i over n float32; by way of a slot of the arena where asked."""
     module = ModuleText(host())
-    threads.define(module)
+    threads.declare(module)
     e = Emitter(module)
     slot = "2" if arena else "1"
     x = e.emit("load ptr, ptr %args")
@@ -234,7 +234,7 @@ def pieces(n: int, grain: int) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     kernel = SEEN(lambda args, begin, end: seen.append((begin, end)))
     module = ModuleText(host())
-    threads.define(module)
+    threads.declare(module)
     module.define(
         "define void @go(ptr %kernel, i64 %n, i64 %grain) {\n"
         "  call void @primexec_parallel(ptr %kernel, ptr null, i64 %n, i64 %grain)\n  ret void\n}"
@@ -245,7 +245,7 @@ def pieces(n: int, grain: int) -> list[tuple[int, int]]:
     return sorted(seen)
 
 
-@pytest.mark.skipif(not threads.symbols(), reason="torch's OpenMP runtime is not found on this machine")
+@pytest.mark.skipif(not threads.openmp(), reason="torch's OpenMP runtime is not found on this machine")
 def test_the_number_of_threads_is_torchs() -> None:
     before = torch.get_num_threads()
     try:
@@ -261,10 +261,15 @@ def test_the_number_of_threads_is_torchs() -> None:
 
 
 def test_without_openmp_the_calling_thread_does_it_all() -> None:
-    module = ModuleText(host())
-    threads.define(module, openmp=False)
-    assert "GOMP" not in module.text()
-    engine.verify(module.text())
+    text = threads.runtime(team=False)
+    assert "GOMP" not in text
+    module = engine.compile_module(text)
+    seen: list[tuple[int, int]] = []
+    run = ctypes.CFUNCTYPE(None, SEEN, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(
+        module.address(threads.PARALLEL)
+    )
+    run(SEEN(lambda args, begin, end: seen.append((begin, end))), None, 100, 1)
+    assert seen == [(0, 100)]
 
 
 def in_child(connection: Any) -> None:

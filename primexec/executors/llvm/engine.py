@@ -59,10 +59,10 @@ def _initialize() -> None:
     llvm.initialize_all_asmprinters()
 
 
-def _machine(target: Target) -> Any:
+def _machine(target: Target, level: int = CODEGEN_LEVEL) -> Any:
     _initialize()
     return llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.feature_string, opt=CODEGEN_LEVEL, reloc="pic", codemodel="small"
+        cpu=target.cpu, features=target.feature_string, opt=level, reloc="pic", codemodel="small"
     )
 
 
@@ -92,10 +92,10 @@ def verify(text: str) -> None:
         _parse(text)
 
 
-def emit_object(text: str, target: Target) -> bytes:
+def emit_object(text: str, target: Target, level: int = CODEGEN_LEVEL) -> bytes:
     """Machine code as a relocatable object; any target, from any host."""
     with _lock:
-        machine = _machine(target)
+        machine = _machine(target, level)
         module = _parse(text)
         return bytes(machine.emit_object(module))
 
@@ -134,7 +134,9 @@ def load_object(object_bytes: bytes, names: Iterable[str], symbols: Mapping[str,
     return Module({name: tracker[name] for name in wanted}, object_bytes, tracker)
 
 
-def compile_module(text: str, target: Target | None = None, symbols: Mapping[str, int] | None = None) -> Module:
+def compile_module(
+    text: str, target: Target | None = None, symbols: Mapping[str, int] | None = None, level: int = CODEGEN_LEVEL
+) -> Module:
     """Compile a module for the host, or for a target whose code the host can run, and load all that it defines."""
     names = re.findall(r"^define (?!internal|private)[^@\n]*@([\w.]+)\(", text, re.MULTILINE)
-    return load_object(emit_object(text, target or host()), names, symbols)
+    return load_object(emit_object(text, target or host(), level), names, symbols)

@@ -427,7 +427,8 @@ def _function_maker() -> Callable[[tuple[Any, ...]], Callable[..., list[Tensor]]
     offsets, symbols = _torch.tensor_object_offsets(), _symbols()
     if offsets is None or symbols is None:
         return None
-    module = engine.compile_module(_text(*offsets), symbols=symbols)
+    # The code generator's level 0 saves 25 ms of the first call and costs 30 ns a call.
+    module = engine.compile_module(_text(*offsets), symbols=symbols, level=0)
     method = _Method(b"primexec_launch", module.address("primexec_launch"), _FASTCALL, None)
     prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
     new = prototype(("PyCFunction_NewEx", ctypes.pythonapi))

@@ -89,7 +89,7 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     target = target or host()
     schedule = Scheduler(own.rewritten(graph), options.get("fuel")).schedule()
     module = ModuleText(target)
-    threads.define(module)
+    threads.declare(module)
     order, precise = _order(schedule), bool(options.get("precise_casts", True))
     e = Emitter(module)
     run: list[tuple[Kernel, Part, int]] = []

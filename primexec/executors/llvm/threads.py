@@ -11,7 +11,9 @@ import ctypes
 from functools import cache
 
 from primexec._torch import load_libtorch
+from primexec.executors.llvm import engine
 from primexec.executors.llvm.emit import ModuleText
+from primexec.executors.llvm.target import host
 
 PARALLEL = "primexec_parallel"
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_get_max_threads", "omp_in_parallel")
@@ -44,7 +46,7 @@ work:
 done:
   ret void
 }
-define internal void @primexec_parallel(ptr %kernel, ptr %args, i64 %n, i64 %grain) #0 {
+define void @primexec_parallel(ptr %kernel, ptr %args, i64 %n, i64 %grain) #0 {
 entry:
   %small = icmp sle i64 %n, %grain
   br i1 %small, label %alone, label %large
@@ -76,15 +78,36 @@ alone:
 }"""
 
 _ALONE = """
-define internal void @primexec_parallel(ptr %kernel, ptr %args, i64 %n, i64 %grain) #0 {
+define void @primexec_parallel(ptr %kernel, ptr %args, i64 %n, i64 %grain) #0 {
   call void %kernel(ptr %args, i64 0, i64 %n)
   ret void
 }"""
 
 
-@cache
+def declare(module: ModuleText) -> None:
+    """Let a module call `void @primexec_parallel(ptr %kernel, ptr %args, i64 %n, i64 %grain)`, one of `symbols`.
+
+    Work of `grain` units or less stays on the calling thread, as does all work inside a parallel section of someone
+    else's; more is split evenly, at least `grain` units to a thread. Where torch's runtime was not found, everything
+    runs on the calling thread.
+    """
+    module.declare(PARALLEL, "void (ptr, ptr, i64, i64)")
+
+
 def symbols() -> dict[str, int]:
-    """Addresses of torch's OpenMP runtime, for `engine.compile_module`; empty where it cannot be found."""
+    """Addresses of what `declare` declares, for `engine.compile_module`."""
+    return {PARALLEL: _loaded().address(PARALLEL)}
+
+
+@cache
+def _loaded() -> engine.Module:
+    """The runtime, compiled once a process."""
+    return engine.compile_module(runtime(bool(openmp())), symbols=openmp(), level=0)
+
+
+@cache
+def openmp() -> dict[str, int]:
+    """Addresses of torch's OpenMP runtime; empty where it cannot be found."""
     library = load_libtorch()
     try:
         found = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _OPENMP}
@@ -93,18 +116,15 @@ def symbols() -> dict[str, int]:
     return {name: address for name, address in found.items() if address}
 
 
-def define(module: ModuleText, *, openmp: bool | None = None) -> None:
-    """Add `void @primexec_parallel(ptr %kernel, ptr %args, i64 %n, i64 %grain)` to a module.
-
-    Work of `grain` units or less stays on the calling thread, as does all work inside a parallel section of someone
-    else's; more is split evenly, at least `grain` units to a thread. `openmp` defaults to whether torch's runtime was
-    found; without it everything runs on the calling thread.
-    """
-    if not (bool(symbols()) if openmp is None else openmp):
+def runtime(team: bool) -> str:
+    """The module that defines `@primexec_parallel`, with a team of threads or alone."""
+    module = ModuleText(host())
+    if not team:
         module.define(_ALONE)
-        return
+        return module.text()
     module.declare("GOMP_parallel", "void (ptr, ptr, i32, i32)")
     for name in _OPENMP[1:]:
         module.declare(name, "i32 ()")
     module.declare("llvm.smin.i64", "i64 (i64, i64)")
     module.define(_TEAM)
+    return module.text()
