@@ -164,3 +164,59 @@ def test_permutations(layouts: list[Layout]) -> None:
     assert sum(bool(made.across) for made in layouts) >= 3
     check(lambda x: (x.transpose(1, 3) * 2).transpose(1, 3).contiguous(), x)
     check(lambda x: x[:, ::2, :, 3:].transpose(1, 3) * 2, x)
+
+
+def test_large_outputs_are_written_around_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    lower = llvm.lower
+    monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
+    x = data(1024, 1056)
+    check(lambda x: x * 2 + 1, x)
+    check(lambda x: torch.softmax(x, -1), x)
+    check(lambda x: x.t() * 2, x)
+    check(lambda x: (x - 1).to(torch.float64), x)
+    assert all("!nontemporal" in m.llvm for m in made)
+    del made[:]
+    check(lambda x: x * 2 + 1, x[:, :100].contiguous())  # small
+    check(lambda x: x[:, 1:] * 2, data(1024, 1060))  # 1059 floats in a row: not aligned
+    check(lambda x: x.sum(0), x)
+    assert not any("!nontemporal" in m.llvm for m in made)
+
+
+def test_later_passes_fetch_the_next_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    lower = llvm.lower
+    monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
+    x, w = data(70, 300), data(300)
+    check(lambda x, w: F.layer_norm(x, (300,), w, w), x, w)
+    assert "llvm.prefetch" in made[-1].llvm
+    check(lambda x, w: x * w, x, w)
+    assert "llvm.prefetch" not in made[-1].llvm
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_keeps_nan(dtype: torch.dtype) -> None:
+    """Whatever bits a NaN has, in float32 and in half precision."""
+    patterns = torch.tensor([0x7F800001, 0x7FFFFFFF, 0x7FC00000, 0x7F80FFFF, 0x7FFF0000], dtype=torch.int32)
+    wide = torch.cat([patterns, patterns | (-(2**31))]).view(torch.float32)
+    low = torch.tensor([0x7F81, 0x7FFF, 0x7FC0, 0xFF81 - 0x10000, -1], dtype=torch.int16).view(torch.bfloat16).to(dtype)
+    low = low.repeat(2)
+    fns: list[Callable[..., Any]] = [
+        lambda a, b: a.to(dtype),
+        lambda a, b: (a.to(dtype) * b, b * 2 + b, b.tanh(), torch.sigmoid(b) * a, a.exp().to(dtype)),
+        lambda a, b: (b.float() + a).to(dtype),
+    ]
+    for fn in fns:
+        results = run(fn, wide, low)
+        for result in results if isinstance(results, tuple) else (results,):
+            assert result.isnan().all()
+
+
+def test_large_results_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors that begin where a part begins are aligned or not."""
+    made = []
+    lower = llvm.lower
+    monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
+    for first, streamed in ((96, True), (99, False)):
+        check(lambda x, y: torch.cat((x, y), 1) + 1, data(4096, first), data(4096, 352 - first))
+        assert ("!nontemporal" in made[-1].llvm) == streamed

@@ -17,6 +17,7 @@ from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import (
     COPIES,
     DEAR,
+    F32,
     FLOATS,
     REGISTER,
     constant,
@@ -27,6 +28,7 @@ from primexec.executors.llvm.instructions import (
     splat,
 )
 from primexec.executors.llvm.ir import (
+    Access,
     Const,
     Expr,
     Index,
@@ -38,6 +40,7 @@ from primexec.executors.llvm.ir import (
     Scan,
     Store,
     Within,
+    never_positive,
     operands,
     roots_of,
     stages,
@@ -51,6 +54,7 @@ from primexec.executors.llvm.target import ELEMENT_BYTES
 from primexec.executors.llvm.vmath.core import exp
 
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
+AHEAD_BYTES = 1 << 17  # of a unit that is fetched before its turn
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,21 @@ class KernelWriter(Memory):
         self.row: dict[int, Value] = {}
         self.scratch: dict[int, str] = {}
         self.written: set[int] = set()
+        self.ahead = self._read_ahead()
+        cuts = segments.edges(self.withins, layout.lane)[:-1] if layout.lane else []
+        self.even = all(cut % layout.lanes == 0 for cut in cuts)
+        self.shorts: dict[int, bool] = {}
+
+    def _read_ahead(self) -> list[tuple[Access, int]]:
+        """What the next unit reads first, and how far away: later passes, which run from the cache, ask for it."""
+        layout = self.layout
+        if not layout.outer or self._passes() < 2 or layout.pieces > 1 or layout.columns:
+            return []
+        first = [v.access for v in self._varying(self._roots(0)) if isinstance(v, Load) and not v.guards]
+        plain = [a for a in first if a.strides[self._lane_axis] == 1 and not a.indirect]
+        found = [(a, a.strides[layout.outer[-1].axis]) for a in plain]
+        size = sum(layout.unit_size * a.dtype.itemsize for a in plain)
+        return [(a, step) for a, step in found if step] if size <= AHEAD_BYTES else []
 
     def write(self) -> list[Part]:
         """Adds the kernel's functions to the module; they are to run one after the other."""
@@ -109,6 +128,7 @@ class KernelWriter(Memory):
             self._flat()
         else:
             self.e.loop("%begin", "%end", 1, self._unit)
+        self._fence()
         self.e.do("ret void")
         self.e.function(f"void @{name}(ptr %args, i64 %begin, i64 %end)")
         return Part(name, self.layout.results * pieces)
@@ -376,6 +396,9 @@ class KernelWriter(Memory):
             for v in self._varying(self._roots(number)):
                 if id(v) in self.scratch:
                     self._get(v, width, at, local)
+        if number == 1 and width > 1:
+            for access, distance in self.ahead:
+                self._prefetch(access, width, at, distance)
         self._stores(number, width, at, local)
         mine = states[widths.index(width)]
         for i, (r, a) in enumerate(zip(reductions, accumulators, strict=True)):
@@ -444,7 +467,7 @@ class KernelWriter(Memory):
         if v.prim == "convert_element_type":
             if not self.precise and source in FLOATS and v.dtype in FLOATS and v.dtype.itemsize == 2:
                 return arguments[0] if arguments[0].element == "f32" else arguments[0].cast("fptrunc", "f32")
-            return convert(arguments[0], source, v.dtype)
+            return convert(arguments[0], source, v.dtype, short=self._short(v.args[0]))
         if v.prim in COPIES:
             return arguments[0]
         lanes = max(a.lanes for a in arguments)
@@ -455,20 +478,21 @@ class KernelWriter(Memory):
         assert emit is not None, v.prim
         if lanes == 1 and all(not a.name.startswith("%") for a in same):
             same[0] = addresses.materialised(same[0])
-        never_above = v.prim == "exp" and _below_its_maximum(v.args[0])
+        never_above = v.prim == "exp" and never_positive(v.args[0])
         made = exp(same[0], nonpositive=True) if never_above else emit(*same)
-        return rounded(made, v.dtype) if made.element == "f32" and self.precise else made
+        short = all(self._short(a) for a in v.args)
+        return rounded(made, v.dtype, short) if made.element == "f32" and self.precise else made
+
+    def _short(self, v: Expr) -> bool:
+        """Whether a NaN has no bits beyond half precision: it comes from there, or from an instruction."""
+        if id(v) not in self.shorts:
+            own = v.dtype.itemsize < F32.itemsize or v.dtype not in FLOATS
+            deeper = not isinstance(v, Load) and all(self._short(o) for o in operands(v))
+            self.shorts[id(v)] = own or deeper
+        return self.shorts[id(v)]
 
     def _index(self, v: Index | Within, lanes: int, at: Positions) -> Value:
         outer = {} if self.layout.flat else self.outer
         one = Value(self.e, "i64", 1, self._offset(v, {**outer, **at}))
         step = v.strides[self._lane_axis] if self.layout.lane else 0
         return addresses.ramp(one, step, lanes)
-
-
-def _below_its_maximum(v: Expr) -> bool:
-    """Whether a value is a difference to the largest of its kind, and so never positive."""
-    if not isinstance(v, Op) or v.prim != "sub":
-        return False
-    value, maximum = v.args
-    return isinstance(maximum, Reduce) and maximum.kind == "amax" and maximum.arg is value

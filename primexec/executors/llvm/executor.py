@@ -21,11 +21,14 @@ from primexec.executors.llvm.fuse import Scheduler
 from primexec.executors.llvm.ir import Kernel
 from primexec.executors.llvm.layout import GRAIN, Layout, plan
 from primexec.executors.llvm.ordered import OrderedWriter
-from primexec.executors.llvm.schedule import Schedule
+from primexec.executors.llvm.pool import storage_bytes
+from primexec.executors.llvm.schedule import Buffer, Schedule
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import TileWriter
 
 _log = logger("kernels")
+
+STREAM_BYTES = 1 << 22  # of outputs that are written around the caches
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,14 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     threads.declare(module)
     order, precise = _order(schedule), bool(options.get("precise_casts", True))
     e = Emitter(module)
+    large = (i for i, b in enumerate(schedule.buffers) if b.kind == "output" and _nbytes(b) >= STREAM_BYTES)
+    streams = frozenset(large)
     run: list[tuple[Kernel, Part, int]] = []
     room = 0
     for kernel in schedule.kernels:
         layout = (ordered.plan if kernel.ordered else plan)(kernel, target)
         writer = _writer(kernel, layout)(module, kernel, layout, order, precise)
+        writer.streams = frozenset() if kernel.ordered else streams
         parts = writer.write()
         if layout.pieces > 1:
             room = max(room, writer.workspace.nbytes)
@@ -122,6 +128,10 @@ def _writer(kernel: Kernel, layout: Layout) -> type[KernelWriter]:
     if kernel.ordered:
         return OrderedWriter
     return ColumnWriter if layout.columns else TileWriter if layout.across else KernelWriter
+
+
+def _nbytes(b: Buffer) -> int:
+    return storage_bytes(b.shape, b.strides, b.dtype)
 
 
 def _extended(e: Emitter, count: int, room: int) -> str:

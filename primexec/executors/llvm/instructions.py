@@ -74,29 +74,35 @@ def from_memory(v: Value, dtype: torch.dtype) -> Value:
 def to_memory(v: Value, dtype: torch.dtype) -> Value:
     """A register value as it is stored; half precision values are exact in their dtype already."""
     if dtype is BF16:
-        return (v.bits() >> 16).cast("trunc", "i16")
+        return v.bits()._op("lshr", 16).cast("trunc", "i16")
     if dtype is F16:
         return v.cast("fptrunc", "f16")
     return v.cast("zext", "i8") if dtype is torch.bool else v
 
 
-def rounded(v: Value, dtype: torch.dtype) -> Value:
-    """A float32 value rounded to half precision, to nearest even, and held as float32 again."""
+def rounded(v: Value, dtype: torch.dtype, short: bool = False) -> Value:
+    """A float32 value rounded to half precision, to nearest even, and held as float32 again.
+
+    `short` promises that a NaN has no bits beyond half precision, so that rounding cannot make it a number.
+    """
     if dtype is F16:
         return v.cast("fptrunc", "f16").cast("fpext", "f32")
     if dtype is BF16:
         b = v.bits()
         odd = (b >> 16) & 1
         up = (b + odd + 0x7FFF) & -65536
-        return v.is_nan().select(b.const(0x7FC00000), up).as_float()
+        return up.as_float() if short else v.is_nan().select(b.const(0x7FC00000), up).as_float()
     return v
 
 
 # Conversion ---------------------------------------------------------------------------------------------
 
 
-def convert(v: Value, source: torch.dtype, target: torch.dtype) -> Value:
-    """`convert_element_type`, as eager does it on x86: out of range floats become the smallest integer."""
+def convert(v: Value, source: torch.dtype, target: torch.dtype, short: bool = False) -> Value:
+    """`convert_element_type`, as eager does it on x86: out of range floats become the smallest integer.
+
+    `short` as in `rounded`.
+    """
     if source == target:
         return v
     if target is torch.bool:
@@ -106,7 +112,7 @@ def convert(v: Value, source: torch.dtype, target: torch.dtype) -> Value:
         if target in FLOATS:
             if v.element != wanted:
                 v = v.cast("fpext" if wanted == "f64" else "fptrunc", wanted)
-            return rounded(v, target)
+            return rounded(v, target, short)
         return _float_to_integer(v, wanted)
     unsigned = source in UNSIGNED or source is torch.bool
     if target in FLOATS:

@@ -255,3 +255,11 @@ def _lines(kernel: Kernel) -> Iterator[str]:
         place = f"b{s.access.buffer}[{_affine(s.access.offset, s.access.strides, s.access.indirect, names)}]"
         found = names[id(s.value)]
         yield "  " * depth + f"{place} = {f'{s.how}({place}, {found})' if s.how else found}"
+
+
+def never_positive(v: Expr) -> bool:
+    """Whether a value is a difference to the largest of its kind, and so never positive."""
+    if not isinstance(v, Op) or v.prim != "sub":
+        return False
+    value, maximum = v.args
+    return isinstance(maximum, Reduce) and maximum.kind == "amax" and maximum.arg is value

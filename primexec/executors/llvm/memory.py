@@ -11,6 +11,8 @@ from primexec.executors.llvm.ir import Access, Index, Within
 from primexec.executors.llvm.layout import Layout
 from primexec.executors.llvm.target import ELEMENT_BYTES
 
+STREAM_ALIGNMENT = 32  # bytes: of every vector that is written around the caches
+CACHE_LINE = 64
 Positions = dict[int, str]  # from the kernel's axes to indices
 
 
@@ -22,6 +24,9 @@ class Memory:
         self.e = Emitter(module)
         self.pointers: dict[int, str] = {}  # by buffer
         self.bases: dict[int, str] = {}  # by access
+        self.streams: frozenset[int] = frozenset()  # buffers too large to stay in a cache; their starts are aligned
+        self.streamed = False
+        self.even = True  # whether vectors begin at multiples of their size along the lanes
 
     def _offset(self, access: Access | Index | Within, positions: Positions, start: str | None = None) -> str:
         total = str(access.offset) if start is None else start
@@ -91,9 +96,37 @@ class Memory:
         v = to_memory(v if self.precise else rounded(v, access.dtype), access.dtype)
         places, step = self._places(access, lanes, at)
         align = ELEMENT_BYTES[v.element]
+        if step == 1 and v.lanes > 1 and self._passes_caches(access, v.lanes * align):
+            self.streamed = True
+            self.e.do(f"store {v.type} {v.name}, ptr {places[0]}, align {STREAM_ALIGNMENT}, !nontemporal !0")
+            return
         if step == 1 or v.lanes == 1:
             self.e.do(f"store {v.type} {v.name}, ptr {places[0]}, align {align}")
             return
         for k, place in enumerate(places):
             one = self.e.emit(f"extractelement {v.type} {v.name}, i32 {k}")
             self.e.do(f"store {type_of(v.element)} {one}, ptr {place}, align {align}")
+
+    def _passes_caches(self, access: Access, width: int) -> bool:
+        """Whether a vector of so many bytes may be written around the caches: to a large buffer, at aligned places."""
+        if access.buffer not in self.streams or access.indirect or not self.even:
+            return False
+        steps = [s for a, s in enumerate(access.strides) if a != self._lane_axis]
+        size = ELEMENT_BYTES[MEMORY[access.dtype]]
+        return all(n % STREAM_ALIGNMENT == 0 for n in (width, access.offset * size, *(s * size for s in steps)))
+
+    def _fence(self) -> None:
+        """Makes what was written around the caches visible before the function ends."""
+        if self.streamed and self.module.target.triple.startswith("x86_64"):
+            self.e.call("void", "llvm.x86.sse.sfence", [])
+        self.streamed = False
+
+    def _prefetch(self, access: Access, lanes: int, at: Positions, distance: int) -> None:
+        """Asks for a vector that lies so many elements further on."""
+        size = ELEMENT_BYTES[MEMORY[access.dtype]]
+        total = self._offset(access, at, self.bases.get(id(access)))
+        for line in range(0, lanes * size, CACHE_LINE):
+            index = self.e.emit(f"add i64 {total}, {distance + line // size}")
+            start = f"ptr {self.pointers[access.buffer]}"
+            place = self.e.emit(f"getelementptr {type_of(MEMORY[access.dtype])}, {start}, i64 {index}")
+            self.e.call("void", "llvm.prefetch.p0", [("ptr", place), *(("i32", n) for n in ("0", "3", "1"))])
