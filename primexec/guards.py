@@ -19,8 +19,8 @@ from primexec import _torch, _torch_autograd, statics
 from primexec._torch import pytree
 from primexec.capture import Captured, Signature
 from primexec.gradients import GradientOf
+from primexec.namespaces import Namespace
 from primexec.program import Static, TensorSpec
-from primexec.reads import Namespace
 from primexec.runtime import Executable
 
 MISS = object()

@@ -11,13 +11,17 @@ After the trace the recorded values are compared once more: a difference is a si
 
 from __future__ import annotations
 
+import argparse
 import collections.abc
+import contextvars
+import copy
 import functools
 import os
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,56 +29,12 @@ import torch
 from primexec import _torch, statics
 from primexec.bytecode import CodeNames, is_installed, is_library, names_of, state_setters
 from primexec.errors import CaptureError, SourceLine
+from primexec.namespaces import ABSENT, Cell, Namespace, read_cell, show_key
 
-_ABSENT = "absent"
-_DATA_HOLDERS = frozenset(
-    {"types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"}
-)
+_ENVIRONMENT = frozenset({"environ", "getenv"})
 _RANDOM_MODULES = frozenset({"random", "numpy.random._generator", "numpy.random.mtrand"})
 _INPUTS = (torch.Tensor, torch.Generator)
 MAX_OBJECTS = 50_000
-
-
-@dataclass(slots=True)
-class Namespace:
-    """A dict that belongs to an object the function can reach, and the values recorded in it."""
-
-    held: dict[Any, Any]
-    label: str
-    values: dict[Any, Any] = field(default_factory=dict)  # name → frozen value
-    originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
-    keys: tuple[Any, ...] | frozenset[Any] | None = None  # the names it held, ordered where order matters
-    flags: bool = False  # torch's own code sets plain values in it
-
-    def get(self, name: Any) -> Any:
-        return dict.__getitem__(self.held, name)  # a subclass may run code of its own
-
-    def keys_now(self) -> Any:
-        """Tensors as keys are told apart by their identity, for == compares their values."""
-        return (tuple if self.keys is None else type(self.keys))(map(_key, self.held))
-
-    def label_of(self, name: Any) -> str:
-        return f"{self.label}{name if isinstance(name, str) else _show_key(name)}"
-
-    def changed(self) -> Iterator[tuple[Any, Any, Any]]:
-        """(name, frozen then, frozen now) of what is no longer as recorded."""
-        if self.keys is not None and (keys := self.keys_now()) != self.keys:
-            yield next(iter({*keys} ^ {*self.keys}), ""), self.keys, keys
-        for name, then in self.values.items():
-            now = statics.freeze(self.get(name)) if name in self.held else _ABSENT
-            if now != then:
-                yield name, then, now
-
-
-@dataclass(slots=True)
-class Cell:
-    """A closure cell, a slot or a class attribute: one value behind a getter."""
-
-    get: Callable[[], Any]
-    set: Callable[[Any], None]
-    label: str
-    value: Any
-    original: Any
 
 
 class Reads:
@@ -90,7 +50,7 @@ class Reads:
         self.reflective = False  # user code asked for attributes by computed or optional names
         self._seen: dict[int, object] = {}
         self._objects: list[tuple[Namespace, Any]] = []
-        self._classes: dict[type, set[str]] = {}
+        self._classes: dict[type, Namespace] = {}
         self._pinned: list[tuple[Any, Any, str, torch.Tensor]] = []  # places of tensors that must not be replaced
         self._previous: Any = None
         self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
@@ -134,6 +94,10 @@ class Reads:
             for name in names.globals:
                 # A name that is not there is a builtin, unless the code itself is about to set it.
                 self._record(namespace, name)
+        if not _ENVIRONMENT.isdisjoint(names.attributes) or not _ENVIRONMENT.isdisjoint(names.globals):
+            self._watch_container(os.environ._data, "os.environ")  # type: ignore[attr-defined]
+        if "globals" in names.globals:
+            self._watch_container(frame.f_globals, "globals()")
         self.reflective |= names.reflective
         new = names.attributes - self._names
         if names.everything:
@@ -182,10 +146,25 @@ class Reads:
             self.reach(value.__func__, label)
         elif isinstance(value, property):
             self.reach(value.fget, label)
+        elif isinstance(value, contextvars.ContextVar):
+            self._seen[id(value)] = value
+            set_: Any = value.set  # returns a token
+            self._record_cell(lambda: value.get(ABSENT), set_, label)
+        elif isinstance(value, types.MappingProxyType):
+            self._seen[id(value)] = value
+            self._record_cell(lambda: dict(value), _ignore, label)
+        elif isinstance(value, threading.local):
+            self._seen[id(value)] = value
+            self._record_cell(lambda: tuple(value.__dict__), _ignore, label)
+            for name in list(value.__dict__):
+                get = functools.partial(getattr, value, name, ABSENT)
+                self._record_cell(get, functools.partial(setattr, value, name), f"{label}.{name}")
+        elif isinstance(value, weakref.ref):
+            self.reach(value(), label)
         elif isinstance(value, dict):
             self._seen[id(value)] = value
             for key, part in list(dict.items(value)):
-                self.reach(part, f"{label}[{_show_key(key)}]")
+                self.reach(part, f"{label}[{show_key(key)}]")
         elif isinstance(value, (list, tuple, set, frozenset)):
             self._seen[id(value)] = value
             for i, part in enumerate(statics.contents(value)):
@@ -228,7 +207,7 @@ class Reads:
             self._record(namespace, name)
         if groups:
             ids = lambda: tuple(map(id, value.param_groups))  # noqa: E731
-            self._record_cell(ids, lambda value: None, f"{label}.param_groups")
+            self._record_cell(ids, _ignore, f"{label}.param_groups")
         for i, group in enumerate(groups):
             self._watch_container(group, f"{label}.param_groups[{i}]")
             # Its state is kept by parameter: others in their place are another program.
@@ -240,14 +219,14 @@ class Reads:
             return
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             self._record_cell(
-                lambda cell=cell: _cell_value(cell),  # type: ignore[misc]
+                lambda cell=cell: read_cell(cell),  # type: ignore[misc]
                 lambda value, cell=cell: setattr(cell, "cell_contents", value),  # type: ignore[misc]
                 f"{name} (closed over by {label})",
             )
         for i in range(len(fn.__defaults__ or ())):
             self._record_cell(
                 lambda i=i: (fn.__defaults__ or {})[i],  # type: ignore[misc]
-                lambda value: None,  # the tuple of defaults cannot be changed in place
+                _ignore,  # the tuple of defaults cannot be changed in place
                 f"default {i} of {label}",
             )
         if fn.__kwdefaults__:
@@ -283,8 +262,8 @@ class Reads:
     def _record(self, namespace: Namespace, name: Any) -> None:
         if name in namespace.values or (name in _MODULE_INTERNALS and "_modules" in namespace.held):
             return
-        if name not in namespace.held or (namespace.keys is not None and _key(name) not in namespace.keys):
-            namespace.values[name] = _ABSENT
+        if name not in namespace.held or not namespace.had(name):
+            namespace.values[name] = ABSENT
             return
         value = namespace.get(name)
         label = namespace.label_of(name)
@@ -302,20 +281,15 @@ class Reads:
         self.reach(value, label)
 
     def _record_class(self, cls: type, names: set[str] | frozenset[str]) -> None:
-        """Attributes of the classes in user code: plain values, and slots are read through their class."""
+        """Attributes of the classes in user code, methods included."""
         for base in cls.__mro__:
             if base.__module__.partition(".")[0] in _TRUSTED_PACKAGES or is_installed(_file_of(base)):
                 continue
-            known = self._classes.setdefault(base, set())
-            for name in (names & base.__dict__.keys()) - known:
-                known.add(name)
-                value = base.__dict__[name]
-                if statics.freeze_static(value) is not None or statics.is_container(value):
-                    self._record_cell(
-                        lambda base=base, name=name: base.__dict__.get(name, _ABSENT),  # type: ignore[misc]
-                        functools.partial(setattr, base, name),
-                        f"{base.__name__}.{name}",
-                    )
+            namespace = self._classes.get(base)
+            if namespace is None:
+                namespace = self._classes[base] = Namespace.of_class(base)
+                self.namespaces[id(namespace.held)] = namespace
+            self._record_names(namespace, names)
 
     def _watch_state(self, value: Any, label: str) -> None:
         """Generators are put back if the function moves them; what moves and cannot be put back is refused."""
@@ -333,12 +307,12 @@ class Reads:
             if "__slots__" in base.__dict__ and base.__module__.partition(".")[0] not in _TRUSTED_PACKAGES:
                 for name in names & base.__dict__.keys():
                     if isinstance(base.__dict__[name], types.MemberDescriptorType):
-                        get = functools.partial(getattr, owner, name, _ABSENT)
+                        get = functools.partial(getattr, owner, name, ABSENT)
                         self._record_cell(get, functools.partial(setattr, owner, name), f"{label}{name}")
 
     def _watch_container(self, value: Any, label: str) -> None:
         if statics.is_array(value):
-            self.containers.append((value, statics.freeze(value), value.copy(), label))
+            self.containers.append((value, statics.freeze(value), copy.copy(value), label))
         if not statics.is_container(value) or statics.freeze_static(value) is not None:
             return
         if isinstance(value, dict):  # its version tells when it changed
@@ -371,16 +345,17 @@ class Reads:
         """
         for namespace in self.namespaces.values():
             for name, value in list(dict.items(namespace.held)):
-                new = namespace.keys is not None and name not in namespace.values and _key(name) not in namespace.keys
-                if not new and (name not in namespace.values or value is namespace.originals.get(name, _ABSENT)):
+                new = name not in namespace.values and not namespace.had(name)
+                if not new and (name not in namespace.values or value is namespace.originals.get(name, ABSENT)):
                     continue
                 if fake(value) or (namespace.flags and statics.freeze_static(value) is not None):
-                    yield namespace.held, name, value, namespace.label_of(name)
-                    if name in namespace.originals:
-                        namespace.held[name] = namespace.originals[name]
-                    else:
-                        del namespace.held[name]
-
+                    yield (
+                        (namespace.setter(name) if namespace.owner else namespace.held),
+                        name,
+                        value,
+                        (namespace.label_of(name)),
+                    )
+                    namespace.put_back(name)
         for cell in self.cells:
             if (value := cell.get()) is not cell.original and fake(value):
                 yield cell.set, None, value, cell.label
@@ -417,16 +392,11 @@ class Reads:
         for generator, state in self.generators:
             generator.set_state(state)
         for namespace in self.namespaces.values():
-            for name, _, _ in list(namespace.changed()):
-                if name in namespace.held and only(namespace.get(name)):
-                    if name in namespace.originals:
-                        namespace.held[name] = namespace.originals[name]
-                    elif namespace.values.get(name) is _ABSENT:
-                        del namespace.held[name]
-            if namespace.keys is not None:
-                for name in [n for n in namespace.held if _key(n) not in namespace.keys]:
-                    if only(namespace.get(name)):
-                        del namespace.held[name]
+            for name in [n for n in namespace.held if n in namespace.values or not namespace.had(n)]:
+                value = namespace.get(name)
+                known = name in namespace.originals or namespace.values.get(name, ABSENT) is ABSENT
+                if known and value is not namespace.originals.get(name, ABSENT) and only(value):
+                    namespace.put_back(name)
         for cell in self.cells:
             if statics.freeze(cell.get()) != cell.value and only(cell.get()):
                 cell.set(cell.original)
@@ -434,7 +404,7 @@ class Reads:
             if statics.freeze(container) == then:
                 continue
             if statics.is_array(container):
-                container[...] = copied
+                container[... if hasattr(container, "shape") else slice(None)] = copied
             elif any(map(only, statics.contents(container))):
                 base = statics.builtin_base(container)
                 base.clear(container)
@@ -463,26 +433,25 @@ _TRUSTED_PACKAGES = frozenset({"torch", "numpy", "builtins", "primexec"}) | sys.
 _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
 
 
+# Classes of torch and the standard library whose objects hold state of the user's.
 _STATEFUL = (
     torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler, torch.distributions.Distribution,
+    argparse.Namespace, types.SimpleNamespace, collections.UserDict, collections.UserList, collections.UserString,
+    collections.ChainMap,
 )  # fmt: skip
 
 
-def _key(key: Any) -> Any:
-    return statics.Identity(key) if isinstance(key, torch.Tensor) else key
+def _ignore(value: Any) -> None:
+    """Sets what code cannot change."""
 
 
 def _itself(value: Any) -> Any:
     return value
 
 
-def _show_key(key: object) -> str:
-    return f"a {type(key).__name__}" if isinstance(key, torch.Tensor) else repr(key)
-
-
 def _is_plain_object(value: Any) -> bool:
     kind = type(value)
-    return f"{kind.__module__}.{kind.__name__}" in _DATA_HOLDERS or (
+    return (
         kind.__module__.partition(".")[0] not in _TRUSTED_PACKAGES
         and statics.freeze_static(value) is None
         and (hasattr(value, "__dict__") or hasattr(kind, "__slots__"))
@@ -491,10 +460,3 @@ def _is_plain_object(value: Any) -> bool:
 
 def _file_of(cls: type) -> str:
     return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
-
-
-def _cell_value(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return _ABSENT

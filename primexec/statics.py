@@ -6,6 +6,7 @@ containers by the statics and identities that they hold.
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
 import enum
@@ -98,14 +99,17 @@ def freeze(value: object) -> Any:
     if is_container(value):
         return _freeze_container(value)
     if is_array(value):
-        return type(value), value.dtype.str, value.shape, value.tobytes()  # type: ignore[attr-defined]
+        layout = value.typecode if isinstance(value, array.array) else (value.dtype.str, value.shape)  # type: ignore[attr-defined]
+        return type(value), layout, value.tobytes()  # type: ignore[attr-defined]
     return Identity(value)
 
 
 def is_array(value: object) -> bool:
-    """Whether a value is a NumPy array of numbers."""
+    """Whether a value is an array of numbers, NumPy's or the standard library's."""
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray) and not value.dtype.hasobject
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        return not value.dtype.hasobject
+    return isinstance(value, array.array)
 
 
 def is_container(value: object) -> bool:

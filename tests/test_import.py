@@ -45,7 +45,8 @@ LAYERS = (
     "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",
     "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
     "graphs", "capture", "joint", "cut", "tracer", "gradients",
-    "calls", "higher_order", "effects", "shadow", "references", "reads", "bytecode", "statics", "program", "config",
+    "calls", "higher_order", "effects", "shadow", "references", "reads", "namespaces", "bytecode",
+    "statics", "program", "config",
     "_torch_capture", "_torch_formulas", "_torch_autograd", "_torch",
     "errors",
 )  # fmt: skip

@@ -1,7 +1,13 @@
 """Python state that a function reads: globals, closures, attributes, defaults."""
 
+import array
+import collections
+import contextvars
 import functools
+import os
+import threading
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -135,10 +141,60 @@ def in_module_attribute() -> tuple[Any, Callable[[Any], None]]:
     return net, lambda value: setattr(net[1], "k", value)
 
 
+def in_environment() -> tuple[Any, Callable[[Any], None]]:
+    def f(x: Tensor) -> Tensor:
+        return x * float(os.environ["TEST_FACTOR"]) + float(os.getenv("TEST_SHIFT", "0"))
+
+    return f, lambda value: os.environ.update(TEST_FACTOR=str(value))
+
+
+def in_context_variable() -> tuple[Any, Callable[[Any], None]]:
+    variable: contextvars.ContextVar[float] = contextvars.ContextVar("factor", default=1.0)
+
+    def change(value: Any) -> None:
+        variable.set(value)
+
+    return lambda x: x * variable.get(), change
+
+
+def in_thread_local() -> tuple[Any, Callable[[Any], None]]:
+    local = threading.local()
+    return lambda x: x * local.factor, lambda value: setattr(local, "factor", value)
+
+
+def in_user_dict() -> tuple[Any, Callable[[Any], None]]:
+    held: Any = collections.UserDict()
+    return lambda x: x * held["k"], lambda value: held.update(k=value)
+
+
+def in_chain_map() -> tuple[Any, Callable[[Any], None]]:
+    held: Any = collections.ChainMap({"j": 1.0}, {})
+    return lambda x: x * held["k"], lambda value: held.maps[1].update(k=value)
+
+
+def behind_mapping_proxy() -> tuple[Any, Callable[[Any], None]]:
+    held: dict[str, Any] = {}
+    proxy = types.MappingProxyType(held)
+    return lambda x: x * proxy["k"], lambda value: held.update(k=value)
+
+
+def behind_weak_reference() -> tuple[Any, Callable[[Any], None]]:
+    holder = Holder()
+    weak = weakref.ref(holder)
+
+    def f(x: Tensor) -> Tensor:
+        return x * weak().k  # type: ignore[union-attr]
+
+    f.holder = holder  # type: ignore[attr-defined]
+    return f, lambda value: setattr(holder, "k", value)
+
+
 PLACES = [
     closure, in_global, in_global_of_helper, in_global_dict, in_nested_dict, in_list_of_dict, in_namespace,
     in_deep_namespace, by_getattr, in_attribute, in_list_attribute, in_class_attribute,
     in_attribute_that_hides_the_class, in_defaults, in_keyword_defaults, in_partial, in_module_attribute,
+    in_environment, in_context_variable, in_thread_local, in_user_dict, in_chain_map, behind_mapping_proxy,
+    behind_weak_reference,
 ]  # fmt: skip
 
 
@@ -196,6 +252,44 @@ def test_container_of_tensors_is_replaced() -> None:
     check(4)
     holder.pair[1]["deep"] = [torch.full((3,), 5.0)]  # type: ignore[attr-defined]
     check(5)
+
+
+def test_array_of_the_standard_library() -> None:
+    held = array.array("f", [1.0, 2.0])
+    traced = make_traced(lambda x: x * held[0])
+    for value, count in [(1.0, 1), (3.0, 2), (3.0, 2), (1.0, 2)]:
+        held[0] = value
+        assert torch.equal(traced(X), X * value)
+        assert traces(traced) == count
+
+
+def test_name_that_enters_the_globals() -> None:
+    def f(x: Tensor) -> Tensor:
+        return x + 1 if "ENTERED" in globals() else x
+
+    traced = make_traced(f)
+    try:
+        for _ in range(2):
+            assert torch.equal(traced(X), f(X))
+            globals()["ENTERED"] = 1
+    finally:
+        del globals()["ENTERED"]
+
+
+def test_replaced_method() -> None:
+    class Net(nn.Module):
+        def helper(self, x: Tensor) -> Tensor:
+            return x + 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.helper(x)
+
+    net = Net()
+    traced = make_traced(net)
+    assert torch.equal(traced(X), X + 1)
+    Net.helper = lambda self, x: x + 2  # type: ignore[method-assign]
+    assert torch.equal(traced(X), X + 2)
+    assert traces(traced) == 2
 
 
 def test_unread_state_does_not_retrace() -> None:

@@ -1,0 +1,101 @@
+"""Places in Python that hold values: dicts, and what stands behind a getter."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from primexec import statics
+
+ABSENT = "absent"
+
+
+@dataclass(slots=True)
+class Namespace:
+    """A dict that belongs to an object the function can reach, and the values recorded in it."""
+
+    held: dict[Any, Any]
+    label: str
+    values: dict[Any, Any] = field(default_factory=dict)  # name → frozen value
+    originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
+    keys: tuple[Any, ...] | frozenset[Any] | None = None  # the names it held, ordered where order matters
+    flags: bool = False  # torch's own code sets plain values in it
+    owner: type | None = None  # the class, whose dict must not be written to behind its back
+
+    @classmethod
+    def of_class(cls, owner: type) -> Namespace:
+        """The attributes of a class. Its `__dict__` is a proxy, and only a dict has a version that can be compared."""
+        held = next(d for d in gc.get_referents(owner.__dict__) if isinstance(d, dict))
+        return cls(held, f"{owner.__name__}.", keys=frozenset(held), owner=owner)
+
+    def get(self, name: Any) -> Any:
+        return dict.__getitem__(self.held, name)  # a subclass may run code of its own
+
+    def setter(self, name: Any) -> Callable[[Any], None]:
+        return functools.partial(setattr, self.owner, name) if self.owner else functools.partial(self._set, name)
+
+    def _set(self, name: Any, value: Any) -> None:
+        self.held[name] = value
+
+    def put_back(self, name: Any) -> None:
+        """Let a name be what it was when it was recorded."""
+        if name in self.originals:
+            self.setter(name)(self.originals[name])
+        elif self.owner is not None:
+            delattr(self.owner, name)
+        else:
+            del self.held[name]
+
+    def had(self, name: Any) -> bool:
+        """Whether there was such a name when the names were recorded, if they were."""
+        return self.keys is None or key_of(name) in self.keys
+
+    def keys_now(self) -> Any:
+        """Tensors as keys are told apart by their identity, for == compares their values."""
+        return (tuple if self.keys is None else type(self.keys))(map(key_of, self.held))
+
+    def label_of(self, name: Any) -> str:
+        return f"{self.label}{name if isinstance(name, str) else show_key(name)}"
+
+    def changed(self) -> Iterator[tuple[Any, Any, Any]]:
+        """(name, frozen then, frozen now) of what is no longer as recorded."""
+        if self.keys is not None and (keys := self.keys_now()) != self.keys:
+            yield next(iter({*keys} ^ {*self.keys}), ""), self.keys, keys
+        for name, then in self.values.items():
+            now = statics.freeze(self.get(name)) if name in self.held else ABSENT
+            if now != then:
+                yield name, then, now
+
+
+@dataclass(slots=True)
+class Cell:
+    """A closure cell, a slot, a context variable: one value behind a getter."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], None]
+    label: str
+    value: Any
+    original: Any
+
+
+def key_of(key: Any) -> Any:
+    """A key of a dict, to be compared."""
+    return statics.Identity(key) if isinstance(key, torch.Tensor) else key
+
+
+def show_key(key: object) -> str:
+    """A key of a dict in a label."""
+    return f"a {type(key).__name__}" if isinstance(key, torch.Tensor) else repr(key)
+
+
+def read_cell(cell: Any) -> Any:
+    """What a closure cell holds."""
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return ABSENT
