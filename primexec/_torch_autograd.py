@@ -65,7 +65,7 @@ def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
 @cache
 def _elsewhere() -> Any:
     """An autograd node that no backward pass reaches."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         return torch.zeros(0, requires_grad=True).clone().grad_fn
 
 

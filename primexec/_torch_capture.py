@@ -163,3 +163,19 @@ def _recorded_rng(name: str) -> Callable[[Any], Any]:
         return call
 
     return stand_in
+
+
+def as_kernels_have_it(op: Any, args: tuple[Any, ...], out: Any) -> Any:
+    """out with the shapes that the kernel gives, where PyTorch's rule for fake tensors gives others."""
+    correct = _corrections().get(op)
+    return correct(args, out) if correct else out
+
+
+@cache
+def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
+    return {torch.ops.aten.multilabel_margin_loss_forward.default: _loss_of_one_row}
+
+
+def _loss_of_one_row(args: tuple[Any, ...], out: Any) -> Any:
+    loss, is_target = out
+    return (loss.new_empty(()) if args[0].dim() < 2 else loss), is_target

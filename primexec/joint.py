@@ -100,6 +100,7 @@ class Recorder:
         """
         tracer, forward = self.tracer, self.tracer.scope
         tracer.scope = scope = Scope(forward)
+        tangents = given = wanted = None
         try:
             with _torch_capture.capture_environment(), _torch_autograd.autocast_off(), torch.enable_grad():
                 tangents = [self._tangent(scope, i, strides) for i, strides in enumerate(gradients)]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, effects, higher_order
+from primexec import _torch, _torch_capture, _torch_autograd, effects, higher_order
 from primexec._torch import pytree
 from primexec.bytecode import EXACT_TYPE, SEEDS, runs_optimizer, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls
@@ -231,7 +231,7 @@ class Tracer:
         args, kwargs = self._stand_ins(args), self._stand_ins(kwargs)
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
-        out = self._fake_call(op, args, kwargs)
+        out = _torch_capture.as_kernels_have_it(op, args, self._fake_call(op, args, kwargs))
         if op is torch.ops.aten.scalar_tensor.default:
             with _torch.modes_off():
                 out.constant = op(*args, **kwargs)  # as that of `torch.tensor(1)`; torch.cov asks for it

@@ -113,6 +113,19 @@ def test_gradients_of_a_result_whose_size_depends_on_data() -> None:
     assert traced.cache_info()[:3] == (3, 1, 1)
 
 
+def test_loss_of_one_row_is_a_number() -> None:
+    """PyTorch's rule for fake tensors makes a vector of it."""
+    loss = nn.MultiLabelMarginLoss(reduction="none")
+    traced = make_traced(lambda x, y: loss(x, y).unsqueeze(0))
+    target = torch.tensor([3, 0, -1, 1, 2, 4])
+    x, mine = leaf(X[0]), leaf(X[0])
+    expected, actual = loss(x, target).unsqueeze(0), traced(mine, target)
+    for y in (expected, actual):
+        y.sum().backward()
+    assert torch.equal(actual, expected)
+    assert torch.equal(mine.grad, x.grad)  # type: ignore[arg-type]
+
+
 ZEROS = {"none": [], "one": [(0, 1)], "two": [(0, 1), (2, 3)]}
 
 
