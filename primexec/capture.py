@@ -60,7 +60,6 @@ class Captured:
     Attributes:
         arguments: positions, among the leaves of the call, of the inputs of kind `argument`.
         states: for each input of kind `state`, the places that hold it: (container or getter, key, label).
-        constants: the values of the inputs of kind `constant`.
         tied: arguments that the function also reached by itself: (position, places).
         stores: what the function leaves behind.
         without_gradient: inputs whose `.grad` must be None.
@@ -72,7 +71,6 @@ class Captured:
     program: Program
     arguments: tuple[int, ...]
     states: tuple[list[tuple[Any, Any, str]], ...]
-    constants: tuple[Tensor, ...]
     tied: tuple[tuple[int, list[tuple[Any, Any, str]]], ...]
     stores: tuple[Store, ...]
     without_gradient: tuple[str, ...]
@@ -319,6 +317,9 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str)
     tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = _torch.graph_module(tracer.submodules, tracer.graph, name.title().replace("_", ""))
+    kinds: dict[str, list[Any]] = {"argument": [], "state": [], "constant": []}
+    for i in tracer.inputs:
+        kinds[i.input.kind].append(i.binding)
     program = Program(
         name=name,
         graph_module=graph_module,
@@ -328,16 +329,13 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str)
         stored=tuple((s.label, leaf) for s in stores for leaf in s.leaves),
         calls=tuple(tracer.calls),
         extras=len(extras),
+        constants=tuple(kinds["constant"]),
         backward=backward,
     )
-    kinds: dict[str, list[Any]] = {"argument": [], "state": [], "constant": []}
-    for i in tracer.inputs:
-        kinds[i.input.kind].append(i.binding)
     return Captured(
         program=program,
         arguments=tuple(kinds["argument"]),
         states=tuple(kinds["state"]),
-        constants=tuple(kinds["constant"]),
         tied=tuple(tracer.tied.values()),
         stores=tuple(stores),
         without_gradient=tuple(tracer.gradients.absent()),

@@ -239,7 +239,7 @@ def _inputs(captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     named = {
         "argument": iter([leaves[i] for i in captured.arguments]),
         "state": iter(states),
-        "constant": iter(captured.constants),
+        "constant": iter(captured.program.constants),
     }
     return [next(named[i.kind]) for i in captured.program.inputs]
 

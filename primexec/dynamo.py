@@ -132,7 +132,7 @@ class _BySizes:
         return run(args)
 
     def _specialise(self, args: list[Any]) -> Callable[[list[Any]], Sequence[Any]]:
-        program = specialise(self._imported.program, [*args, *self._imported.constants])
+        program = specialise(self._imported.program, [*args, *self._imported.program.constants])
         return _compile(self._imported, program, self._options, self._executors)
 
 
@@ -141,5 +141,5 @@ def _compile(
 ) -> Callable[[list[Any]], Sequence[Any]]:
     _trace_log.debug("%s", program)
     executable = compile_program(program, options, executors, boxed=True)
-    dropped = imported.sizes if program.inputs != imported.program.inputs else ()
-    return boxed(executable.run, program, imported.constants, dropped)
+    dropped = () if program is imported.program else imported.sizes
+    return boxed(executable.run, program, executable.plan.program.constants, dropped)

@@ -22,14 +22,13 @@ _NUMBERS = (bool, int, float, type(None))
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """A program, and the tensors behind its inputs of kind `constant`, which stand last.
+    """A program, whose inputs of kind `constant` stand last.
 
     Attributes:
         sizes: positions of the inputs that are numbers, not tensors.
     """
 
     program: Program
-    constants: tuple[Tensor, ...]
     sizes: tuple[int, ...]
 
 
@@ -64,9 +63,9 @@ def import_graph(gm: fx.GraphModule, name: str) -> Imported:
             _set_meta(copy, node)
             copies[node] = effects.written_result(copy) or copy
     results: Any = fx.node.map_arg(gm.graph.output_node().args[0], copies.__getitem__)
-    program = _finish(gm, graph, name, inputs, results)
+    program = _finish(gm, graph, name, inputs, results, tuple(constants))
     sizes = [i for i, n in enumerate(_placeholders(program)) if _is_number(n.meta.get("val"))]
-    return Imported(program, tuple(constants), tuple(sizes))
+    return Imported(program, tuple(sizes))
 
 
 def specialise(program: Program, values: Sequence[Any]) -> Program:
@@ -107,7 +106,7 @@ def specialise(program: Program, values: Sequence[Any]) -> Program:
             made[node] = copy = graph.create_node(node.op, node.target, args, dict(kwargs), name=node.name)
             copy.meta = {**node.meta, "val": known[node], "spec": _spec(known[node])}
     leaves = [r.value if isinstance(r, Static) else results[r] for r in program.output_leaves]
-    return _finish(program.graph_module, graph, program.name, inputs, leaves)
+    return _finish(program.graph_module, graph, program.name, inputs, leaves, program.constants)
 
 
 def boxed(
@@ -149,14 +148,19 @@ def source_of(trace: str | None) -> SourceLine | None:
 
 
 def _finish(
-    root: torch.nn.Module, graph: fx.Graph, name: str, inputs: Sequence[Input], results: Sequence[Any]
+    root: torch.nn.Module,
+    graph: fx.Graph,
+    name: str,
+    inputs: Sequence[Input],
+    results: Sequence[Any],
+    constants: tuple[Tensor, ...],
 ) -> Program:
     nodes = [r for r in results if isinstance(r, fx.Node)]
     positions = iter(range(len(nodes)))
     leaves = tuple(next(positions) if isinstance(r, fx.Node) else Static(r) for r in results)
     graph.output(tuple(nodes))
     module = _torch.graph_module(root, graph, name.title().replace("_", ""))
-    return Program(name=name, graph_module=module, inputs=tuple(inputs), output_tree=None, output_leaves=leaves)
+    return Program(name, module, tuple(inputs), output_tree=None, output_leaves=leaves, constants=constants)
 
 
 def _placeholders(program: Program) -> Iterator[fx.Node]:

@@ -247,7 +247,7 @@ class _Writer:
 
     def _inputs(self) -> list[str]:
         captured = self.captured
-        arguments, states, constants = iter(captured.arguments), iter(captured.states), iter(captured.constants)
+        arguments, states, constants = iter(captured.arguments), iter(captured.states), iter(captured.program.constants)
         values = dict(self.leaves)  # variable → value at the time of the trace
         reading: list[str] = []
         for i in captured.program.inputs:

@@ -43,6 +43,9 @@ class TensorSpec:
         return f"{dtype}[{', '.join(map(str, self.shape))}]{device}"
 
 
+MADE_WHILE_TRACING = "made while tracing"  # the label of a constant that nobody outside refers to
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """An input of a program.
@@ -106,6 +109,7 @@ class Program:
     stored: tuple[tuple[str, int | Static], ...] = ()
     calls: tuple[ApiCall, ...] = field(default=(), repr=False)
     extras: int = 0
+    constants: tuple[torch.Tensor, ...] = field(default=(), repr=False)  # the values of the inputs of that kind
     backward: Program | None = None  # its `saved` inputs are labelled with the names of nodes of this program
 
     @property

@@ -28,7 +28,7 @@ from primexec.bytecode import EXACT_TYPE, SEEDS, runs_optimizer, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls
 from primexec.errors import CaptureError, SourceLine
 from primexec.gradients import LeafGradients
-from primexec.program import ApiCall, Input, TensorSpec
+from primexec.program import MADE_WHILE_TRACING, ApiCall, Input, TensorSpec
 from primexec.reads import Reads
 from primexec.references import outlives
 from primexec.statics import tensor_problem
@@ -160,7 +160,7 @@ class Tracer:
 
     def constant(self, real: Tensor) -> fx.Node:
         """An input for a tensor made from Python numbers while tracing, such as `torch.tensor([1, 2])`."""
-        return self._add_input(real, "constant", real, "constant", "made while tracing")
+        return self._add_input(real, "constant", real, "constant", MADE_WHILE_TRACING)
 
     def _add_input(self, real: Any, kind: Any, binding: Any, name: str, label: str) -> fx.Node:
         node = higher_order.add_placeholder(self._outermost().graph, _identifier(name))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from primexec import make_traced, passes
-from primexec.passes.constants import ShareConstants
+from primexec.passes.constants import FoldConstants, ShareConstants
 from primexec.passes.copies import RemoveLastCopies
 from primexec.passes.dead_code import RemoveDeadCode
 from primexec.passes.renames import RemoveRenames
@@ -23,7 +23,7 @@ def targets(fn: Callable[..., Any], *args: Any) -> list[str]:
 
 
 def test_pipeline() -> None:
-    assert (RemoveRenames(), RemoveLastCopies(), RemoveDeadCode(), ShareConstants()) == passes.PIPELINE
+    assert (RemoveRenames(), RemoveLastCopies(), RemoveDeadCode(), ShareConstants(), FoldConstants()) == passes.PIPELINE
 
 
 # Dead code ----------------------------------------------------------------------------------------------

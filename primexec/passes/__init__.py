@@ -7,7 +7,7 @@ from typing import Protocol
 
 from primexec.config import verifies_passes
 from primexec.passes.common import MergeEqual, RemoveNoOps
-from primexec.passes.constants import ShareConstants
+from primexec.passes.constants import FoldConstants, ShareConstants
 from primexec.passes.copies import RemoveLastCopies
 from primexec.passes.dead_code import RemoveDeadCode
 from primexec.passes.functionalize import Functionalize
@@ -23,7 +23,7 @@ class Pass(Protocol):
 
 
 # Programs as eager runs them: nothing here changes strides, aliasing, errors or API calls.
-PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveLastCopies(), RemoveDeadCode(), ShareConstants())
+PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveLastCopies(), RemoveDeadCode(), ShareConstants(), FoldConstants())
 # What executors other than `aten`, which take operators without effects only, ask for besides.
 FUNCTIONAL: tuple[Pass, ...] = (Functionalize(),)
 # Programs in prims, whose results alone count.
