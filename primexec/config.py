@@ -116,3 +116,12 @@ def _read_environment() -> None:
 
 
 _read_environment()
+
+
+READ_ENVIRONMENT = frozenset({"environ", "getenv"})  # what code names that reads environment variables
+
+
+def environment() -> dict[bytes, bytes]:
+    """The dict behind `os.environ`, whose version tells when a variable changed."""
+    held: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+    return held

@@ -28,10 +28,10 @@ import torch
 
 from primexec import _torch, statics
 from primexec.bytecode import CodeNames, is_installed, is_library, names_of, state_setters
+from primexec.config import READ_ENVIRONMENT, environment
 from primexec.errors import CaptureError, SourceLine
 from primexec.namespaces import ABSENT, Cell, Namespace, read_cell, show_key
 
-_ENVIRONMENT = frozenset({"environ", "getenv"})
 _RANDOM_MODULES = frozenset({"random", "numpy.random._generator", "numpy.random.mtrand"})
 _INPUTS = (torch.Tensor, torch.Generator)
 MAX_OBJECTS = 50_000
@@ -94,8 +94,8 @@ class Reads:
             for name in names.globals:
                 # A name that is not there is a builtin, unless the code itself is about to set it.
                 self._record(namespace, name)
-        if not _ENVIRONMENT.isdisjoint(names.attributes) or not _ENVIRONMENT.isdisjoint(names.globals):
-            self._watch_container(os.environ._data, "os.environ")  # type: ignore[attr-defined]
+        if not READ_ENVIRONMENT.isdisjoint(names.attributes) or not READ_ENVIRONMENT.isdisjoint(names.globals):
+            self._watch_container(environment(), "environment variables")
         if "globals" in names.globals:
             self._watch_container(frame.f_globals, "globals()")
         self.reflective |= names.reflective
@@ -198,10 +198,10 @@ class Reads:
         self._reach_object(module, module.__dict__, label)
 
     def _reach_stateful(self, value: Any, label: str) -> None:
-        """An object of torch's own: the code that reads it is not watched, so all of its attributes count as read."""
+        """The code that reads such an object is not watched, so all of its attributes count as read."""
         self._reach_object(value, value.__dict__, label)
         namespace = self._namespace(value.__dict__, f"{label}.")
-        namespace.flags = True
+        namespace.flags = type(value).__module__.partition(".")[0] == "torch"
         groups = value.__dict__.get("param_groups", ()) if isinstance(value, torch.optim.Optimizer) else ()
         for name in value.__dict__.keys() - ({"param_groups"} if groups else set()):
             self._record(namespace, name)

@@ -394,7 +394,7 @@ def test_environment_logs_topics() -> None:
 def test_environment_with_unknown_topics() -> None:
     done = python("import primexec", PRIMEXEC_LOGS="trace,nonsense")
     assert done.returncode == 1
-    assert "unknown topics ['nonsense']; known ones are ['trace', 'guards', 'plan']" in done.stderr
+    assert "unknown topics ['nonsense']; known ones are ['trace', 'guards', 'plan', 'kernels']" in done.stderr
 
 
 def test_executors_report() -> None:
