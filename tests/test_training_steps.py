@@ -152,6 +152,22 @@ def test_optimizer(make: Make, name: str) -> None:
     assert traced.cache_info().traces == (1 if name == "sgd" and make is zero_last else 2)
 
 
+@pytest.mark.parametrize("executor", ["llvm", "numpy"])
+def test_step_on_other_executors(executor: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    twin = copy.deepcopy(model)
+    steps = []
+    for m in (model, twin):
+        optimizer = torch.optim.AdamW(m.parameters(), lr=1e-2, fused=True)
+        steps.append(zero_last(m, optimizer))
+    traced = make_traced(steps[1], executor=(executor, "aten"))
+    for x, y in DATA:
+        torch.testing.assert_close(traced(x, y), steps[0](x, y))
+    for p, q in zip(twin.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert traced.cache_info().traces == 2
+
+
 @pytest.mark.parametrize("make", [accumulating, clipping, by_hand, with_checkpoint], ids=lambda m: m.__name__)
 def test_step(make: Make) -> None:
     expected, _ = train(make, OPTIMIZERS["adam"], trace=False)

@@ -5,7 +5,7 @@ PyTorch takes a gradient that nobody else refers to as it is; a tracer always re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -29,6 +29,7 @@ class RemoveLastCopies:
             if node.op == "call_function" and not effects.aliases_input(node):
                 made.add(effects.storage_of(node))
             last.update({effects.storage_of(n): node for n in node.all_input_nodes})
+        instead = _Substitutes()
         for copy in program.nodes:
             if copy.target is not torch.ops.aten.copy_.default or copy in called or len(copy.all_input_nodes) < 2:
                 continue
@@ -39,7 +40,15 @@ class RemoveLastCopies:
                 graph.erase_node(copy)
                 buffer.replace_all_uses_with(source)
                 graph.erase_node(buffer)
-        return program
+                instead[buffer] = source
+        return replace(program, calls=tuple(c.copied(instead) for c in program.calls)) if instead else program
+
+
+class _Substitutes(dict[fx.Node, fx.Node]):
+    """Nodes that give way to others; all others stand for themselves."""
+
+    def __missing__(self, node: fx.Node) -> fx.Node:
+        return node
 
 
 def _is_fresh(buffer: fx.Node, copy: fx.Node) -> bool:
