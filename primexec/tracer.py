@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_capture, _torch_autograd, effects, higher_order
+from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order
 from primexec._torch import pytree
 from primexec.bytecode import EXACT_TYPE, SEEDS, runs_optimizer, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls
