@@ -28,9 +28,10 @@ def _blocks(program: Program, form: str, options: Options) -> Iterator[str]:
     executors = registry.resolve(options, device_of(program))
     plan = partition(passes.run(program, functional=True), executors, allowed=None, inference=False)
     lower: Any = importlib.import_module("primexec.executors.llvm.executor").lower
+    kernel_graphs: Any = importlib.import_module("primexec.executors.llvm.library").kernel_graphs
     for region in plan.regions:
-        if region.executor == "llvm":
-            made = lower(region.graph_module.graph, options.for_executors())
+        for graph in kernel_graphs(region.graph_module.graph) if region.executor == "llvm" else ():
+            made = lower(graph, options.for_executors())
             comment = {"loops": "", "llvm": "; ", "asm": "# "}[form]
             yield f"{comment}{region.name}\n{made.schedule if form == 'loops' else getattr(made, form)}"
     if program.backward is not None:

@@ -106,7 +106,11 @@ def _groups(
     """The nodes of each region; where `gainful`, what gains nothing alone is left to `aten`, also in the claims."""
 
     def placed() -> list[Group]:
-        return place(program, {n: c.executor for n, c in claims.items()}, lambda n: n not in pinned)
+        return place(
+            program.graph_module.graph,
+            {n: c.executor for n, c in claims.items()},
+            lambda n: n not in pinned and is_free(n),
+        )
 
     groups = placed()
     if not gainful or len(groups) < 2:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from primexec import effects
-from primexec.program import Program
 
 
 @dataclass
@@ -37,20 +36,26 @@ def is_free(node: fx.Node) -> bool:
     return effects.is_view(node) or not node.all_input_nodes
 
 
-def place(program: Program, homes: Mapping[fx.Node, str], movable: Callable[[fx.Node], bool]) -> list[Group]:
+def place(
+    graph: fx.Graph, homes: Mapping[fx.Node, str], movable: Callable[[fx.Node], bool], anywhere: str = "aten"
+) -> list[Group]:
     """Groups of nodes, in an order in which they can run.
 
     Args:
         homes: the executor of each node.
-        movable: whether `aten` may run a node of another executor in place of it, and other nodes around it.
+        movable: whether a node costs nothing, so that it may be made again, by `anywhere` too.
+        anywhere: the executor that can make what costs nothing, whoever claimed it.
     """
-    return _Placer(program, homes, movable).groups()
+    return _Placer(graph, homes, movable, anywhere).groups()
 
 
 class _Placer:
-    def __init__(self, program: Program, homes: Mapping[fx.Node, str], movable: Callable[[fx.Node], bool]) -> None:
-        self.nodes, self.homes = program.nodes, homes
-        self.returned = set(program.graph_module.graph.output_node().all_input_nodes)
+    def __init__(
+        self, graph: fx.Graph, homes: Mapping[fx.Node, str], movable: Callable[[fx.Node], bool], anywhere: str
+    ) -> None:
+        self.nodes, self.homes = [n for n in graph.nodes if n.op == "call_function"], homes
+        self.anywhere = anywhere
+        self.returned = set(graph.output_node().all_input_nodes)
         self.free = self._free(movable)
         self.executors: list[str] = []  # of each region
         self.region: dict[fx.Node, int] = {}
@@ -62,8 +67,8 @@ class _Placer:
         for node in reversed(self.nodes):
             users = [needed[u] if u in found else {self.homes[u]} for u in node.users if u in self.homes]
             needed[node] = set().union(*users)
-            fits = needed[node] <= {self.homes[node], "aten"}
-            if fits and node.users and node not in self.returned and movable(node) and is_free(node):
+            fits = needed[node] <= {self.homes[node], self.anywhere}
+            if fits and node.users and node not in self.returned and movable(node):
                 found.add(node)
         return found
 
@@ -88,7 +93,7 @@ class _Placer:
             if node in self.free:
                 continue
             if node.target is operator.getitem and node.args[0] in self.region:
-                self.region[node] = self.region[node.args[0]]  # type: ignore[index]
+                self.region[node] = self.region[node.args[0]]
                 continue
             storages = [s for n in (*node.all_input_nodes, *_results(node)) if (s := effects.storage_of(n))]
             after = [self.region[n] for n in self._sources(node)]
@@ -119,7 +124,7 @@ class _Placer:
         for node in self.nodes:
             if (
                 node in self.region
-                and self.homes[node] != "aten"
+                and self.homes[node] != self.anywhere
                 and _results(node) == [node]
                 and node.target is not operator.getitem
                 and all(n in loose for n in self._sources(node))

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 
 from primexec.config import logger
 from primexec.errors import ExecutorError
-from primexec.executors.base import PROTOCOL_VERSION, Region, RegionFunction, Support
-from primexec.executors.llvm import addresses, engine, judge, launch, ordered, own, profiling, repeats, threads
+from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support
+from primexec.executors.llvm import addresses, engine, judge, launch, library, ordered, own, profiling, repeats, threads
 from primexec.executors.llvm.codegen import KernelWriter, Part
 from primexec.executors.llvm.columns import ColumnWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
@@ -60,7 +60,7 @@ class LlvmExecutor:
     parameters = frozenset({"fuel", "precise_casts"})
 
     def supports(self, node: fx.Node) -> Support:
-        return judge.support(node)
+        return YES if library.takes(node) else judge.support(node)
 
     def fingerprint(self) -> str:
         target = host()
@@ -69,22 +69,32 @@ class LlvmExecutor:
     def describe(self, region: Region, options: Mapping[str, Any]) -> list[str]:
         """Kernels, what they run over, and how they came to be."""
         lines = []
-        for kernel in Scheduler(region.graph_module.graph, options.get("fuel")).schedule().kernels:
+        graph = region.graph_module.graph
+        lines += [f"{region.name}: {n.name} is a product through oneDNN" for n in graph.nodes if library.takes(n)]
+        schedules = [Scheduler(part, options.get("fuel")).schedule() for part in library.kernel_graphs(graph)]
+        for kernel in (k for s in schedules for k in s.kernels):
             over = [f"{n} (reduced)" if r else str(n) for n, r in zip(kernel.axes, kernel.reduced, strict=True)]
             lines.append(f"{region.name}: kernel {kernel.name} over {' x '.join(over) or 'one element'}")
             lines += [f"  {line}" for line in (*kernel.sources, *kernel.why)]
         return lines
 
     def compile(self, region: Region, options: Mapping[str, Any]) -> RegionFunction:
-        def make() -> RegionFunction:
-            compiled = lower(region.graph_module.graph, options)
-            _log.debug("%s\n%s", region.name, compiled.schedule)
-            symbols = {**threads.symbols(), **profiling.symbols()}
-            module = engine.compile_module(compiled.llvm, compiled.target, symbols)
-            _check_results(region, compiled.schedule)
-            return _bound(compiled.schedule, module)
+        graph = region.graph_module.graph
+        if any(map(library.takes, graph.nodes)):
+            return library.joined(graph, lambda part: _compiled(part, region.name, options))
+        return _compiled(graph, region.name, options)
 
-        return repeats.once(region.graph_module.graph, options, make)
+
+def _compiled(graph: fx.Graph, name: str, options: Mapping[str, Any]) -> RegionFunction:
+    def make() -> RegionFunction:
+        compiled = lower(graph, options)
+        _log.debug("%s\n%s", name, compiled.schedule)
+        symbols = {**threads.symbols(), **profiling.symbols()}
+        module = engine.compile_module(compiled.llvm, compiled.target, symbols)
+        _check_results(graph, name, compiled.schedule)
+        return _bound(compiled.schedule, module)
+
+    return repeats.once(graph, options, make)
 
 
 def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = None) -> Compiled:
@@ -153,13 +163,13 @@ def _order(schedule: Schedule) -> dict[int, int]:
     return {b: i for i, b in enumerate(numbers)}
 
 
-def _check_results(region: Region, schedule: Schedule) -> None:
+def _check_results(graph: fx.Graph, name: str, schedule: Schedule) -> None:
     """What the program returns is what the region says, in number, shape, strides and dtype."""
-    results: Any = region.graph_module.graph.output_node().args[0]
+    results: Any = graph.output_node().args[0]
     wanted = [(tuple(v.shape), v.stride(), v.dtype) for v in (n.meta["val"] for n in results)]
     made = [(b.shape, b.strides, b.dtype) for b in (schedule.buffers[i] for i in schedule.outputs)]
     if made != wanted:
-        raise ExecutorError(f"the loops of {region.name} return {made}, and the region {wanted}")
+        raise ExecutorError(f"the loops of {name} return {made}, and the region {wanted}")
 
 
 def _bound(schedule: Schedule, module: engine.Module) -> RegionFunction:

@@ -1,0 +1,240 @@
+"""Matrix products through oneDNN, where that was measured to be faster than ATen's own, between kernels of one region.
+
+ATen's products go to the BLAS that torch was built with; which of the two is faster depends on the processor and on the
+shape. It is measured once a process for each shape, with weights that lie outside of the caches, as a model's do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec.executors.base import RegionFunction
+from primexec.executors.llvm.launch import Operand
+from primexec.placement import Group, is_free, place
+
+SMALLEST = 1 << 22  # multiplications from which on a measurement is worth its time
+LARGEST = 1 << 29  # of one measured run; wider products are measured in part
+GAIN = 0.9  # of ATen's time that oneDNN may take
+ROUNDS = 2
+COLD_BYTES = 1 << 25  # weights of so many bytes together lie outside of most caches
+
+_ADDMM, _MM = torch.ops.aten.addmm.default, torch.ops.aten.mm.default
+
+
+@cache
+def _linear() -> Any:
+    """oneDNN's product with a plain weight, called as `(x, weight, bias, "none", [], "")`; None where there is none."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return None
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return None if operator is None else operator.default
+
+
+def takes(node: fx.Node) -> bool:
+    """Whether the node is a product that oneDNN computes faster."""
+    if node.target not in (_ADDMM, _MM) or node.kwargs or len(node.args) != (3 if node.target is _ADDMM else 2):
+        return False
+    operands = [n.meta.get("val") if isinstance(n, fx.Node) else None for n in node.args]
+    if not all(_fit(t) for t in operands):
+        return False
+    bias, x, weight = [None, *operands][-3:]
+    (rows, inner), columns = x.shape, weight.shape[1]  # type: ignore[union-attr]
+    if bias is not None and (tuple(bias.shape) != (columns,) or bias.stride() != (1,)):
+        return False
+    if x.stride() != (inner, 1) or weight.stride() not in ((1, inner), (columns, 1)):  # type: ignore[union-attr]
+        return False
+    if rows * inner * columns < SMALLEST or _linear() is None:
+        return False
+    return _gains(rows, inner, columns, weight.stride() == (1, inner), bias is not None)  # type: ignore[union-attr]
+
+
+def _fit(t: Any) -> bool:
+    return (
+        isinstance(t, Tensor)
+        and t.dtype is torch.float32
+        and t.device.type == "cpu"
+        and t.layout is torch.strided
+        and all(type(n) is int for n in t.shape)
+        and not t.is_neg()
+    )
+
+
+@cache
+def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool) -> bool:
+    """Whether oneDNN takes at most GAIN of ATen's time."""
+    columns = max(1, min(columns, LARGEST // (rows * inner)))
+    count = max(1, min(16, COLD_BYTES // (4 * inner * columns)))
+    linear = _linear()
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        x = torch.ones(rows, inner)
+        shape = (columns, inner) if transposed else (inner, columns)
+        weights = [torch.ones(shape) for _ in range(count)]
+        weights = [w.t() if transposed else w for w in weights]
+        added = torch.ones(columns) if bias else None
+
+        def aten(weight: Tensor) -> Any:
+            return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
+
+        def onednn(weight: Tensor) -> Any:
+            return linear(x, weight.t(), added, "none", [], "")
+
+        seconds: dict[Callable[[Tensor], Any], list[float]] = {aten: [], onednn: []}
+        for function in seconds:
+            function(weights[0])  # the first call prepares what later ones use
+        for _ in range(ROUNDS):
+            for function, found in seconds.items():
+                started = time.perf_counter()
+                for weight in weights:
+                    function(weight)
+                found.append(time.perf_counter() - started)
+    return min(seconds[onednn]) < GAIN * min(seconds[aten])
+
+
+# A region with products --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Products, or nodes that run as kernels: a graph of their own."""
+
+    group: Group
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+    @property
+    def is_product(self) -> bool:
+        return self.group.executor == "product"
+
+    def graph(self) -> fx.Graph:
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in self.inputs:
+            copies[node] = graph.placeholder(node.name)
+            copies[node].meta = dict(node.meta)
+        for node in self.group.nodes:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(tuple(copies[n] for n in self.outputs))
+        return graph
+
+
+def _split(graph: fx.Graph) -> list[_Step]:
+    nodes = [n for n in graph.nodes if n.op == "call_function"]
+    returned: tuple[fx.Node, ...] = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
+    products = {n for n in nodes if takes(n)}
+    products |= {n for n in returned if _base(n) in products}
+    homes = {n: "product" if n in products else "kernels" for n in nodes}
+    fed: set[fx.Node] = set()  # what products read, through views
+    for node in reversed(nodes):
+        if any(u in products or (u in fed and (_is_plain_view(u) or is_free(u))) for u in node.users):
+            fed.add(node)
+    groups = place(graph, homes, lambda n: _is_plain_view(n) or (n not in fed and is_free(n)), anywhere="product")
+    taken = [_inputs(group) for group in groups]
+    wanted = set(returned).union(*taken)
+    return [
+        _Step(group, inputs, tuple(n for n in group.own if n in wanted))
+        for group, inputs in zip(groups, taken, strict=True)
+    ]
+
+
+def kernel_graphs(graph: fx.Graph) -> list[fx.Graph]:
+    """The parts of a region that run as kernels, in order; the region itself where it holds no product."""
+    if not any(map(takes, graph.nodes)):
+        return [graph]
+    return [step.graph() for step in _split(graph) if not step.is_product]
+
+
+def joined(graph: fx.Graph, compile_kernels: Callable[[fx.Graph], RegionFunction]) -> RegionFunction:
+    """A function that runs the products of a region, and its other nodes compiled as kernels, in few steps."""
+    returned: tuple[fx.Node, ...] = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
+    scope: dict[str, Any] = {"linear": _linear()}
+    steps: list[tuple[str, tuple[fx.Node, ...], tuple[fx.Node, ...]]] = []
+    for i, step in enumerate(_split(graph)):
+        if step.is_product:
+            steps += [_product(node, scope) for node in step.group.own]
+            continue
+        scope[f"kernels{i}"] = compile_kernels(step.graph())
+        steps.append((f"[{_names(step.outputs)}] = kernels{i}({_names(step.inputs)})", step.inputs, step.outputs))
+    last = {n: i for i, (_, used, made) in enumerate(steps) for n in (*used, *made)}
+    lines = [f"def run({_names([n for n in graph.nodes if n.op == 'placeholder'])}):"]
+    for i, (text, used, made) in enumerate(steps):
+        dead = [n for n in dict.fromkeys((*used, *made)) if last[n] == i and n not in returned]
+        lines += [f"  {text}"] + [f"  del {_names(dead)}"] * bool(dead)
+    lines.append(f"  return [{_names(returned)}]")
+    exec(compile("\n".join(lines), "<primexec region>", "exec"), scope)
+    return scope.pop("run")  # type: ignore[no-any-return]
+
+
+def _names(nodes: Sequence[fx.Node]) -> str:
+    return ", ".join(n.name for n in nodes)
+
+
+# Views that start where their argument starts: whoever reads them needs their sizes and strides only.
+_PLAIN_VIEWS = frozenset(
+    {
+        "aten.view.default",
+        "prims.transpose.default",
+        "prims.broadcast_in_dim.default",
+        "prims.squeeze.default",
+        "prims.view_of.default",
+    }
+)
+
+
+def _is_plain_view(node: fx.Node) -> bool:
+    return str(node.target) in _PLAIN_VIEWS
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """The tensor that plain views, which a product makes of it itself, look at."""
+    while node.op == "call_function" and _is_plain_view(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _product(node: fx.Node, scope: dict[str, Any]) -> tuple[str, tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """The line of a product, or of a view of one, the tensors that they use and the one that they make."""
+    if not takes(node):
+        base, value = _base(node), node.meta["val"]
+        return f"{node.name} = {base.name}.as_strided({tuple(value.shape)}, {value.stride()})", (base,), (node,)
+    *bias, x, weight = node.args
+    arguments: list[str] = []
+    bases: list[fx.Node] = []
+    for operand, transpose in ((x, False), (weight, True), *((b, False) for b in bias)):
+        base, value = _base(operand), operand.meta["val"]  # type: ignore[arg-type,union-attr]
+        size, strides = tuple(value.shape), value.stride()
+        if transpose:
+            size, strides = size[::-1], strides[::-1]
+        like = base.meta["val"]
+        fitted = f"fitted_{base.name}"
+        scope[fitted] = _fitting(Operand(tuple(like.shape), like.stride(), like.dtype), len(bases))
+        text = f"{fitted}({base.name})"
+        if (size, strides) != (tuple(like.shape), like.stride()):
+            text += f".as_strided({size}, {strides})"
+        arguments.append(text)
+        bases.append(base)
+    arguments += ["None"] * (not bias)
+    line = f"{node.name} = linear({', '.join(arguments)}, 'none', [], '')"
+    return line, tuple(dict.fromkeys(bases)), (node,)
+
+
+def _fitting(operand: Operand, place: int) -> Callable[[Tensor], Tensor]:
+    strides = operand.strides
+
+    def fitted(t: Tensor) -> Tensor:
+        return t if t.stride() == strides else operand.fitted(t, place)
+
+    return fitted
+
+
+def _inputs(group: Group) -> tuple[fx.Node, ...]:
+    if group.executor == "product":
+        return tuple(dict.fromkeys(_base(n) for node in group.own for n in node.all_input_nodes if n not in group.own))
+    inside = set(group.nodes)
+    return tuple(dict.fromkeys(a for n in group.nodes for a in n.all_input_nodes if a not in inside))

@@ -1,0 +1,108 @@
+"""Products that llvm hands to oneDNN, whatever measurements say, inside of regions with kernels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import primexec
+from primexec.executors.llvm import library
+from tests.test_llvm_models import assert_as_near, floats, wide
+
+
+@pytest.fixture(autouse=True)
+def _always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "SMALLEST", 0)
+    monkeypatch.setattr(library, "_gains", lambda *shape: True)
+
+
+def mlp(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, w, b)), v).tanh()
+
+
+def returned_product(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return F.linear(x * 2, w, b), F.linear(x + 1, w)
+
+
+def weights_by_rows(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """The weight as GPT-2 keeps it, inputs by columns."""
+    return torch.addmm(b, x.reshape(-1, x.shape[-1]).sigmoid(), w.t().contiguous()).view(*x.shape[:-1], -1).relu()
+
+
+def slices(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """Operands that start inside of their memory, or have gaps."""
+    return F.linear(x[1:] + 1, w[1:], b[1:]).mul(2) + (x[:, :3] @ w.t()[:, 1:]).mean()
+
+
+def heads(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    q, k = (F.linear(x, w, b).view(*x.shape[:-1], 2, -1).transpose(1, 2) for _ in range(2))
+    return F.scaled_dot_product_attention(q, k, k).transpose(1, 2).flatten(2).exp()
+
+
+def gated(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """Halves of one product, read by kernels before and after another."""
+    gate, up = F.linear(x, w, b).chunk(2, -1)
+    y = F.silu(gate) * up
+    return F.linear(y.contiguous(), v[:4, :4].contiguous()).sigmoid() * gate + torch.full((4,), 0.5)
+
+
+def chain(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    for _ in range(4):
+        x = F.linear(F.linear(x, w, b), v) + x
+    return x
+
+
+FUNCTIONS: list[Callable[..., Any]] = [mlp, returned_product, weights_by_rows, slices, heads, gated, chain]
+
+
+def operands() -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape) for shape in ((3, 5, 6), (8, 6), (8,), (6, 8))]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+@torch.no_grad()
+def test_functions(function: Callable[..., Any]) -> None:
+    traced = primexec.make_traced(function, executor=("llvm", "aten"))
+    args = operands()
+    for _ in range(2):
+        assert_as_near(floats(traced(*args)), floats(function(*args)), floats(function(*wide(args))))
+        args = [a * 0.5 for a in args]
+    assert traced.cache_info().traces == 1
+    assert "is a product through oneDNN" in str(traced.explain(*args))
+
+
+def test_training() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4))
+    x = torch.randn(5, 6)
+    found = []
+    for run in (primexec.make_traced(model, executor=("llvm", "aten")), model):
+        model.zero_grad()
+        run(x).square().sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    exact = copy.deepcopy(model).double()
+    exact.zero_grad()
+    exact(x.double()).square().sum().backward()
+    assert_as_near(*found, [p.grad for p in exact.parameters()])
+
+
+def test_other_dtypes_stay_with_aten() -> None:
+    traced = primexec.make_traced(F.linear, executor=("llvm", "aten"))
+    x, w = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(x, w), F.linear(x, w), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_measurement_leaves_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    state = torch.get_rng_state()
+    assert library._gains(8, 8, 8, True, True) in (True, False)
+    assert torch.equal(state, torch.get_rng_state())
