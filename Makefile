@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: help venv demo test test-all lint format bench bench-models docs docs/coverage.md docs/benchmarks.md docs/models.md docs/prims.md clean
+.PHONY: help venv demo test test-all lint format bench bench-models docs docs/coverage.md docs/benchmarks.md docs/vector-math.md docs/models.md docs/prims.md clean
 
 help:
 	@echo "make demo      trace, print and run a real transformer, and compare it with eager"
@@ -57,7 +57,7 @@ bench: docs/benchmarks.md
 
 bench-models: docs/models.md
 
-docs: docs/coverage.md docs/benchmarks.md docs/prims.md
+docs: docs/coverage.md docs/benchmarks.md docs/prims.md docs/vector-math.md
 
 docs/prims.md: $(READY)
 	$(BIN)/python -m primexec.prims --write $@
@@ -65,8 +65,12 @@ docs/prims.md: $(READY)
 docs/coverage.md: $(READY)
 	$(BIN)/python -m tests.coverage --write $@
 
+docs/vector-math.md: $(READY)
+	$(BIN)/python -m benchmarks.vector_math --write $@
+
 docs/benchmarks.md: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run --write $@
+	$(BIN)/python -m benchmarks.llvm --append $@
 
 docs/models.md: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.models --write $@

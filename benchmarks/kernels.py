@@ -15,7 +15,7 @@ Maker = Callable[[], tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class KernelCase:
-    """A function, and how to make arguments; `row` for those held to the time of copying their bytes."""
+    """A function, and how to make arguments; `limited` for those held to the time of copying their bytes."""
 
     title: str
     function: Callable[..., Any]

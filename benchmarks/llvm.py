@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--pause", action="store_true", help="wait for a line before measuring")
     parser.add_argument("--cache", help="where Inductor keeps what it compiled; default: nowhere")
-    parser.add_argument("--write", type=Path, metavar="PATH")
+    parser.add_argument("--append", type=Path, metavar="PATH", help="add the tables to a page")
     options: Any = parser.parse_args()
     names = options.names or list(KERNELS)
     if unknown := set(names) - set(KERNELS):
@@ -182,6 +182,7 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as own:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = options.cache or own
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes beside what is timed
         together = [names] if options.pause else [[n] for n in names]
         for batch in together:
             workers = {n: prepare(n, contenders) for n in batch}
@@ -195,8 +196,9 @@ def main() -> None:
                     worker.close()
     text = render(found)
     print(text)
-    if options.write:
-        options.write.write_text(text)
+    if options.append:
+        with options.append.open("a") as page:
+            page.write("\n" + text)
 
 
 if __name__ == "__main__":

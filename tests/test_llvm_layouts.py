@@ -220,3 +220,17 @@ def test_large_results_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for first, streamed in ((96, True), (99, False)):
         check(lambda x, y: torch.cat((x, y), 1) + 1, data(4096, first), data(4096, 352 - first))
         assert ("!nontemporal" in made[-1].llvm) == streamed
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_group_norm(affine: bool, layouts: list[Layout]) -> None:
+    weights = (data(12), data(12, seed=4)) if affine else ()
+    check(lambda x, *w: F.silu(F.group_norm(x, 4, *w)), data(3, 12, 5, 7), *weights)
+    assert layouts
+
+
+def test_as_strided() -> None:
+    x = data(6, 8)
+    check(lambda x: (x * 2).as_strided((12, 4), (4, 1)) + 1, x)
+    refused = primexec.make_traced(lambda x: (x * 2).as_strided((5, 8), (7, 1)) + 1)
+    assert torch.equal(refused(x, executor=("llvm", "aten")), (x * 2).as_strided((5, 8), (7, 1)) + 1)

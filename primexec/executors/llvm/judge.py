@@ -80,6 +80,15 @@ def _judge_own(node: fx.Node) -> Support:
     return YES
 
 
+def _judge_as_strided(node: fx.Node) -> Support:
+    """Where it is a view of contiguous memory in another shape."""
+    source: Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
+    result: Tensor = node.meta["val"]
+    same = source.numel() == result.numel() and source.storage_offset() == result.storage_offset()
+    contiguous = source.is_contiguous() and result.is_contiguous()
+    return YES if same and contiguous else no("it is no view of contiguous memory in another shape")
+
+
 def unfit(t: Any) -> str:
     """Why a tensor cannot be read or written; empty where it can."""
     if not isinstance(t, Tensor):
@@ -101,6 +110,8 @@ def unfit(t: Any) -> str:
 def _judge(node: fx.Node) -> Support:
     """Whether there is code for a prim of fit operands."""
     name, t = prim(node), node.meta["val"]
+    if name == "as_strided":
+        return _judge_as_strided(node)
     if name in VIEWS or name in COPIES or name == "full":
         return YES
     reason = ""

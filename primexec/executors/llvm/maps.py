@@ -172,5 +172,6 @@ VIEWS: dict[str, ViewMap] = {
     "slice": _slice,
     "rev": _reverse,
     "view": _reshape,
+    "as_strided": _reshape,  # of contiguous memory to contiguous memory
     "view_of": _same,
 }
