@@ -15,7 +15,6 @@ SHARDS, OF = 100, 100  # programs of each kind under --exhaustive
 
 
 def check(program: Program) -> None:
-    note(str(program))
     traced = primexec.make_traced(program, executor=("llvm", "aten"))
     for data in (0, 1):
         inputs = program.inputs(data)
@@ -27,7 +26,9 @@ def check(program: Program) -> None:
         )
         for number, (g, e, x) in enumerate(zip(got, expected, exact, strict=True)):
             assert (g.dtype, g.shape) == (e.dtype, e.shape)
-            assert all(g.stride(d) == e.stride(d) for d in range(g.dim()) if g.shape[d] > 1 and g.numel())
+            # PyTorch's fake tensors give dimensions of size 1 other strides than its kernels do, and results follow.
+            if all(n > 1 for s in program.sources for n in s.shape):
+                assert all(g.stride(d) == e.stride(d) for d in range(g.dim()) if g.shape[d] > 1)
             if not same_bits(e, g):
                 assert not program.exact, f"output {number}: {differing(g, e)}"
                 check_error(g, e, x, number)
@@ -57,6 +58,7 @@ def fuzz(exact: bool, shard: int, count: int) -> None:
     @settings(max_examples=count, derandomize=False, deadline=None, print_blob=False)
     @given(programs(exact))
     def test(program: Program) -> None:
+        note(str(program))
         check(program)
 
     test()

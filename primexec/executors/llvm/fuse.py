@@ -131,11 +131,11 @@ class Scheduler(State):
                 continue
             reason = self._obstacle(number, root, domain, reads, work)
             if not reason:
-                self._join(number, root, domain.axes, work, f"{root.name} joins ({self.roots[root]})")
+                self._join(number, root, domain.axes, reads, work, f"{root.name} joins ({self.roots[root]})")
                 return
         strides = None if domain.axes is not None else moving(value(root))
         self.groups.append(Group(domain.shape, domain.axes, strides, domain.ordered))
-        self._join(len(self.groups) - 1, root, domain.axes, work, f"{root.name} opens ({self.roots[root]})")
+        self._join(len(self.groups) - 1, root, domain.axes, reads, work, f"{root.name} opens ({self.roots[root]})")
 
     def _fuel_is_out(self, number: int) -> bool:
         """Whether a kernel may not be fused with anything; one that is fused already goes on."""
@@ -143,13 +143,21 @@ class Scheduler(State):
             return False
         return sum(len(g.roots) > 1 for g in self.groups) >= self.fuel
 
-    def _join(self, number: int, root: fx.Node, axes: frozenset[int] | None, work: int, why: str) -> None:
+    def _join(
+        self,
+        number: int,
+        root: fx.Node,
+        axes: frozenset[int] | None,
+        reads: list[tuple[fx.Node, Map | None]],
+        work: int,
+        why: str,
+    ) -> None:
         group = self.groups[number]
         group.roots.append(root)
         group.work += work
         group.axes = axes if group.axes is None else group.axes
         group.why.append(why)
-        group.buffers |= {root, *(n for n, _ in self._reads(root, group.shape))}
+        group.buffers |= {root, *(n for n, _ in reads)}
         self.place[root] = number
 
     def _obstacle(
