@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec import _torch, _torch_autograd
+from primexec import _torch, _torch_autograd, effects
 from primexec.capture import capture_lock
 from primexec.errors import PrimexecError
 from primexec.joint import CONTIGUOUS, Gradients, Joint
@@ -97,12 +98,21 @@ class Training:
             "    made += forward(*inputs)",
             "  set_grad(False)",
             f"  [{', '.join(made)}] = made",
+            *(f"  if {made[i]}._is_view(): {made[i]} = alone({made[i]})" for i in self._alone()),
             "  context.set_materialize_grads(False)",
             f"  context.save_for_backward({saved})",
             f"  return {_tuple([made[i] for i in self.joint.roots])}",
         ]
         namespace = {"below_autograd": _torch_autograd.below_autograd(), "set_grad": _torch.set_grad_enabled}
+        namespace["alone"] = _alone
         return _written("enter", lines, {"forward": self.forward, **namespace})
+
+    def _alone(self) -> list[int]:
+        """Positions of the roots whose memory is no other output's or input's."""
+        graph = self.program.graph_module.graph
+        nodes = [*self.program.outputs, *(n for n in graph.nodes if n.op == "placeholder")]
+        uses = Counter(map(effects.storage_of, nodes))
+        return [i for i in self.joint.roots if uses[effects.storage_of(nodes[i])] == 1]
 
     def backward(self, saved: Sequence[Tensor], gradients: Sequence[Tensor | None], needed: tuple[bool, ...]) -> Any:
         strides = [None if g is None else g.stride() for g in gradients]
@@ -152,6 +162,11 @@ def _tuple(names: list[str]) -> str:
 def _written(name: str, lines: list[str], namespace: dict[str, Any]) -> Callable[..., Any]:
     exec(compile("\n".join(lines), f"<primexec {name}>", "exec"), namespace)
     return namespace.pop(name)  # type: ignore[no-any-return]  # no cycle through its globals
+
+
+def _alone(t: Tensor) -> Tensor:
+    """The same memory and no view: eager's result is none where a kernel ends in one (stack), and may be changed."""
+    return t.new_empty(0).set_(t)  # type: ignore[arg-type]
 
 
 class _Run(torch.autograd.Function):

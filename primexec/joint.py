@@ -242,6 +242,8 @@ def result_of(node: fx.Node) -> tuple[fx.Node, tuple[View, ...]]:
         if effects.changes_metadata(node.target) and _owns_memory(node):
             break
         source = node.args[0]
+        if node.target is torch.ops.aten.detach.default and node.meta["val"].requires_grad:
+            break  # changed in place since; as factories make them in C++: zeros, then a detached alias
         if node.target is operator.getitem and isinstance(source, fx.Node):
             views.append(View.of(node))
             node, source = source, source.args[0]

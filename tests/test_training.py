@@ -221,3 +221,46 @@ def test_anomaly_mode_and_inputs_that_are_no_leaves() -> None:
         x = leaf()
         make_traced(torch.exp)(x * 2).sum().backward()
     assert torch.equal(x.grad, 2 * (X * 2).exp())  # type: ignore[arg-type]
+
+
+def accumulator(x: Tensor) -> Tensor:
+    state = torch.zeros(4)
+    outputs = []
+    for row in x:
+        state = state * 0.5
+        state += row
+        outputs.append(state.clone())
+    return torch.stack(outputs)
+
+
+def filled(x: Tensor) -> Tensor:
+    made = torch.empty(3, 4)
+    for i in range(3):
+        made[i] = x[i] * i
+    return made
+
+
+MADE_INSIDE: dict[str, Callable[[Tensor], Tensor]] = {
+    "accumulator": accumulator,
+    "filled": filled,
+    "scatter": lambda x: torch.zeros(2, 4).scatter_add_(0, torch.tensor([[0] * 4, [1] * 4, [0] * 4]), x),
+    "product": lambda x: torch.full((3, 4), 2.0).mul_(x),
+    "detached": lambda x: (x * 2).detach().add_(x),
+}
+
+
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")], ids=str)
+@pytest.mark.parametrize("name", MADE_INSIDE)
+def test_tensor_made_inside_takes_part_once_it_is_written_to(name: str, executor: Any) -> None:
+    fn = MADE_INSIDE[name]
+    traced = make_traced(fn, executor=executor)
+    results = []
+    for run in (fn, traced, traced):
+        x = torch.arange(12.0).reshape(3, 4).requires_grad_()
+        out = run(x)
+        assert not out._is_view()
+        out.mul_(3)  # results may be changed in place, as eager's
+        out.square().sum().backward()
+        results.append((out.detach(), x.grad))
+    for found in results[1:]:
+        torch.testing.assert_close(found, results[0])

@@ -118,7 +118,7 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     outer = tuple(a for a in kept if a != lane)
     if reducing:
         lanes = min(lanes, 2 * target.lanes("f32"))
-        blocks = -(-lane.size // COLUMNS)
+        blocks = max(1, -(-lane.size // COLUMNS))
         side = -(-lane.size // blocks // lanes) * lanes
         return _split(kernel, Layout(outer, tuple(reduced), lane, True, False, lanes, side))
     across = _across(kernel, lane, outer)
