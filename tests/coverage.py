@@ -196,7 +196,7 @@ def door_section(results: list[Result]) -> list[str]:
     return [
         '## `torch.compile(backend="primexec")`: PyTorch\'s own test of AOTAutograd',
         "",
-        "`torch.testing._internal.optests.aot_autograd_check` with our compiler in place of its own: the first "
+        "`torch.testing._internal.optests.aot_autograd_check` with our compiler in place of its own: at most "
         f"{DOOR_SAMPLES} float32 samples of each entry of `op_db`, results and gradients, each for two sets of values.",
         "",
         *table(["sizes", "samples", "pass", "fail with PyTorch's own compiler too", "wrong"], rows),
