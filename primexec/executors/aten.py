@@ -13,6 +13,7 @@ import math
 import operator
 import weakref
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -44,6 +45,7 @@ class AtenExecutor:
     protocol_version = PROTOCOL_VERSION
     parameters: frozenset[str] = frozenset()
     fuses = False
+    expected_failures = Path(__file__).with_suffix(".toml")
     exact = True
 
     def supports(self, node: fx.Node) -> Support:

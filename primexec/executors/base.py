@@ -76,6 +76,9 @@ class Executor(Protocol):
 
     An executor may have a method `describe(region, options)`: lines of text that `explain()` shows about a region.
 
+    An executor may have an attribute `expected_failures`: the path of the TOML file of what it is known to do wrong,
+    which `primexec.testing` holds it to.
+
     An executor may have an attribute `strict`: where it is true, naming the executor forbids falling back to
     `aten`, as `{"strict": True}` among the parameters does.
     """

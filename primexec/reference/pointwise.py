@@ -58,10 +58,21 @@ def _identity_on_integers(function: Callable[[Array], Array]) -> Callable[[Array
     return lambda x: function(x) if is_floating(x) else x.copy()
 
 
+def _log1p(x: Array) -> Any:
+    """Complex: log|1 + z| from x (2 + x) + y², in which 1 + z is not rounded."""
+    if x.dtype.kind != "c":
+        return np.log1p(x)
+    z = x.astype(np.complex128)
+    result = np.log(1 + z)
+    moderate = np.abs(z) < 1e100
+    result.real = np.where(moderate, np.log1p(z.real * (2 + z.real) + z.imag**2) / 2, result.real)
+    return result.astype(x.dtype)
+
+
 _UNARY: dict[str, Callable[[Array], Any]] = {
     "abs": np.abs, "acos": np.arccos, "acosh": np.arccosh, "asin": np.arcsin, "asinh": np.arcsinh,
     "atan": np.arctan, "atanh": np.arctanh, "cos": np.cos, "cosh": np.cosh, "exp": np.exp, "exp2": np.exp2,
-    "expm1": np.expm1, "log": np.log, "log10": np.log10, "log1p": np.log1p, "log2": np.log2, "sin": np.sin,
+    "expm1": np.expm1, "log": np.log, "log10": np.log10, "log1p": _log1p, "log2": np.log2, "sin": np.sin,
     "sinh": np.sinh, "sqrt": np.sqrt, "tan": np.tan, "tanh": np.tanh,
     "bitwise_not": np.invert, "conj_physical": np.conjugate,
     "isfinite": np.isfinite, "reciprocal": lambda x: 1 / x, "rsqrt": lambda x: 1 / np.sqrt(x),

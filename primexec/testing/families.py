@@ -36,6 +36,7 @@ class Row:
         determined: what of the results is determined, computed from the arguments and them; None for all of it.
         scale: what rounding errors are measured by, where the tolerance grows: `terms` for the reference on the
             absolute values of its arguments, `largest` for the largest result, `total` for the sum of all arguments.
+        complex_tolerance: the row for complex arguments, where that is another one.
         native: the values depend on the dtype itself, so that they are not computed in float64.
         stand_in: what is the oracle in place of the NumPy reference, on tensors; its docstring says why.
     """
@@ -45,6 +46,7 @@ class Row:
     determined: Determined | None = None
     scale: str = "terms"
     native: bool = False
+    complex_tolerance: str = ""
     stand_in: Callable[..., Any] | None = None
 
 
@@ -114,14 +116,16 @@ _POINTWISE: dict[str, Row] = {
     **_unary(f"{_ELEMENTARY} erf erfc exp2 rsqrt sqrt", "pointwise"),
     **_unary("reciprocal", "rounded"),
     **_unary(f"erf_inv erfcx ndtri digamma lgamma {_BESSEL}", "special", special=False),
-    **_unary("abs neg sign signbit ceil floor round trunc isfinite bitwise_not conj_physical", "exact"),
+    "prims.abs.default": Row(s.pointwise(1), "exact", complex_tolerance="pointwise"),
+    **_unary("neg sign signbit ceil floor round trunc isfinite bitwise_not conj_physical", "exact"),
     "prims.frexp.default": Row(s.pointwise(1, special=False), "exact"),
     **_binary("add sub mul", "rounded", s.pointwise(2, number=2.5)),
     "prims.div.default": Row(s.pointwise(2, number=2.5, divides=True), "rounded"),
     **_binary("fmod remainder", "rounded", s.pointwise(2, nonzero=True, special=False, divides=True)),
     **_binary("maximum minimum fmax fmin", "selected", s.pointwise(2)),
     **_binary("eq ne lt le gt ge", "exact", s.pointwise(2, number=2)),
-    **_binary("atan2 hypot pow", "pointwise", s.pointwise(2)),
+    **_binary("atan2 hypot", "pointwise", s.pointwise(2)),
+    "prims.pow.default": Row(s.pointwise(2), "pointwise", complex_tolerance="power"),
     **_binary("igamma igammac", "special", s.pointwise(2, low=0.1, high=10, special=False, large=False)),
     **_binary("zeta", "special", s.pointwise(2, low=1.5, high=10, special=False, large=False)),
     "prims.nextafter.default": Row(s.pointwise(2), "exact", native=True, stand_in=_neighbour),
@@ -190,7 +194,8 @@ _REDUCTIONS: dict[str, Row] = {
     "prims.amax.default": Row(s.reduction(empty=False), "selected"),
     "prims.amin.default": Row(s.reduction(empty=False), "selected"),
     **{f"aten.{n}": Row(w.ordered(), "selected") for n in ("argmax.default", "argmin.default", "max.dim", "min.dim")},
-    **{f"aten.{n}": Row(w.ordered(), "exact", places) for n in ("median.dim", "nanmedian.dim", "mode.default")},
+    **{f"aten.{n}": Row(w.ordered(), "exact", places) for n in ("median.dim", "nanmedian.dim")},
+    "aten.mode.default": Row(w.ordered(special=False), "exact", places),
     "aten.kthvalue.default": Row(w.kth, "exact", places),
     "aten.cumsum.default": Row(s.along(), "scan"),
     "aten.cumprod.default": Row(s.along(low=0.5, high=1.5), "product"),
@@ -234,11 +239,11 @@ _LINALG: dict[str, Row] = {
         "linalg_eig": _linalg(w.matrices(), eigen),
         "linalg_qr": _linalg(w.matrices((), ("complete",), ("r",), square=False), factors),
         "linalg_cholesky_ex": _linalg(w.matrices(hermitian=True)),
-        "linalg_lu_factor_ex": _linalg(w.matrices(square=False)),
+        "linalg_lu_factor_ex": _linalg(w.matrices(square=False, turned=True)),
         "lu_unpack": _linalg(w.factored),
         "linalg_lu_solve": _linalg(w.systems("lu")),
         "linalg_solve_triangular": _linalg(w.systems("triangle")),
-        "linalg_inv_ex": _linalg(w.matrices()),
+        "linalg_inv_ex": _linalg(w.matrices(turned=True)),
         "_linalg_solve_ex": _linalg(w.systems("solve")),
         "linalg_ldl_factor_ex": Row(w.matrices(hermitian=True), "linalg", ldl, "largest", stand_in=_ldl_factors),
         "linalg_ldl_solve": Row(w.systems("ldl"), "linalg", scale="largest", stand_in=_ldl_solution),

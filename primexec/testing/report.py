@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from primexec.errors import PrimexecError
+from primexec.executors.base import Executor
 
 
 class ConformanceError(PrimexecError):
@@ -64,6 +65,12 @@ class Expected:
     """
 
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, executor: Executor, file: str | Path | None = None) -> Expected:
+        """Those of a file, or else of the file that the executor names."""
+        own: str | Path | None = file or getattr(executor, "expected_failures", None)
+        return cls.load(own) if own is not None else cls()
 
     @classmethod
     def load(cls, file: str | Path) -> Expected:

@@ -198,24 +198,21 @@ _SORTED: tuple[tuple[tuple[int, ...], int], ...] = (
 )  # fmt: skip
 
 
-def ordered(*more: Any, distinct: bool = False, empty: bool = False, **keywords: Any) -> Samples:
-    """A tensor, `more` before the dimension, and keywords; equal values among them unless they are to be distinct."""
+def ordered(*, empty: bool = False, special: bool = True) -> Samples:
+    """A tensor, some of its elements equal, and a dimension; `empty` adds one without elements."""
 
     def samples(draw: Draw) -> Iterator[Sample]:
-        limit = torch.finfo(draw.dtype).eps ** -1 if draw.dtype.is_floating_point else 2**7
         for shape, dim in _SORTED:
-            if distinct and math.prod(shape) > min(limit, 2**11):
-                continue
-            x = draw.permutation(*shape) if distinct else draw.tensor(*shape)
-            yield Sample((x, *more, dim), keywords, note=f"dim {dim}", layouts=shape == (3, 5))
-        yield Sample((draw.tensor(), *more, 0), keywords, note="0-d", layouts=False)
+            x = draw.tensor(*shape)
+            yield Sample((x, dim), note=f"dim {dim}", layouts=shape == (3, 5))
+        yield Sample((draw.tensor(), 0), note="0-d", layouts=False)
         if empty:
-            yield Sample((draw.tensor(0), *more, 0), keywords, note="of nothing", layouts=False)
-        if draw.dtype.is_floating_point:
+            yield Sample((draw.tensor(0), 0), note="of nothing", layouts=False)
+        if special and draw.dtype.is_floating_point:
             nan, inf = float("nan"), float("inf")
             for row in ((nan, 1, 2), (1, nan, 2), (1, 2, nan), (inf, 1, -inf)):
                 x = torch.tensor([row, (1, 2, 3)]).to(draw.dtype)
-                yield Sample((x, *more, 1), keywords, note=f"{row}", layouts=False)
+                yield Sample((x, 1), note=f"{row}", layouts=False)
 
     return samples
 
@@ -223,9 +220,10 @@ def ordered(*more: Any, distinct: bool = False, empty: bool = False, **keywords:
 def sorting(draw: Draw) -> Iterator[Sample]:
     """sort: a tensor with equal values, and keywords; rising and falling."""
     for descending in (False, True):
-        for sample in ordered(empty=True, stable=True, descending=descending)(draw):
+        for sample in ordered(empty=True)(draw):
             x, dim = sample.args
-            yield Sample((x,), {**sample.kwargs, "dim": dim}, sample.note, layouts=sample.layouts)
+            options = {"stable": True, "dim": dim, "descending": descending}
+            yield Sample((x,), options, sample.note, layouts=sample.layouts)
 
 
 def selecting(draw: Draw) -> Iterator[Sample]:
@@ -273,20 +271,23 @@ def transforms(kind: str) -> Samples:
 _MATRICES = ((1, 1), (3, 3), (2, 5, 5), (7, 4), (4, 7), (0, 3, 3), (2, 0, 0))
 
 
-def _matrix(draw: Draw, *shape: int) -> Tensor:
-    """A matrix far from singular: random numbers, and a diagonal that outweighs them."""
+def _matrix(draw: Draw, *shape: int, turned: bool = False) -> Tensor:
+    """A matrix far from singular: random numbers, and a diagonal that outweighs them; turned, its rows are moved."""
     a = draw.tensor(*shape, low=-1, high=1)
     diagonal = torch.arange(2, 2 + min(shape[-2:])) * 2
     a.diagonal(dim1=-2, dim2=-1).add_(diagonal.to(a.dtype))
-    return a
+    return a.roll(1, -2) if turned else a
 
 
-def _hermitian(draw: Draw, *shape: int) -> Tensor:
+def _hermitian(draw: Draw, *shape: int, upper: bool = False) -> Tensor:
+    """One triangle of a Hermitian matrix far from singular; the other one holds what nobody is to read."""
     a = _matrix(draw, *shape)
-    return (a + a.mH) / 2
+    a = (a + a.mH) / 2
+    garbage = draw.tensor(*shape)
+    return a.triu() + garbage.tril(-1) if upper else a.tril() + garbage.triu(1)
 
 
-def matrices(*choices: tuple[Any, ...], square: bool = True, hermitian: bool = False, **keywords: Any) -> Samples:
+def matrices(*choices: tuple[Any, ...], square: bool = True, hermitian: bool = False, turned: bool = False) -> Samples:
     """A matrix (square, or of any shape), and each choice of further arguments."""
 
     def samples(draw: Draw) -> Iterator[Sample]:
@@ -294,8 +295,8 @@ def matrices(*choices: tuple[Any, ...], square: bool = True, hermitian: bool = F
             if square and shape[-1] != shape[-2]:
                 continue
             for more in choices or ((),):
-                a = (_hermitian if hermitian else _matrix)(draw, *shape)
-                yield Sample((a, *more), dict(keywords), note=str(more), terms=max(1, *shape), layouts=shape == (3, 3))
+                a = _hermitian(draw, *shape, upper="U" in more) if hermitian else _matrix(draw, *shape, turned=turned)
+                yield Sample((a, *more), note=str(more), terms=max(1, *shape), layouts=shape == (3, 3))
 
     return samples
 
@@ -306,7 +307,7 @@ def systems(kind: str) -> Samples:
     def samples(draw: Draw) -> Iterator[Sample]:
         for shape, columns in (((1, 1), 1), ((3, 3), 2), ((2, 5, 5), 3), ((2, 0, 0), 2)):
             n, batch = shape[-1], shape[:-2]
-            a = (_hermitian if kind == "ldl" else _matrix)(draw, *shape)
+            a = _hermitian(draw, *shape) if kind == "ldl" else _matrix(draw, *shape, turned=kind != "triangle")
             for left in (True, False) if kind != "ldl" else (True,):
                 b = draw.tensor(*batch, *((n, columns) if left else (columns, n)))
                 for args, keywords in _systems[kind](a, b, left):
@@ -347,7 +348,7 @@ _systems = {"solve": _by_solve, "triangle": _by_triangle, "lu": _by_lu, "ldl": _
 def factored(draw: Draw) -> Iterator[Sample]:
     """lu_unpack: a compact LU factorisation and its pivots; which results."""
     for shape in ((1, 1), (3, 3), (2, 5, 5), (7, 4), (4, 7)):
-        lu, pivots, _ = torch.linalg.lu_factor_ex(_matrix(draw, *shape))
+        lu, pivots, _ = torch.linalg.lu_factor_ex(_matrix(draw, *shape, turned=True))
         for flags in ((), (True, False), (False, True)):
             yield Sample((lu, pivots, *flags), note=str(flags), layouts=False)
 

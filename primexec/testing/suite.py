@@ -46,7 +46,8 @@ def check_executor(
         executor: an executor, or the name of an installed one.
         names: operators such as `prims.exp.default`; None for all.
         dtypes: None for all.
-        expected: failures that the executor owns up to, or the TOML file that holds them.
+        expected: failures that the executor owns up to, or the TOML file that holds them; None for the executor's
+            own file, `expected_failures`, if it has one.
         random_programs: how many random programs to run; 0 for none.
         seed: of every value.
 
@@ -64,7 +65,7 @@ def check_executor(
     if unknown:
         raise ValueError(f"no such operators in the table: {', '.join(unknown)}")
     if not isinstance(expected, Expected):
-        expected = Expected.load(expected) if expected is not None else Expected()
+        expected = Expected.of(executor, expected)
     rows: dict[tuple[str, str], Tried] = {}
     findings: list[Finding] = []
     for name in NAMES if names is None else names:
@@ -192,7 +193,8 @@ def _compiled(executor: Executor, region: Any, inputs: list[Tensor], want: Seque
 
 def _compare(name: str, row: Row, sample: Sample, got: Sequence[Tensor], want: Sequence[Tensor]) -> tuple[str, float]:
     """What is wrong with the values of one call, and the largest error in units in the last place."""
-    tolerance = TOLERANCES[row.tolerance]
+    complex_ = any(isinstance(a, Tensor) and a.is_complex() for a in sample.args)
+    tolerance = TOLERANCES[(complex_ and row.complex_tolerance) or row.tolerance]
     dtype = next((g.dtype for g in got if g.dtype.is_floating_point or g.dtype.is_complex), None)
     if row.determined is not None:
         got, want = (row.determined(sample.args, [oracle.widen(r) for r in results]) for results in (got, want))

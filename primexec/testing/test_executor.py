@@ -19,9 +19,8 @@ def executor(request: pytest.FixtureRequest) -> Executor:
 
 
 @pytest.fixture(scope="session")
-def expected(request: pytest.FixtureRequest) -> Expected:
-    file = request.config.getoption("--expected")
-    return Expected.load(file) if file else Expected()
+def expected(request: pytest.FixtureRequest, executor: Executor) -> Expected:
+    return Expected.of(executor, request.config.getoption("--expected"))
 
 
 @pytest.fixture(scope="session")
