@@ -81,7 +81,7 @@ def test_references_of_whole_arrays_agree_with_pytorch(name: str) -> None:
     report = check(aten, name, dtypes=(dtype,), expected=Expected())
     known = Expected.of(aten).reasons
     assert [str(f) for f in report.findings if (f.name, f.dtype) not in known] == []
-    assert report.rows[name, str(dtype)[6:]].cases > 2
+    assert report.rows[name, str(dtype)[6:]].cases
 
 
 def test_every_dtype_of_a_prim_has_samples() -> None:

@@ -25,6 +25,21 @@ def _addbmm(a: Tensor, x: Tensor, y: Tensor, *, beta: Any = 1, alpha: Any = 1) -
     return product * alpha if beta == 0 else a * beta + product * alpha
 
 
+def _scores(q: Tensor, k: Tensor, is_causal: bool, attn_mask: Tensor | None, scale: float | None) -> Tensor:
+    batch, heads, rows, size = q.shape
+    columns = k.shape[2]
+    scale = 1 / math.sqrt(size) if scale is None else scale
+    left, right = q.reshape(batch * heads, rows, size), k.reshape(batch * heads, columns, size)
+    scores = torch.bmm(left, right.transpose(1, 2)).mul(scale).reshape(batch, heads, rows, columns)
+    if is_causal:
+        places = torch.arange(columns, device=q.device) <= torch.arange(rows, device=q.device).unsqueeze(1)
+        scores = torch.where(places, scores, -math.inf)
+    if attn_mask is not None:
+        masked = torch.where(attn_mask, 0.0, -math.inf) if attn_mask.dtype is torch.bool else attn_mask
+        scores = scores + masked.to(q.dtype)
+    return scores
+
+
 @rule("aten._scaled_dot_product_flash_attention_for_cpu.default")
 def _attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causal: bool = False, *,
                attn_mask: Tensor | None = None, scale: float | None = None) -> Any:  # fmt: skip
@@ -32,18 +47,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causa
     if dropout_p:
         return NotImplemented
     wide = torch.float32 if q.dtype in (torch.bfloat16, torch.float16) else q.dtype
-    batch, heads, rows, size = q.shape
+    batch, heads, rows, _ = q.shape
     columns = k.shape[2]
-    scale = 1 / math.sqrt(size) if scale is None else scale
-    left = q.to(wide).reshape(batch * heads, rows, size)
-    right = k.to(wide).reshape(batch * heads, columns, size)
-    scores = torch.bmm(left, right.transpose(1, 2)).mul(scale).reshape(batch, heads, rows, columns)
-    if is_causal:
-        places = torch.arange(columns, device=q.device) <= torch.arange(rows, device=q.device).unsqueeze(1)
-        scores = torch.where(places, scores, -math.inf)
-    if attn_mask is not None:
-        masked = torch.where(attn_mask, 0.0, -math.inf) if attn_mask.dtype is torch.bool else attn_mask
-        scores = scores + masked.to(wide)
+    scores = _scores(q.to(wide), k.to(wide), is_causal, attn_mask, scale)
     top = scores.amax(-1, keepdim=True)
     empty = top == -math.inf
     weights = torch.exp(scores - torch.where(empty, 0.0, top))
@@ -53,6 +59,32 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causa
     out = torch.bmm(weights.reshape(batch * heads, rows, columns), values).reshape(batch, heads, rows, v.shape[-1])
     logsumexp = torch.where(empty, -math.inf, torch.log(total) + top).squeeze(-1)
     return out.to(q.dtype), logsumexp
+
+
+@rule("aten._scaled_dot_product_flash_attention_for_cpu_backward.default")
+def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor,
+                        dropout_p: float, is_causal: bool, *, attn_mask: Tensor | None = None,
+                        scale: float | None = None) -> Any:  # fmt: skip
+    """The weights are made again from the saved logarithms of their sums; rows masked out entirely have none."""
+    if dropout_p:
+        return NotImplemented
+    wide = torch.float32 if q.dtype in (torch.bfloat16, torch.float16) else q.dtype
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    totals = logsumexp.to(wide).unsqueeze(-1)
+    scores = _scores(q.to(wide), k.to(wide), is_causal, attn_mask, scale)
+    weights = torch.where(totals == -math.inf, 0.0, torch.exp(scores - totals)).flatten(0, 1)
+    gradient, queries, keys, values, result = (t.to(wide).flatten(0, 1) for t in (grad, q, k, v, out))
+    inner = torch.bmm(gradient, values.transpose(1, 2)) - (gradient * result).sum(-1, keepdim=True)
+    inner = weights * inner * factor
+    found = (
+        torch.bmm(inner, keys),
+        torch.bmm(inner.transpose(1, 2), queries),
+        torch.bmm(weights.transpose(1, 2), gradient),
+    )
+    return tuple(
+        g.to(t.dtype).unflatten(0, t.shape[:2]).transpose(1, 2).contiguous().transpose(1, 2)
+        for g, t in zip(found, (q, k, v), strict=True)
+    )
 
 
 @rule("aten.cholesky.default")

@@ -63,7 +63,7 @@ def _log1p(x: Array) -> Any:
     if x.dtype.kind != "c":
         return np.log1p(x)
     z = x.astype(np.complex128)
-    result = np.log(1 + z)
+    result = np.asarray(np.log(1 + z))
     moderate = np.abs(z) < 1e100
     result.real = np.where(moderate, np.log1p(z.real * (2 + z.real) + z.imag**2) / 2, result.real)
     return result.astype(x.dtype)

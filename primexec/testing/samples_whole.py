@@ -198,13 +198,13 @@ _SORTED: tuple[tuple[tuple[int, ...], int], ...] = (
 )  # fmt: skip
 
 
-def ordered(*, empty: bool = False, special: bool = True) -> Samples:
+def ordered(*, empty: bool = False, special: bool = True, layouts: bool = True) -> Samples:
     """A tensor, some of its elements equal, and a dimension; `empty` adds one without elements."""
 
     def samples(draw: Draw) -> Iterator[Sample]:
         for shape, dim in _SORTED:
             x = draw.tensor(*shape)
-            yield Sample((x, dim), note=f"dim {dim}", layouts=shape == (3, 5))
+            yield Sample((x, dim), note=f"dim {dim}", layouts=layouts and shape == (3, 5))
         yield Sample((draw.tensor(), 0), note="0-d", layouts=False)
         if empty:
             yield Sample((draw.tensor(0), 0), note="of nothing", layouts=False)
@@ -296,7 +296,7 @@ def matrices(*choices: tuple[Any, ...], square: bool = True, hermitian: bool = F
                 continue
             for more in choices or ((),):
                 a = _hermitian(draw, *shape, upper="U" in more) if hermitian else _matrix(draw, *shape, turned=turned)
-                yield Sample((a, *more), note=str(more), terms=max(1, *shape), layouts=shape == (3, 3))
+                yield Sample((a, *more), note=str(more), terms=max(1, *shape), layouts=False)
 
     return samples
 
