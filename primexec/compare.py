@@ -24,6 +24,7 @@ from primexec.divergence import Divergence, OpError, Row, new_row, walk
 from primexec.errors import PrimexecError
 from primexec.executors import registry
 from primexec.executors.base import Executor
+from primexec.gradients import read_place
 from primexec.program import Program
 from primexec.runs import Exact, Singly
 from primexec.slices import outputs_of, placeholders, steps_of, with_draws_as_inputs
@@ -218,7 +219,7 @@ def compare(
     program = passes.run(captured.program)
     verify_captured(program)
     with _plain():
-        return _compare(program, _inputs(captured, args, kwargs), chosen, reference, options.for_executors())
+        return _compare(program, _inputs(captured, program, args, kwargs), chosen, reference, options.for_executors())
 
 
 def _check_reference(name: str) -> None:
@@ -239,19 +240,19 @@ def _plain() -> Iterator[None]:
         yield
 
 
-def _inputs(captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+def _inputs(captured: Captured, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The values of the program's inputs."""
     leaves, _ = _torch.flatten((args, kwargs))
-    states = []
-    for places in captured.states:
-        container, key, _ = places[0]
-        states.append(container() if callable(container) else container[key])
-    named = {
-        "argument": iter([leaves[i] for i in captured.arguments]),
-        "state": iter(states),
-        "constant": iter(captured.program.constants),
-    }
-    return [next(named[i.kind]) for i in captured.program.inputs]
+    values: dict[str, Any] = {}
+    arguments, places, constants = iter(captured.arguments), iter(captured.states), iter(program.constants)
+    for i in program.inputs:
+        if i.kind == "argument":
+            values[i.name] = leaves[next(arguments)]
+        elif i.kind == "constant":
+            values[i.name] = next(constants)
+        else:
+            values[i.name] = read_place(next(places)[0], values)
+    return list(values.values())
 
 
 def _compare(

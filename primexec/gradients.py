@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,14 @@ class GradientOf:
     """A place that holds a tensor: the `.grad` of an input of the program."""
 
     input: str
+
+
+def read_place(place: tuple[Any, Any, str], inputs: Mapping[str, Any]) -> Any:
+    """What a place holds; `inputs` are those of the program by name, as far as they come before."""
+    container, key, _ = place
+    if isinstance(container, GradientOf):
+        return inputs[container.input].grad
+    return container() if callable(container) else container[key]
 
 
 @dataclass(slots=True)

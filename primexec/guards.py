@@ -18,7 +18,7 @@ from torch import Tensor
 from primexec import _torch, _torch_autograd, statics
 from primexec._torch import pytree
 from primexec.capture import Captured, Signature
-from primexec.gradients import GradientOf
+from primexec.gradients import GradientOf, read_place
 from primexec.namespaces import Namespace
 from primexec.program import Static, TensorSpec
 from primexec.runtime import Executable
@@ -249,6 +249,7 @@ class _Writer:
         captured = self.captured
         arguments, states, constants = iter(captured.arguments), iter(captured.states), iter(captured.program.constants)
         values = dict(self.leaves)  # variable → value at the time of the trace
+        known: dict[str, Any] = {}  # the same by the name of the input
         reading: list[str] = []
         for i in captured.program.inputs:
             if i.kind == "argument":
@@ -258,10 +259,10 @@ class _Writer:
             else:
                 first, *others = next(states)
                 variable = f"s{len(values)}"
-                values[variable] = self._read(first, values)
+                values[variable] = read_place(first, known)
                 reading.append(f"{variable} = {self._place(first)}")
                 reading += [f"if {self._place(p)} is not {variable}: return MISS" for p in others]
-            self.variables[i.name] = variable
+            self.variables[i.name], known[i.name] = variable, values.get(variable)
         for position, tied in captured.tied:
             reading += [f"if {self._place(p)} is not {self.leaves[position][0]}: return MISS" for p in tied]
         reading += [f"if {self.variables[i]}.grad is not None: return MISS" for i in captured.without_gradient]
@@ -287,12 +288,6 @@ class _Writer:
             captured.joint is None and torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
         )
         return inputs
-
-    def _read(self, place: tuple[Any, Any, str], values: dict[str, Any]) -> Any:
-        container, key, _ = place
-        if isinstance(container, GradientOf):
-            return values[self.variables[container.input]].grad
-        return container() if callable(container) else container[key]
 
     def _place(self, place: tuple[Any, Any, str]) -> str:
         container, key, _ = place

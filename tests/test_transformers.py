@@ -221,7 +221,7 @@ MODEL = {arch.name: arch for arch in MODELS}
 REFUSED = {
     "Longformer": r"the value of a tensor is needed(.|\n)*is_index_global_attn\.flatten\(\)",
     "Rwkv": r"changes RwkvModel\.layers_are_rescaled(.|\n)*_rescale_layers",
-    "SwitchTransformers": r"\.grad(.|\n)*self\.classifier = self\.classifier\.to\(self\.dtype\)",
+    "SwitchTransformers": r"a size that depends on the values(.|\n)*for expert_idx in expert_hit",
 }
 
 
