@@ -234,3 +234,11 @@ def test_as_strided() -> None:
     check(lambda x: (x * 2).as_strided((12, 4), (4, 1)) + 1, x)
     refused = primexec.make_traced(lambda x: (x * 2).as_strided((5, 8), (7, 1)) + 1)
     assert torch.equal(refused(x, executor=("llvm", "aten")), (x * 2).as_strided((5, 8), (7, 1)) + 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 8), (5, 0), (0, 5, 3)], ids=str)
+def test_reductions_of_and_over_nothing(shape: tuple[int, ...]) -> None:
+    for dim in range(len(shape)):
+        x = torch.ones(shape, dtype=torch.float64)
+        traced = primexec.make_traced(lambda x, dim=dim: x.exp().sum(dim) + 1)
+        assert torch.equal(traced(x, executor=("llvm", "aten")), x.exp().sum(dim) + 1)

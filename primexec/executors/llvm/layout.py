@@ -119,7 +119,7 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     if reducing:
         lanes = min(lanes, 2 * target.lanes("f32"))
         blocks = max(1, -(-lane.size // COLUMNS))
-        side = -(-lane.size // blocks // lanes) * lanes
+        side = max(lanes, -(-lane.size // blocks // lanes) * lanes)
         return _split(kernel, Layout(outer, tuple(reduced), lane, True, False, lanes, side))
     across = _across(kernel, lane, outer)
     if across is not None:
