@@ -18,8 +18,8 @@ from tests.llvm_golden import CASES
 
 SCALAR = Target("x86_64-unknown-linux-gnu", "x86-64", frozenset(), 4)  # vectors of one float32
 TARGETS = {**NAMED, "scalar": SCALAR}
-# What the assembly of float32 kernels holds, and what it does not. With AVX-512, wide registers are taken for
-# some of these small kernels only; the scalar target's vectors of one element may end in any instruction of the baseline.
+# What the assembly of float32 kernels holds, and what it does not. With AVX-512, wide registers are taken for some of
+# these small kernels only; the scalar target's vectors of one element may end in any instruction of the baseline.
 REGISTERS = {
     "x86-64": ("xmm", "ymm"),
     "x86-64-avx2": ("ymm", "zmm"),
