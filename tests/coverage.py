@@ -64,7 +64,7 @@ GRADIENTS = f"""\
 float32. Forward and backward twice: from all outputs with random gradients, accumulated; then, a cache hit with
 other values, the last output by the last input alone. Compared are the outputs, the gradients with their strides,
 which inputs get none, the buffers and the generator. Second derivatives are asked for at the first sample: they are
-right, because none are there or because they are PyTorch's own, or raise an error that says so.
+eager's, or an error says that there are none.
 """
 GRADIENT_VARIANTS = {"gradients", "gradients, in-place", SECOND, "training"}
 TRAINING = {"train": True, "eval": False}
@@ -265,7 +265,7 @@ def page(all_results: list[Result], seconds: float, quick: bool) -> str:
     if close:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(close.items()))
         lines += ["## Equal within tolerance, but not bit for bit", "", names, ""]
-        lines += [f"- {name}: {why}" for name, why in INEXACT_GRADIENTS.items()]
+        lines += [*(f"- {name}: {why}" for name, why in INEXACT_GRADIENTS.items()), ""]
     lines += ["## Values that cannot be compared", "", *table(["entry", "reason"], VALUES_UNDEFINED.items())]
     if wrong:
         rows = ([r.entry, r.variant, r.dtype, r.index, r.detail.splitlines()[0]] for r in wrong)

@@ -47,7 +47,10 @@ RAN = (Kind.SAME, Kind.CLOSE)
 # Entries whose gradients raise CaptureError for some sample though their forward pass is traced, and entries whose
 # gradients are equal within tolerance only: entry → reason. A name that no longer needs its place fails its test.
 NOT_TRAINED: dict[str, str] = {}
-INEXACT_GRADIENTS: dict[str, str] = {}
+INEXACT_GRADIENTS: dict[str, str] = {
+    "nn.LinearCrossEntropyLoss#54": "eager itself rounds so wherever a dispatch mode watches its backward pass, "
+    "even one that does nothing",
+}
 
 SECOND = "second derivatives"
 
