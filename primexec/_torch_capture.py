@@ -140,7 +140,7 @@ def _without_our_mode(original: Callable[..., bool]) -> Callable[..., bool]:
 @cache
 def rng_operators() -> Any:
     """Operators that read and set the state of the CPU generator, so that checkpoints can be recorded."""
-    library = torch.library.Library("primexec", "DEF")
+    library = torch.library.Library("primexec", "FRAGMENT")
     library.define("rng_state() -> Tensor")
     library.define("set_rng_state(Tensor state) -> ()")
     library.impl("rng_state", lambda: torch.default_generator.get_state(), "CompositeExplicitAutograd")

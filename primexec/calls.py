@@ -15,6 +15,7 @@ from primexec._torch import pytree
 from primexec.errors import CaptureError
 from primexec.program import ApiCall
 from primexec.statics import freeze_static
+from primexec.value_checks import CHECK, value_check
 
 if TYPE_CHECKING:
     from primexec.tracer import Tracer
@@ -60,6 +61,8 @@ class Calls(_torch.TorchFunctionMode):
         elif fn in _LAYOUT_QUESTIONS:
             tracer.uses_layout = True
         args, kwargs = tracer._stand_ins(args), tracer._stand_ins(kwargs)
+        if fn is Tensor.__bool__ and (truth := self._checked(args[0], sys._getframe(2))) is not None:
+            return truth
         if fn in _gradient_accessors():
             tracer.gradients.ask(args[0])
         graph = tracer.graph
@@ -81,6 +84,18 @@ class Calls(_torch.TorchFunctionMode):
         if before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
             self._remember(fn, args, kwargs, before, out)
         return out
+
+    def _checked(self, value: Tensor, frame: types.FrameType) -> bool | None:
+        """The truth value with which a frame goes on that raises for the other one; None where it does not."""
+        tracer = self.tracer
+        known = getattr(value, "constant", None) is not None
+        if known or value.numel() != 1 or tracer.scope.parent is not None:
+            return None
+        check = value_check(frame, type(tracer).run.__code__)
+        if check is None:
+            return None
+        tracer.add_node(CHECK, (tracer.node_of(value), *check), {}, None)
+        return not check.fails
 
     def _check_out(self, fn: Any, out: Any, before: fx.Node) -> None:
         """A few functions in C++ forget `out=` when they see a tensor that is not an ordinary one."""

@@ -17,7 +17,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -206,7 +206,7 @@ def _capture(
     _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
     if passes:
         tracer.gradients.check_hooks()
-    captured = replace(_finish(tracer, shadows, result, name, save), runs_backward=bool(passes))
+    captured = _finish(tracer, shadows, result, name, save, bool(passes))
     shadows.clear()
     del run, result, fakes, fake_args, fake_kwargs
     tracer.check_escapes()
@@ -289,7 +289,7 @@ def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
         )
 
 
-def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str) -> Captured:
+def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str, runs_backward: bool) -> Captured:
     leaves, tree = _torch.flatten(result)
     outputs: list[fx.Node] = []
     places: list[int | Static] = []
@@ -339,7 +339,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str)
         tied=tuple(tracer.tied.values()),
         stores=tuple(stores),
         without_gradient=tuple(tracer.gradients.absent()),
-        runs_backward=False,
+        runs_backward=runs_backward,
         reads=tracer.reads,
         joint=joint,
         uses_layout=tracer.uses_layout,

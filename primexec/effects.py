@@ -103,6 +103,11 @@ def has_effect(node: fx.Node) -> bool:
     return bool(writes(node)) or is_random(node) or not op._schema.returns
 
 
+def results_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes of an operator's several results, or the node itself."""
+    return [u for u in node.users if u.target is operator.getitem] or [node]
+
+
 def aliases_input(node: fx.Node) -> bool:
     """Whether the result shares memory with an argument of the node, or of the operator that it is one result of."""
     storage = storage_of(node)
@@ -115,6 +120,14 @@ def is_view(node: fx.Node) -> bool:
     if node.target is operator.getitem or not aliases_input(node) or has_effect(node):
         return False
     return node.all_input_nodes == [node.args[0]]
+
+
+def same_layout(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two tensors differ in nothing but their elements and their place in memory."""
+    mine, others = (
+        (t.dtype, t.shape, t.stride(), t.device, t.is_conj(), t.is_neg()) for t in (a.meta["val"], b.meta["val"])
+    )
+    return mine == others
 
 
 def storage_of(node: fx.Node) -> int | None:

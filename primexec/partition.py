@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from primexec import _torch, effects
@@ -16,6 +17,7 @@ from primexec.lowering.expand import Expansion, expand, inline
 from primexec.placement import Group, is_free, place
 from primexec.prims import is_prim, lookup
 from primexec.program import Program, op_name
+from primexec.value_checks import CHECK
 
 CHEAP_PRIMS = 2  # so many pointwise prims alone in a region gain nothing over ATen's own kernel
 
@@ -199,7 +201,7 @@ def _pinned(program: Program) -> dict[fx.Node, str]:
     returned = set(program.outputs)
     pinned: dict[fx.Node, str] = {}
     for node in nodes:
-        results = [u for u in node.users if u.target is operator.getitem] or [node]
+        results = effects.results_of(node)
         if isinstance(node.meta.get("val"), _torch.SYMBOLS):
             pinned[node] = "it computes a size"
         elif effects.has_effect(node):
@@ -222,11 +224,11 @@ def _pinned(program: Program) -> dict[fx.Node, str]:
 
 
 def _only_places(node: fx.Node, pinned: dict[fx.Node, str]) -> bool:
-    """Whether a pinned node computes no number: a view that is returned, a size, a copy of a result to its place."""
+    """Whether a pinned node computes no number: a returned view, a size, a value check, a copy to a result's place."""
     node = node.args[0] if node.target is operator.getitem else node  # type: ignore[assignment]
     reason = pinned.get(node)
     return reason in ("it returns an alias", "it computes a size") or (
-        reason is not None and str(node.target) == "aten.copy_.default"
+        reason is not None and node.target in (torch.ops.aten.copy_.default, CHECK)
     )
 
 
@@ -273,5 +275,5 @@ def _region(
     graph.output(tuple(copies[n] for n in outputs))
     module = _torch.graph_module(program.graph_module, graph)
     whole = {n for n in nodes if executor == "aten" or claims[n].expansion is None}
-    calls = tuple(c.copied(copies) for c in program.calls if whole.issuperset(c.nodes))
+    calls = tuple(c.renamed(copies) for c in program.calls if whole.issuperset(c.nodes))
     return Region(f"region{index}", executor, module, calls, inference)

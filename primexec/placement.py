@@ -8,7 +8,7 @@ tensor, has no region of its own: each region makes what it uses.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -53,7 +53,8 @@ class _Placer:
     def __init__(
         self, graph: fx.Graph, homes: Mapping[fx.Node, str], movable: Callable[[fx.Node], bool], anywhere: str
     ) -> None:
-        self.nodes, self.homes = [n for n in graph.nodes if n.op == "call_function"], homes
+        self.graph, self.homes = graph, homes
+        self.nodes = [n for n in graph.nodes if n.op == "call_function"]
         self.anywhere = anywhere
         self.returned = set(graph.output_node().all_input_nodes)
         self.free = self._free(movable)
@@ -95,7 +96,7 @@ class _Placer:
             if node.target is operator.getitem and node.args[0] in self.region:
                 self.region[node] = self.region[node.args[0]]
                 continue
-            storages = [s for n in (*node.all_input_nodes, *_results(node)) if (s := effects.storage_of(n))]
+            storages = [s for n in (*node.all_input_nodes, *effects.results_of(node)) if (s := effects.storage_of(n))]
             after = [self.region[n] for n in self._sources(node)]
             after += [written[s] for s in storages if s in written]
             changed = [s for w in effects.writes(node) if (s := effects.storage_of(w))]
@@ -119,13 +120,13 @@ class _Placer:
 
     def _sink(self) -> None:
         """What depends on the program's inputs alone goes to its first user: what is made early must be kept long."""
-        written = {effects.storage_of(w) for n in self.nodes for w in effects.writes(n)}
+        written = effects.written_memory(self.graph)
         loose: dict[fx.Node, None] = {}
         for node in self.nodes:
             if (
                 node in self.region
                 and self.homes[node] != self.anywhere
-                and _results(node) == [node]
+                and effects.results_of(node) == [node]
                 and node.target is not operator.getitem
                 and all(n in loose for n in self._sources(node))
                 and not any(effects.storage_of(n) in written for n in node.all_input_nodes)
@@ -164,10 +165,6 @@ class _Placer:
                     found.add(n)
                     waiting.append(n)
         return found
-
-
-def _results(node: fx.Node) -> Sequence[fx.Node]:
-    return [u for u in node.users if u.target is operator.getitem] or [node]
 
 
 def _joined(groups: list[Group]) -> list[Group]:

@@ -78,16 +78,20 @@ class ApiCall:
     sequence: bool  # the call returns a tuple or list of its results, not one tensor
     inputs: frozenset[fx.Node]
 
-    def copied(self, copies: Mapping[fx.Node, fx.Node]) -> ApiCall:
-        """The same call among the copies of its nodes."""
-        args, kwargs = fx.node.map_arg((self.args, self.kwargs), copies.__getitem__)
+    def renamed(self, instead: Mapping[fx.Node, fx.Node]) -> ApiCall:
+        """The same call with other nodes in place of some."""
+
+        def rename(node: fx.Node) -> fx.Node:
+            return instead.get(node, node)
+
+        args, kwargs = fx.node.map_arg((self.args, self.kwargs), rename)
         return replace(
             self,
             args=args,
             kwargs=kwargs,
-            nodes=tuple(copies[n] for n in self.nodes),
-            results=tuple(copies.get(n, n) for n in self.results),
-            inputs=frozenset(copies[n] for n in self.inputs),
+            nodes=tuple(map(rename, self.nodes)),
+            results=tuple(map(rename, self.results)),
+            inputs=frozenset(map(rename, self.inputs)),
         )
 
 

@@ -206,8 +206,7 @@ class Reads:
         for name in value.__dict__.keys() - ({"param_groups"} if groups else set()):
             self._record(namespace, name)
         if groups:
-            ids = lambda: tuple(map(id, value.param_groups))  # noqa: E731
-            self._record_cell(ids, _ignore, f"{label}.param_groups")
+            self._record_cell(lambda: tuple(map(id, value.param_groups)), _ignore, f"{label}.param_groups")
         for i, group in enumerate(groups):
             self._watch_container(group, f"{label}.param_groups[{i}]")
             # Its state is kept by parameter: others in their place are another program.
@@ -349,12 +348,8 @@ class Reads:
                 if not new and (name not in namespace.values or value is namespace.originals.get(name, ABSENT)):
                     continue
                 if fake(value) or (namespace.flags and statics.freeze_static(value) is not None):
-                    yield (
-                        (namespace.setter(name) if namespace.owner else namespace.held),
-                        name,
-                        value,
-                        (namespace.label_of(name)),
-                    )
+                    held = namespace.setter(name) if namespace.owner else namespace.held
+                    yield held, name, value, namespace.label_of(name)
                     namespace.put_back(name)
         for cell in self.cells:
             if (value := cell.get()) is not cell.original and fake(value):
@@ -377,6 +372,7 @@ class Reads:
         """Let go of what only the capture needed: replaced weights must not live on in a record of them."""
         self._seen = {id(m): m for m in self.modules()}
         self._objects.clear()
+        self._pinned.clear()
         self.codes.clear()
         self.generators.clear()
         self.namespaces = {k: n for k, n in self.namespaces.items() if n.values or n.keys is not None}

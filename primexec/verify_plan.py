@@ -12,6 +12,7 @@ from primexec.errors import VerificationError
 from primexec.executors.base import Executor, Region
 from primexec.partition import Plan
 from primexec.placement import is_free
+from primexec.program import Program
 from primexec.verify import broken, verify_graph
 
 
@@ -49,7 +50,7 @@ def verify_planned(plan: Plan, executors: Sequence[Executor]) -> None:
     for n in plan.program.outputs:
         if n not in made:
             raise broken(n, "is returned by the program, and by no region")
-    _check_order([n for nodes in plan.nodes for n in nodes], plan.program.nodes)
+    _check_order([n for nodes in plan.nodes for n in nodes], plan.program)
 
 
 def _check_region(region: Region, executor: Executor, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> None:
@@ -68,16 +69,16 @@ def _check_region(region: Region, executor: Executor, inputs: Sequence[fx.Node],
                 raise broken(n, f"stands in {region.name}, but {executor.name} declines it: {support.reason}")
 
 
-def _check_order(ran: list[fx.Node], program: list[fx.Node]) -> None:
+def _check_order(ran: list[fx.Node], program: Program) -> None:
     """Effects run in the program's order, and so do an operator that writes to memory and one that uses that memory."""
-    number = {n: i for i, n in enumerate(program)}
+    number = {n: i for i, n in enumerate(program.nodes)}
     before = None
     for n in ran:
         if effects.has_effect(n):
             if before is not None and number[n] < number[before]:
                 raise broken(n, f"has an effect and runs after {before.name}, before which it stands")
             before = n
-    for storage in {effects.storage_of(w) for n in program for w in effects.writes(n)}:
+    for storage in effects.written_memory(program.graph_module.graph):
         last = write = -1  # of those that have run
         for n in ran:
             if storage in map(effects.storage_of, (n, *n.all_input_nodes)) and not is_free(n):

@@ -50,7 +50,7 @@ def remove_no_ops(graph: fx.Graph) -> None:
     """What RemoveNoOps does, to any graph in prims."""
     seen = effects.seen_memory(graph)
     for node in graph.nodes:
-        if str(node.target) in _IDENTITIES and _is_plain(node, seen) and _is_identity(node):
+        if str(node.target) in _IDENTITIES and _is_plain(node, seen) and effects.same_layout(node.args[0], node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     for node in reversed(graph.nodes):
@@ -70,15 +70,6 @@ _IDENTITIES = frozenset(
         "prims.convert_element_type.default",
     }
 )
-
-
-def _is_identity(node: fx.Node) -> bool:
-    given, made = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
-    return _layout(given) == _layout(made)
-
-
-def _layout(t: torch.Tensor) -> tuple[object, ...]:
-    return t.dtype, t.shape, t.stride(), t.device, t.is_conj(), t.is_neg()
 
 
 def _is_plain(node: fx.Node, seen: set[int | None]) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec.higher_order import add_placeholder
-from primexec.program import MADE_WHILE_TRACING, ApiCall, Input, Program
+from primexec.program import MADE_WHILE_TRACING, Input, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class ShareConstants:
         for node, constant in shared.items():
             node.replace_all_uses_with(constant)
             graph.erase_node(node)
-        return replace(program, calls=tuple(_renamed(c, shared) for c in program.calls))
+        return replace(program, calls=tuple(c.renamed(shared) for c in program.calls))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class FoldConstants:
             if node in whole and not node.users:
                 graph.erase_node(node)
         live = set(graph.nodes)
-        calls = (_renamed(c, made) for c in program.calls if live.issuperset(c.nodes))
+        calls = (c.renamed(made) for c in program.calls if live.issuperset(c.nodes))
         return replace(
             program,
             calls=tuple(c for c in calls if live.issuperset((*c.inputs, *c.results))),
@@ -164,12 +164,6 @@ def _of_whole_calls(program: Program, values: dict[fx.Node, Any]) -> set[fx.Node
 def _seen_memory(graph: fx.Graph) -> set[int | None]:
     opaque = (n for node in graph.nodes if _is_opaque(node) for n in node.all_input_nodes)
     return effects.seen_memory(graph).union(map(effects.storage_of, opaque))
-
-
-def _renamed(call: ApiCall, shared: dict[fx.Node, fx.Node]) -> ApiCall:
-    args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: shared.get(n, n))
-    inputs = frozenset(shared.get(n, n) for n in call.inputs)
-    return replace(call, args=args, kwargs=kwargs, inputs=inputs)
 
 
 def _is_opaque(node: fx.Node) -> bool:

@@ -29,7 +29,7 @@ class RemoveLastCopies:
             if node.op == "call_function" and not effects.aliases_input(node):
                 made.add(effects.storage_of(node))
             last.update({effects.storage_of(n): node for n in node.all_input_nodes})
-        instead = _Substitutes()
+        instead: dict[fx.Node, fx.Node] = {}
         for copy in program.nodes:
             if copy.target is not torch.ops.aten.copy_.default or copy in called or len(copy.all_input_nodes) < 2:
                 continue
@@ -41,14 +41,7 @@ class RemoveLastCopies:
                 buffer.replace_all_uses_with(source)
                 graph.erase_node(buffer)
                 instead[buffer] = source
-        return replace(program, calls=tuple(c.copied(instead) for c in program.calls)) if instead else program
-
-
-class _Substitutes(dict[fx.Node, fx.Node]):
-    """Nodes that give way to others; all others stand for themselves."""
-
-    def __missing__(self, node: fx.Node) -> fx.Node:
-        return node
+        return replace(program, calls=tuple(c.renamed(instead) for c in program.calls)) if instead else program
 
 
 def _is_fresh(buffer: fx.Node, copy: fx.Node) -> bool:
@@ -60,7 +53,4 @@ def _is_fresh(buffer: fx.Node, copy: fx.Node) -> bool:
 def _same_layout(buffer: fx.Node, source: fx.Node) -> bool:
     """Whether both are all of their memory, element by element at the same places."""
     a, b = buffer.meta["val"], source.meta["val"]
-    same = (a.dtype, a.device, a.shape, a.stride(), a.is_conj(), a.is_neg()) == (
-        b.dtype, b.device, b.shape, b.stride(), b.is_conj(), b.is_neg(),
-    )  # fmt: skip
-    return same and a.untyped_storage().nbytes() == b.untyped_storage().nbytes()
+    return effects.same_layout(buffer, source) and a.untyped_storage().nbytes() == b.untyped_storage().nbytes()

@@ -71,7 +71,7 @@ def _views_out_of_place(program: Program) -> Program:
     touched = {*changed, *(n.args[0] for n in changed)}
     kept = (c for c in program.calls if touched.isdisjoint((*c.nodes, *c.inputs, *c.results)))
     module = _torch.graph_module(program.graph_module, graph)
-    return replace(program, graph_module=module, calls=tuple(c.copied(copies) for c in kept))
+    return replace(program, graph_module=module, calls=tuple(c.renamed(copies) for c in kept))
 
 
 # Which memory ------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class _Rewrite:
                     self.copies[node] = self.graph.node_copy(node, self._value)
         module = _torch.graph_module(self.program.graph_module, self.graph)
         kept = (c for c in self.program.calls if changed.isdisjoint((*c.nodes, *c.inputs)))
-        return replace(self.program, graph_module=module, calls=tuple(c.copied(self.copies) for c in kept))
+        return replace(self.program, graph_module=module, calls=tuple(c.renamed(self.copies) for c in kept))
 
     def _value(self, node: fx.Node) -> fx.Node:
         """The copy of a node, a view taken anew if its memory has been written since."""

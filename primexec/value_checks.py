@@ -1,0 +1,121 @@
+"""Value checks: branches on the value of a tensor of which one side does nothing but raise, such as `assert`.
+
+A program is traced without values. But where one side raises an exception that is known, the other side is the program,
+and the branch is an operator that raises what eager raises.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import pkgutil
+import types
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("primexec", "FRAGMENT")
+_LIBRARY.define("check(Tensor value, bool fails, str kind, str[] arguments) -> ()")
+_FORMATTED = (str, int, float, type(None), torch.dtype, torch.device, torch.Size)
+_METADATA = frozenset({"device", "dtype", "ndim", "shape"})
+_NO_EFFECT = frozenset({"NOP", "NOT_TAKEN", "PRECALL", "PUSH_NULL"})
+_LOAD_LOCAL = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_DEREF"})
+
+
+def _check(value: Tensor, fails: bool, kind: str, arguments: list[str]) -> None:
+    if bool(value) == fails:
+        raise pkgutil.resolve_name(kind)(*arguments)
+
+
+_LIBRARY.impl("check", _check, "CompositeExplicitAutograd")
+CHECK = torch.ops.primexec.check.default
+
+
+class ValueCheck(NamedTuple):
+    """The truth value for which a branch raises, the exception's class as `module:name`, and its arguments."""
+
+    fails: bool
+    kind: str
+    arguments: list[str]
+
+
+def value_check(frame: types.FrameType, outermost: types.CodeType) -> ValueCheck | None:
+    """What the branch checks that a frame is about to take; None where both sides do more, or the error may be caught.
+
+    Args:
+        frame: it is asking a truth value.
+        outermost: the code up to whose frame exceptions pass.
+    """
+    code = _instructions(frame.f_code)
+    at = next(i for i, x in enumerate(code) if x.offset == frame.f_lasti)
+    at += code[at].opname == "TO_BOOL"
+    if not code[at].opname.startswith("POP_JUMP_") or not code[at].opname.endswith(("_IF_TRUE", "_IF_FALSE")):
+        return None
+    jumps = code[at].opname.endswith("_IF_TRUE")
+    target = next(i for i, x in enumerate(code) if x.offset == code[at].argval)
+    sides = {jumps: _raised(frame, code[target:]), not jumps: _raised(frame, code[at + 1 :])}
+    raising = [(truth, *raised) for truth, raised in sides.items() if raised is not None]
+    return ValueCheck(*raising[0]) if len(raising) == 1 and not _may_be_caught(frame, outermost) else None
+
+
+@functools.lru_cache(maxsize=256)
+def _instructions(code: types.CodeType) -> list[dis.Instruction]:
+    return list(dis.get_instructions(code))
+
+
+def _raised(frame: types.FrameType, code: list[dis.Instruction]) -> tuple[str, list[str]] | None:
+    """The exception that a piece of code raises, if it does nothing else."""
+    stack: list[Any] = []
+    for x in code:
+        match x.opname, x.argval:
+            case name, _ if name in _NO_EFFECT:
+                pass
+            case "LOAD_ASSERTION_ERROR" | "LOAD_COMMON_CONSTANT", _:
+                stack.append(AssertionError)
+            case "LOAD_GLOBAL", name:
+                stack.append(frame.f_globals.get(name, frame.f_builtins.get(name)))
+            case "LOAD_CONST", value:
+                stack.append(value)
+            case name, variable if name in _LOAD_LOCAL and variable in frame.f_locals:
+                stack.append(frame.f_locals[variable])
+            case "LOAD_ATTR", name if name in _METADATA and isinstance(stack[-1], Tensor):
+                stack.append(getattr(stack.pop(), name))
+            case ("FORMAT_VALUE", (None, False)) | ("FORMAT_SIMPLE", _) if isinstance(stack[-1], _FORMATTED):
+                stack.append(format(stack.pop()))
+            case "BUILD_STRING", count:
+                stack[-count:] = ["".join(stack[-count:])]
+            case "CALL", _:  # `assert truth, text` passes its text as if it were a method's object
+                kind, *arguments = stack
+                stack = [(kind, arguments)]
+            case "RAISE_VARARGS", 1:
+                kind, arguments = stack[-1] if isinstance(stack[-1], tuple) else (stack[-1], [])
+                known = _name(kind) if all(isinstance(a, str) for a in arguments) else None
+                return (known, arguments) if known else None
+            case _:
+                return None
+    return None
+
+
+def _name(kind: Any) -> str | None:
+    """Where a class of exceptions is found again."""
+    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return None
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    try:
+        return name if pkgutil.resolve_name(name) is kind else None
+    except (ImportError, AttributeError, ValueError):  # a class that a function made
+        return None
+
+
+def _may_be_caught(frame: types.FrameType | None, outermost: types.CodeType) -> bool:
+    """Whether a frame stands in a `try`; what `with` does at the end of its block, it does to any exception."""
+    while frame is not None and frame.f_code is not outermost:
+        code = {x.offset: x.opname for x in _instructions(frame.f_code)}
+        for entry in dis.Bytecode(frame.f_code).exception_entries:  # type: ignore[attr-defined]
+            if entry.start <= frame.f_lasti < entry.end:
+                offsets = [o for o in code if o >= entry.target]
+                if "WITH_EXCEPT_START" not in (code[o] for o in offsets[:2]):
+                    return True
+        frame = frame.f_back
+    return False

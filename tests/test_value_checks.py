@@ -1,0 +1,67 @@
+"""Branches on values of which one side raises: part of the program, with eager's exceptions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from primexec import CaptureError, make_traced
+from tests import checked
+
+X = torch.arange(6.0).reshape(2, 3)
+CHECKED = [
+    checked.assert_without_text,
+    checked.assert_with_text,
+    checked.negated,
+    checked.second_of_two,
+    checked.after_a_write,
+    checked.inside_of_torch,
+]
+REFUSED = [
+    checked.caught_by_the_function,
+    checked.both_sides_raise,
+    checked.text_of_a_value,
+    checked.local_class,
+    checked.more_than_a_raise,
+]
+
+
+def outcome(fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Any, Tensor]:
+    """The result, or the exception and its text; and the argument afterwards."""
+    try:
+        return fn(x), x
+    except Exception as error:
+        return (type(error), str(error)), x
+
+
+@pytest.mark.parametrize("executor", ["aten", ("numpy", "aten"), ("llvm", "aten")])
+@pytest.mark.parametrize("fn", CHECKED)
+def test_failure_is_eagers(fn: Callable[[Tensor], Tensor], executor: Any) -> None:
+    traced = make_traced(fn, executor=executor)
+    for scale in (1, 200, 1, 300):
+        (got, changed), (expected, kept) = outcome(traced, X * scale), outcome(fn, X * scale)
+        assert type(got) is type(expected)
+        assert torch.allclose(got, expected) if isinstance(expected, Tensor) else got == expected
+        assert torch.equal(changed, kept)
+    assert traced.cache_info().traces == 1
+
+
+def test_failure_names_the_line() -> None:
+    with pytest.raises(ValueError, match="too large") as caught:
+        make_traced(checked.negated)(X * 200)
+    assert "if not x.max() < 100:" in caught.value.__notes__[0]
+
+
+def test_gradients_pass_a_check() -> None:
+    traced = make_traced(checked.negated)
+    x = X.clone().requires_grad_()
+    traced(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("fn", REFUSED)
+def test_other_branches_are_refused(fn: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(CaptureError, match="value of a tensor"):
+        make_traced(fn)(X)
