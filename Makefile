@@ -41,8 +41,10 @@ test: $(READY)
 	$(PYTEST)
 
 test-all: $(READY)
-	$(PYTEST) --exhaustive
-	@$(MAKE) --no-print-directory docs/coverage.md
+	rm -rf build/sweeps
+	mkdir -p build/sweeps
+	$(PYTEST) --exhaustive --keep build/sweeps
+	$(BIN)/python -m tests.coverage --keep build/sweeps --write docs/coverage.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """What the whole suite shares: the exhaustive mode and the settings of hypothesis."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +36,17 @@ def exhaustive(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--exhaustive"))
 
 
+@pytest.fixture
+def swept(request: pytest.FixtureRequest) -> Callable[[str, str], list[Any]]:
+    """The results of one entry of a sweep of tests/coverage.py: of few samples, or of all that are asked for."""
+    from tests.coverage import run  # takes a second, and most tests do without
+
+    quick, keep = not request.config.getoption("--exhaustive"), request.config.getoption("--keep")
+    return lambda sweep, name: run(sweep, name, quick, keep)[1]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--keep", type=Path, metavar="FOLDER", help="where tests/coverage.py finds results of sweeps")
     parser.addoption("--exhaustive", action="store_true", help="every sample, and many more generated programs")
 
 

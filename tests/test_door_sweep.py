@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tests.door_sweep import QUICK_STEP, sweep_door
+from tests.door_sweep import QUICK_STEP
 from tests.observe import Kind
-from tests.sweep import OPS
+from tests.sweep import OPS, Result
+
+Swept = Callable[[str, str], list[Result]]
 
 
-def judge(name: str, limit: int | None) -> None:
-    assert [r for r in sweep_door(name, limit) if r.kind is Kind.WRONG] == []
+NAMES = [pytest.param(n, marks=[pytest.mark.exhaustive] if i % QUICK_STEP else []) for i, n in enumerate(sorted(OPS))]
 
 
-@pytest.mark.parametrize("name", sorted(OPS)[::QUICK_STEP])
-def test_first_sample(name: str) -> None:
-    judge(name, 1)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", sorted(OPS))
-def test_every_sample(name: str) -> None:
-    judge(name, None)
+@pytest.mark.parametrize("name", NAMES)
+def test_entry(name: str, swept: Swept) -> None:
+    assert [r for r in swept("door", name) if r.kind is Kind.WRONG] == []

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.observe import Kind
-from tests.sweep import MODULES, NOT_CAPTURED, Result, primexec_subject, unexpected
+from tests.sweep import MODULES, NOT_CAPTURED, Result, unexpected
 from tests.training_sweep import (
     DIFFERENTIABLE,
     INEXACT_GRADIENTS,
     NOT_TRAINED,
     SECOND,
-    sweep_gradients,
-    sweep_training,
 )
+
+Swept = Callable[[str, str], list[Result]]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LISTED = {Kind.CAPTURE: {*NOT_CAPTURED, *NOT_TRAINED}, Kind.CLOSE: INEXACT_GRADIENTS}
@@ -32,13 +34,13 @@ def judge(name: str, results: list[Result], exhaustive: bool) -> None:
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_gradients(name: str, exhaustive: bool) -> None:
-    judge(name, list(sweep_gradients(name, None if exhaustive else 1, primexec_subject())), exhaustive)
+def test_gradients(name: str, exhaustive: bool, swept: Swept) -> None:
+    judge(name, swept("gradients", name), exhaustive)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_training(name: str, exhaustive: bool) -> None:
-    judge(name, list(sweep_training(name, None if exhaustive else 1, primexec_subject())), exhaustive)
+def test_training(name: str, exhaustive: bool, swept: Swept) -> None:
+    judge(name, swept("training", name), exhaustive)
 
 
 def test_names_that_are_listed_exist() -> None:
