@@ -37,9 +37,10 @@ def check_entry(name: str, dtype: torch.dtype, limit: int | None) -> None:
                 program = make_traced(OPS[name].op).trace(*call.args, **call.kwargs)
             except (CaptureError, RuntimeError, ValueError, TypeError, IndexError):
                 continue  # raises in eager too, or is not captured: tests/test_sweep.py is about those
-            if len(inputs) == len(program.inputs) and all(i.kind == "argument" for i in program.inputs):
+            kinds = ["argument"] * len(inputs) + ["constant"] * len(program.constants)
+            if [i.kind for i in program.inputs] == kinds:
                 tolerance = ROUGH.get(name)
-                prims_oracle.check(program, inputs, rtol=tolerance, atol=tolerance)
+                prims_oracle.check(program, [*inputs, *program.constants], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", SLICE)
