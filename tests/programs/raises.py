@@ -63,12 +63,6 @@ def value_while(x: Tensor) -> Tensor:
     return x
 
 
-@FAMILY.program(X, line="assert (x < 100).all()")
-def value_assert(x: Tensor) -> Tensor:
-    assert (x < 100).all()
-    return x
-
-
 @FAMILY.program(X, line="if checked(y.sum()):")
 def value_in_helper_of_library(x: Tensor) -> Tensor:
     y = x + 1
