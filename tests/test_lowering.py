@@ -112,6 +112,17 @@ def test_short_floats_round_where_eager_does(fn: Any, dtype: torch.dtype) -> Non
     assert prims_oracle.check(program, [x], rtol=eps, atol=1e-6) >= 1
 
 
+@pytest.mark.parametrize("fn", [torch.relu, torch.nn.functional.relu6, torch.nn.functional.leaky_relu, torch.round])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_signs_of_zeros_are_eagers(fn: Any, dtype: torch.dtype) -> None:
+    x = torch.tensor([-0.0, 0.0, -1.0, 1.0], dtype=dtype)
+    expected = fn(x)
+    for executor in ("numpy", ("llvm", "aten")):
+        got = make_traced(fn)(x, executor=executor)
+        assert torch.equal(torch.signbit(got), torch.signbit(expected)), executor
+        assert torch.equal(got, expected), executor
+
+
 PRECISE = {
     "var": lambda x: x.var(-1),
     "softmax": lambda x: x.softmax(-1),

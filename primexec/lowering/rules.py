@@ -249,3 +249,9 @@ def _soft_margin_backward(grad: Tensor, a: Tensor, target: Tensor, reduction: in
     z = torch.exp(-target * a)
     scale = 1 / a.numel() if reduction == 1 and a.numel() else 1
     return target * z * -scale / (z + 1) * grad
+
+
+@rule("aten.relu.default")
+def _relu(a: Tensor) -> Any:
+    """As the kernel: -0.0 stays."""
+    return torch.where(a < 0, _full([], 0, a.dtype, a.device), a)
