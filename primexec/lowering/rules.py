@@ -25,6 +25,11 @@ def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which terms of this one are added up."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
 def _aten(name: str) -> Any:
     packet, _, overload = name.partition(".")
     return getattr(getattr(torch.ops.aten, packet), overload or "default")
@@ -238,8 +243,7 @@ def _angle(a: Tensor) -> Any:
 @rule("aten._softmax_backward_data.default")
 def _softmax_backward(grad: Tensor, output: Tensor, dim: int, input_dtype: torch.dtype) -> Any:
     """As the kernel: the difference first, so that less cancels."""
-    wide = torch.float32 if grad.dtype in (torch.bfloat16, torch.float16) else grad.dtype
-    g, y = grad.to(wide), output.to(wide)
+    g, y = grad.to(wide(grad.dtype)), output.to(wide(grad.dtype))
     return ((g - (g * y).sum(dim, keepdim=True)) * y).to(input_dtype)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from primexec.lowering.rules import rule
-from primexec.lowering.rules_whole import RULES
+from primexec.lowering.rules_grid import RULES
 
 __all__ = ["RULES"]
 

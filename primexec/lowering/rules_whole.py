@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec.lowering.rules import rule
-from primexec.lowering.rules_indexing import RULES
+from primexec.lowering.rules import rule, wide
+from primexec.lowering.rules_resampling import RULES
 
 __all__ = ["RULES"]
 
@@ -46,16 +46,16 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causa
     """As the fused kernel: 16-bit inputs are computed in float32; rows that are masked out entirely give 0."""
     if dropout_p:
         return NotImplemented
-    wide = torch.float32 if q.dtype in (torch.bfloat16, torch.float16) else q.dtype
+    dtype = wide(q.dtype)
     batch, heads, rows, _ = q.shape
     columns = k.shape[2]
-    scores = _scores(q.to(wide), k.to(wide), is_causal, attn_mask, scale)
+    scores = _scores(q.to(dtype), k.to(dtype), is_causal, attn_mask, scale)
     top = scores.amax(-1, keepdim=True)
     empty = top == -math.inf
     weights = torch.exp(scores - torch.where(empty, 0.0, top))
     total = weights.sum(-1, keepdim=True)
     weights = weights / torch.where(empty, 1.0, total)
-    values = v.to(wide).reshape(batch * heads, columns, v.shape[-1])
+    values = v.to(dtype).reshape(batch * heads, columns, v.shape[-1])
     out = torch.bmm(weights.reshape(batch * heads, rows, columns), values).reshape(batch, heads, rows, v.shape[-1])
     logsumexp = torch.where(empty, -math.inf, torch.log(total) + top).squeeze(-1)
     return out.to(q.dtype), logsumexp
@@ -68,12 +68,12 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tens
     """The weights are made again from the saved logarithms of their sums; rows masked out entirely have none."""
     if dropout_p:
         return NotImplemented
-    wide = torch.float32 if q.dtype in (torch.bfloat16, torch.float16) else q.dtype
+    dtype = wide(q.dtype)
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    totals = logsumexp.to(wide).unsqueeze(-1)
-    scores = _scores(q.to(wide), k.to(wide), is_causal, attn_mask, scale)
+    totals = logsumexp.to(dtype).unsqueeze(-1)
+    scores = _scores(q.to(dtype), k.to(dtype), is_causal, attn_mask, scale)
     weights = torch.where(totals == -math.inf, 0.0, torch.exp(scores - totals)).flatten(0, 1)
-    gradient, queries, keys, values, result = (t.to(wide).flatten(0, 1) for t in (grad, q, k, v, out))
+    gradient, queries, keys, values, result = (t.to(dtype).flatten(0, 1) for t in (grad, q, k, v, out))
     inner = torch.bmm(gradient, values.transpose(1, 2)) - (gradient * result).sum(-1, keepdim=True)
     inner = weights * inner * factor
     found = (
@@ -190,16 +190,20 @@ def _cdist(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Any:
     return _norm(a.unsqueeze(-2) - b.unsqueeze(-3), p)
 
 
-@rule("aten._pdist_forward.default")
-def _pdist(a: Tensor, p: float = 2) -> Any:
+def pairs(a: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows i < j of each pair, in row-major order: the places where a triangle of ones stands."""
     n = a.shape[0]
-    if n < 2:
-        return torch.zeros(0, dtype=a.dtype, device=a.device)
-    # Pair k is (i, j), i < j, in row-major order: the places where a triangle of ones stands.
     ends = torch.arange(n - 1, 0, -1, device=a.device).cumsum(0)
     k = torch.arange(n * (n - 1) // 2, device=a.device)
     i = torch.searchsorted(ends, k, right=True)
-    j = k - ends[i] + n
+    return i, k - ends[i] + n
+
+
+@rule("aten._pdist_forward.default")
+def _pdist(a: Tensor, p: float = 2) -> Any:
+    if a.shape[0] < 2:
+        return torch.zeros(0, dtype=a.dtype, device=a.device)
+    i, j = pairs(a)
     return _norm(a[i] - a[j], p)
 
 

@@ -1,0 +1,232 @@
+"""Decompositions of linear maps along dimensions, and of their transposes: edge padding, adaptive means, resizing.
+
+Such a map is a list of taps: each says for every element of the result which element of the argument it takes, and
+by which weight. The map gathers and adds up; its transpose scatters and adds up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from primexec.lowering.rules import rule, wide
+from primexec.lowering.rules_indexing import RULES
+
+__all__ = ["RULES"]
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class _Taps:
+    """What each element of the result takes: tensors of shape (number of taps, elements of the result).
+
+    Attributes:
+        places: which elements of the argument.
+        weights: None for 1.
+        taken: whether it takes it at all; None for always.
+    """
+
+    places: Tensor
+    weights: Tensor | None = None
+    taken: Tensor | None = None
+
+    def weigh(self, a: Tensor, dim: int) -> Tensor:
+        """The elements of `a`, a dimension of taps before `dim`; what is not taken is 0, though it be infinite."""
+        shape = [1] * dim + [*self.places.shape] + [1] * (a.dim() - dim - 2)
+        a = a if self.weights is None else a * self.weights.reshape(shape)
+        return a if self.taken is None else torch.where(self.taken.reshape(shape), a, 0.0)
+
+
+def _gather(a: Tensor, dim: int, taps: _Taps) -> Any:
+    found = _aten.index.Tensor(a, [None] * dim + [taps.places.flatten()])
+    return taps.weigh(found.unflatten(dim, taps.places.shape), dim).sum(dim)
+
+
+def _scatter(a: Tensor, dim: int, size: int, taps: _Taps) -> Any:
+    zeros = torch.zeros([*a.shape[:dim], size, *a.shape[dim + 1 :]], dtype=a.dtype, device=a.device)
+    values = taps.weigh(a.unsqueeze(dim), dim).flatten(dim, dim + 1)
+    return _aten.index_put.default(zeros, [None] * dim + [taps.places.flatten()], values, True)
+
+
+def _along_last(a: Tensor, maps: Sequence[Callable[[Tensor, int], Any]]) -> Any:
+    """A map for each of the last dimensions; 16-bit floats are rounded once."""
+    result = a.to(wide(a.dtype))
+    for dim, apply in enumerate(maps, a.dim() - len(maps)):
+        result = apply(result, dim)
+    return result.to(a.dtype)
+
+
+# Padding ------------------------------------------------------------------------------------------------
+
+
+@rule(*(f"aten.replication_pad{n}d_backward.default" for n in (1, 2, 3)))
+def _replication_pad_backward(grad: Tensor, a: Tensor, padding: list[int]) -> Any:
+    def apply(before: int, size: int, g: Tensor, dim: int) -> Any:
+        places = torch.arange(g.shape[dim], device=g.device) - before
+        return _scatter(g, dim, size, _Taps(places.clamp(0, size - 1).unsqueeze(0)))
+
+    befores = padding[-2::-2]
+    sizes = a.shape[a.dim() - len(befores) :]
+    return _along_last(grad, [partial(apply, before, size) for before, size in zip(befores, sizes, strict=True)])
+
+
+# Means --------------------------------------------------------------------------------------------------
+
+
+def _spread(size: int, g: Tensor, dim: int) -> Any:
+    """The transpose of the adaptive mean along a dimension."""
+    count = g.shape[dim]
+    if size % count == 0:  # the windows do not overlap
+        window = [-1] * dim + [-1, size // count] + [-1] * (g.dim() - dim - 1)
+        return (g / (size // count)).unsqueeze(dim + 1).expand(window).flatten(dim, dim + 1)
+    longest = max(-((-(i + 1) * size) // count) - i * size // count for i in range(count))
+    i = torch.arange(count, device=g.device)
+    start = torch.div(i * size, count, rounding_mode="floor")
+    end = torch.div((i + 1) * size + (count - 1), count, rounding_mode="floor")
+    places = start + torch.arange(longest, device=g.device).unsqueeze(1)
+    weights = (1 / (end - start).to(g.dtype)).expand(places.shape)
+    return _scatter(g, dim, size, _Taps(places.clamp(max=size - 1), weights, places < end))
+
+
+def _adaptive_mean_backward(rank: int, grad: Tensor, a: Tensor) -> Any:
+    if not grad.numel():
+        return torch.zeros_like(a)
+    return _along_last(grad, [partial(_spread, size) for size in a.shape[-rank:]])
+
+
+for _rank in (2, 3):
+    rule(f"aten._adaptive_avg_pool{_rank}d_backward.default")(partial(_adaptive_mean_backward, _rank))
+
+
+# Resizing -----------------------------------------------------------------------------------------------
+
+_Resizing = Callable[[int, int, bool, float | None, torch.dtype, Any], _Taps]
+
+
+def _scale(size: int, out: int, align_corners: bool, scale: float | None) -> float:
+    if align_corners:
+        return (size - 1) / (out - 1) if out > 1 else 0.0
+    return 1 / scale if scale is not None and scale > 0 else size / out
+
+
+def _nearest(size: int, out: int, align: bool, scale: float | None, dtype: Any, device: Any) -> _Taps:
+    """As the kernels: in float32 for every dtype, and the scale given does not count where the sizes fit."""
+    step = _scale(size, out, False, None if out in (size, 2 * size) else scale)
+    places = torch.arange(out, device=device, dtype=torch.float32) * step
+    return _Taps(places.to(torch.int64).clamp(max=size - 1).unsqueeze(0))
+
+
+def _nearest_exact(size: int, out: int, align: bool, scale: float | None, dtype: Any, device: Any) -> _Taps:
+    places = (torch.arange(out, device=device, dtype=torch.float32) + 0.5) * _scale(size, out, False, scale)
+    return _Taps(places.to(torch.int64).clamp(max=size - 1).unsqueeze(0))
+
+
+def _centers(size: int, out: int, align: bool, scale: float | None, dtype: Any, device: Any) -> Tensor:
+    i = torch.arange(out, device=device, dtype=dtype)
+    step = _scale(size, out, align, scale)
+    return i * step if align else (i + 0.5) * step - 0.5
+
+
+def _linear(size: int, out: int, align: bool, scale: float | None, dtype: Any, device: Any) -> _Taps:
+    if size == out:
+        return _Taps(torch.arange(out, device=device).unsqueeze(0))
+    center = _centers(size, out, align, scale, dtype, device).clamp(min=0)
+    below = center.floor().clamp(max=size - 1)
+    rest = (center - below).clamp(0, 1)
+    place = below.to(torch.int64)
+    return _Taps(torch.stack([place, (place + 1).clamp(max=size - 1)]), torch.stack([1 - rest, rest]))
+
+
+def cubic(t: Tensor, a: float = -0.75) -> list[Tensor]:
+    """Keys' cubic convolution: the weights of the four neighbours of a point, t behind the second."""
+    near, far = (
+        ((a + 2) * x * x * x - (a + 3) * x * x + 1 for x in (t, 1 - t)),
+        (a * (x * x * x - 5 * x * x + 8 * x - 4) for x in (t + 1, 2 - t)),
+    )
+    (second, third), (first, fourth) = near, far
+    return [first, second, third, fourth]
+
+
+def _cubic(size: int, out: int, align: bool, scale: float | None, dtype: Any, device: Any) -> _Taps:
+    center = _centers(size, out, align, scale, dtype, device)
+    below = center.floor()
+    weights = torch.stack(cubic((center - below).clamp(0, 1)))
+    places = below.to(torch.int64) + torch.arange(-1, 3, device=device).unsqueeze(1)
+    return _Taps(places.clamp(0, size - 1), weights)
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
+
+
+def _keys(x: Tensor, a: float = -0.5) -> Tensor:
+    x = x.abs()
+    near, far = (a + 2) * x * x * x - (a + 3) * x * x + 1, a * (x * x * x - 5 * x * x + 8 * x - 4)
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def _antialiased(
+    filter_: Callable[[Tensor], Tensor], radius: int,
+    size: int, out: int, align: bool, scale: float | None, dtype: Any, device: Any,
+) -> _Taps:  # fmt: skip
+    """A filter as wide as the elements of the result are in the argument, its weights divided by their sum."""
+    step = _scale(size, out, align, scale)
+    stretch = max(step, 1.0)
+    center = (torch.arange(out, device=device, dtype=dtype) + 0.5) * step
+    low = (center - radius * stretch + 0.5).to(torch.int64).clamp(min=0)
+    high = (center + radius * stretch + 0.5).to(torch.int64).clamp(max=size)
+    places = low + torch.arange(math.ceil(radius * stretch) * 2 + 1, device=device).unsqueeze(1)
+    taken = places < high
+    weights = torch.where(taken, filter_((places - center + 0.5) * (1 / stretch)), 0.0)
+    return _Taps(places.clamp(max=size - 1), weights / weights.sum(0), taken)
+
+
+# Operator: taps, and whether corners may be aligned; the backward operators follow from them.
+_RESIZING: dict[str, tuple[_Resizing, bool]] = {
+    **{f"upsample_nearest{n}d": (_nearest, False) for n in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{n}d": (_nearest_exact, False) for n in (1, 2, 3)},
+    "upsample_linear1d": (_linear, True),
+    "upsample_bilinear2d": (_linear, True),
+    "upsample_trilinear3d": (_linear, True),
+    "upsample_bicubic2d": (_cubic, True),
+    "_upsample_bilinear2d_aa": (partial(_antialiased, _triangle, 1), True),
+    "_upsample_bicubic2d_aa": (partial(_antialiased, _keys, 2), True),
+}
+
+
+def _resize_backward(taps: _Resizing, aligns: bool, grad: Tensor, output_size: Any, input_size: Any, *rest: Any) -> Any:
+    """`rest` holds whether corners are aligned, where that is a choice, and the scales that were given."""
+    align, scales = (rest[0], rest[1:]) if aligns else (False, rest)
+    sizes = input_size[2:]
+    if taps is _cubic and list(sizes) == list(output_size):
+        return grad.clone()  # as the kernel, whatever the scales
+    scales = (*scales, *[None] * (len(sizes) - len(scales)))
+
+    def apply(size: int, scale: float | None, g: Tensor, dim: int) -> Any:
+        return _scatter(g, dim, size, taps(size, g.shape[dim], align, scale, g.dtype, g.device))
+
+    return _along_last(grad, [partial(apply, size, scale) for size, scale in zip(sizes, scales, strict=True)])
+
+
+def _resize(taps: _Resizing, a: Tensor, output_size: Any, align: bool, *scales: float | None) -> Any:
+    if list(a.shape[2:]) == list(output_size):
+        return a.clone()  # as the kernel, whatever the scales
+    scales = (*scales, *[None] * (len(output_size) - len(scales)))
+
+    def apply(out: int, scale: float | None, x: Tensor, dim: int) -> Any:
+        return _gather(x, dim, taps(x.shape[dim], out, align, scale, x.dtype, x.device))
+
+    return _along_last(a, [partial(apply, out, scale) for out, scale in zip(output_size, scales, strict=True)])
+
+
+for _name, (_taps, _aligns) in _RESIZING.items():
+    rule(f"aten.{_name}_backward.default")(partial(_resize_backward, _taps, _aligns))
+    if _name.endswith("_aa"):
+        rule(f"aten.{_name}.default")(partial(_resize, _taps))
