@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,6 +72,34 @@ def pixels() -> Call:
     return (), {"pixel_values": torch.randn(1, 3, 224, 224)}
 
 
+class Autocast(nn.Module):
+    """A model under autocast to bfloat16."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.model(*args, **kwargs)
+
+
+def short(case: Case) -> Case:
+    """The case with weights and activations in bfloat16."""
+
+    def build() -> nn.Module:
+        model: Any = case.build()
+        made: nn.Module = model.bfloat16()
+        return made
+
+    return replace(case, title=f"{case.title}, bfloat16", build=build)
+
+
+def autocast(case: Case) -> Case:
+    """The case with weights in float32, under autocast."""
+    return replace(case, title=f"{case.title}, autocast to bfloat16", build=lambda: Autocast(case.build()))
+
+
 MODELS = {
     "mlp": Case("MLP, batch 1", mlp, tensors((1, 256))),
     "gpt2": Case("GPT-2 small, 1x64 tokens", gpt2, tokens(50257, 1, 64, use_cache=False)),
@@ -83,4 +112,9 @@ MODELS = {
     "whisper": Case("Whisper-tiny's encoder, 30 s", WhisperEncoder, tensors((1, 80, 3000))),
     "minilm": Case("MiniLM, real weights, 4x32 tokens", minilm, tokens(30522, 4, 32)),
     "t5": Case("T5-small, 1x64 tokens, 16 decoded", t5_small, sequences),
+}
+MODELS |= {
+    f"{name}-{suffix}": change(MODELS[name])
+    for name in ("bert", "gpt2", "llama")
+    for suffix, change in (("bf16", short), ("autocast", autocast))
 }

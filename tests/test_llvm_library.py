@@ -66,11 +66,15 @@ def operands() -> list[Tensor]:
     return [torch.randn(shape) for shape in ((3, 5, 6), (8, 6), (8,), (6, 8))]
 
 
+DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype in library._dtypes()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 @torch.no_grad()
-def test_functions(function: Callable[..., Any]) -> None:
+def test_functions(function: Callable[..., Any], dtype: torch.dtype) -> None:
     traced = primexec.make_traced(function, executor=("llvm", "aten"))
-    args = operands()
+    args = [a.to(dtype) for a in operands()]
     for _ in range(2):
         assert_as_near(floats(traced(*args)), floats(function(*args)), floats(function(*wide(args))))
         args = [a * 0.5 for a in args]
@@ -78,10 +82,11 @@ def test_functions(function: Callable[..., Any]) -> None:
     assert "is a product through oneDNN" in str(traced.explain(*args))
 
 
-def test_training() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_training(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4))
-    x = torch.randn(5, 6)
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4)).to(dtype)
+    x = torch.randn(5, 6, dtype=dtype)
     found = []
     for run in (primexec.make_traced(model, executor=("llvm", "aten")), model):
         model.zero_grad()
@@ -91,6 +96,18 @@ def test_training() -> None:
     exact.zero_grad()
     exact(x.double()).square().sum().backward()
     assert_as_near(*found, [p.grad for p in exact.parameters()])
+
+
+@torch.no_grad()
+def test_short_products_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs them, and only where oneDNN has code for them."""
+    monkeypatch.setattr(library, "_gains", lambda *shape: shape[-1] is torch.float32)
+    x, w, b = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((3, 4), (5, 4), (5,)))
+    for dtypes, product in (((torch.float32, torch.bfloat16), "1 aten.addmm"), ((torch.float32,), "1 aten.mm")):
+        monkeypatch.setattr(library, "_dtypes", lambda dtypes=dtypes: dtypes)
+        traced = primexec.make_traced(lambda x, w, b: F.linear(x.sin(), w, b).exp(), executor=("llvm", "aten"))
+        traced(x, w, b)
+        assert product in str(traced.explain(x, w, b))
 
 
 def test_other_dtypes_stay_with_aten() -> None:
@@ -104,5 +121,5 @@ def test_other_dtypes_stay_with_aten() -> None:
 def test_a_measurement_leaves_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     state = torch.get_rng_state()
-    assert library._gains(8, 8, 8, True, True) in (True, False)
+    assert library._gains(8, 8, 8, True, True, torch.float32) in (True, False)
     assert torch.equal(state, torch.get_rng_state())

@@ -16,6 +16,7 @@ from tests.test_transformers import MODEL, REFUSED, Arch, counts
 
 QUICK = ("Bert", "GPT2", "Llama", "T5", "ViT", "ResNet", "ConvNext", "MobileNetV2", "Whisper", "Mistral")
 QUICK_TRAINING = ("Bert", "GPT2", "Llama", "T5", "ViT", "ResNet", "ConvNext", "MobileNetV2")
+SHORT = ("Bert", "GPT2", "Llama")
 # Their operators differ between dtypes, so that float64 judges another computation.
 UNJUDGED = frozenset({"Rwkv", "FNet"})
 
@@ -63,6 +64,24 @@ def test_inference(name: str) -> None:
     for _ in range(2):
         inputs = arch.inputs(arch.lengths[0])
         assert_as_near(floats(traced(**inputs)), floats(model(**inputs)), floats(exact(**wide(inputs))))
+    assert counts(traced) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+@pytest.mark.parametrize("name", SHORT)
+@torch.no_grad()
+def test_short_floats(name: str, autocast: bool) -> None:
+    """Weights and activations in bfloat16, and float32 weights under autocast."""
+    arch = MODEL[name]
+    model = arch.build()
+    model = model if autocast else model.bfloat16()
+    exact = copy.deepcopy(model).double()
+    traced = primexec.make_traced(model, executor=("llvm", "aten"))
+    for _ in range(2):
+        inputs = arch.inputs(arch.lengths[0])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            got, theirs = floats(traced(**inputs)), floats(model(**inputs))
+        assert_as_near(got, theirs, floats(exact(**wide(inputs))))
     assert counts(traced) == (1, 1, 1)
 
 

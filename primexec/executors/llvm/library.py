@@ -2,6 +2,7 @@
 
 ATen's products go to the BLAS that torch was built with; which of the two is faster depends on the processor and on the
 shape. It is measured once a process for each shape, with weights that lie outside of the caches, as a model's do.
+Products of 16-bit numbers go to oneDNN either way where it has code for them; they are not widened to float32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from primexec.placement import Group, is_free, place
 
 SMALLEST = 1 << 22  # multiplications from which on a measurement is worth its time
 LARGEST = 1 << 29  # of one measured run; wider products are measured in part
-GAIN = 0.9  # of ATen's time that oneDNN may take
+GAIN = {torch.float32: 0.9, torch.bfloat16: 1.0}  # of ATen's time that oneDNN may take
 ROUNDS = 2
 COLD_BYTES = 1 << 25  # weights of so many bytes together lie outside of most caches
 
@@ -37,12 +38,22 @@ def _linear() -> Any:
     return None if operator is None else operator.default
 
 
+@cache
+def _dtypes() -> tuple[torch.dtype, ...]:
+    """Of the products that oneDNN has code for on this machine."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    short = _linear() is not None and supported is not None and supported()
+    return (torch.float32, torch.bfloat16) if short else (torch.float32,)
+
+
 def takes(node: fx.Node) -> bool:
     """Whether the node is a product that oneDNN computes faster."""
     if node.target not in (_ADDMM, _MM) or node.kwargs or len(node.args) != (3 if node.target is _ADDMM else 2):
         return False
     operands = [n.meta.get("val") if isinstance(n, fx.Node) else None for n in node.args]
-    if not all(_fit(t) for t in operands):
+    if not all(_fit(t) for t in operands) or len({t.dtype for t in operands}) > 1:  # type: ignore[union-attr]
+        return False
+    if any(_is_widened(n) for n in node.args):
         return False
     bias, x, weight = [None, *operands][-3:]
     (rows, inner), columns = x.shape, weight.shape[1]  # type: ignore[union-attr]
@@ -52,13 +63,21 @@ def takes(node: fx.Node) -> bool:
         return False
     if rows * inner * columns < SMALLEST or _linear() is None:
         return False
-    return _gains(rows, inner, columns, weight.stride() == (1, inner), bias is not None)  # type: ignore[union-attr]
+    transposed = weight.stride() == (1, inner)  # type: ignore[union-attr]
+    return _gains(rows, inner, columns, transposed, bias is not None, x.dtype)  # type: ignore[union-attr]
+
+
+def _is_widened(operand: Any) -> bool:
+    """Whether an operand was made float32 of 16-bit numbers, whose product itself is the faster one."""
+    if str(operand.target) != "prims.convert_element_type.default":
+        return False
+    return operand.args[0].meta["val"].dtype in _dtypes()[1:]
 
 
 def _fit(t: Any) -> bool:
     return (
         isinstance(t, Tensor)
-        and t.dtype is torch.float32
+        and t.dtype in _dtypes()
         and t.device.type == "cpu"
         and t.layout is torch.strided
         and all(type(n) is int for n in t.shape)
@@ -67,17 +86,17 @@ def _fit(t: Any) -> bool:
 
 
 @cache
-def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool) -> bool:
+def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool, dtype: torch.dtype) -> bool:
     """Whether oneDNN takes at most GAIN of ATen's time."""
     columns = max(1, min(columns, LARGEST // (rows * inner)))
-    count = max(1, min(16, COLD_BYTES // (4 * inner * columns)))
+    count = max(1, min(16, COLD_BYTES // (dtype.itemsize * inner * columns)))
     linear = _linear()
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        x = torch.ones(rows, inner)
+        x = torch.ones(rows, inner, dtype=dtype)
         shape = (columns, inner) if transposed else (inner, columns)
-        weights = [torch.ones(shape) for _ in range(count)]
+        weights = [torch.ones(shape, dtype=dtype) for _ in range(count)]
         weights = [w.t() if transposed else w for w in weights]
-        added = torch.ones(columns) if bias else None
+        added = torch.ones(columns, dtype=dtype) if bias else None
 
         def aten(weight: Tensor) -> Any:
             return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
@@ -94,7 +113,7 @@ def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool) ->
                 for weight in weights:
                     function(weight)
                 found.append(time.perf_counter() - started)
-    return min(seconds[onednn]) < GAIN * min(seconds[aten])
+    return min(seconds[onednn]) < GAIN[dtype] * min(seconds[aten])
 
 
 # A region with products --------------------------------------------------------------------------------------
