@@ -15,6 +15,7 @@ import primexec
 from primexec.executors.llvm import executor as llvm
 from primexec.executors.llvm.executor import Compiled, LlvmExecutor
 from primexec.executors.llvm.target import NAMED
+from tests.observe import same_bits
 
 BOTH = ("llvm", "aten")
 SEED = 5
@@ -271,3 +272,11 @@ def test_strides_that_were_not_announced() -> None:
     a = data(4, 3).t()
     (got,) = run(a)
     assert torch.equal(got, -a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_neighbours_are_those_of_the_dtype(dtype: torch.dtype) -> None:
+    numbers = torch.tensor([0.0, -0.0, 1.0, -3.0, torch.finfo(dtype).max, torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    a, b = torch.meshgrid(numbers, numbers, indexing="ij")
+    traced = primexec.make_traced(torch.nextafter, executor=BOTH)
+    assert same_bits(torch.nextafter(a, b), traced(a, b))

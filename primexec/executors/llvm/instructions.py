@@ -255,6 +255,7 @@ _FLOAT: dict[str, Callable[[torch.dtype], Emit]] = {
     **COMPARISONS,
 }
 COPIES = frozenset({"clone", "device_put"})
+NEIGHBOURS = frozenset({"nextafter"})  # half precision is held as float32, whose neighbours are others
 REDUCTIONS = frozenset({"sum", "prod", "amax", "amin"})
 # What costs an order of magnitude more than an addition.
 DEAR = frozenset(n for n, _ in FUNCTIONS) - {
@@ -264,6 +265,8 @@ DEAR = frozenset(n for n, _ in FUNCTIONS) - {
 
 def pointwise(prim: str, dtype: torch.dtype) -> Emit | None:
     """How a prim with operands of this dtype is emitted; None where it is not."""
+    if prim in NEIGHBOURS and dtype in (BF16, F16):
+        return None
     if dtype is torch.bool:
         made = _BOOL.get(prim)
     elif dtype in INTEGERS:
