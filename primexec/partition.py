@@ -106,12 +106,17 @@ def _groups(
     program: Program, claims: dict[fx.Node, Claim], pinned: dict[fx.Node, str], *, gainful: bool
 ) -> list[Group]:
     """The nodes of each region; where `gainful`, what gains nothing alone is left to `aten`, also in the claims."""
+    written = effects.written_memory(program.graph_module.graph)
+
+    def movable(node: fx.Node) -> bool:
+        again = is_free(node) and node not in pinned
+        return again and (bool(node.all_input_nodes) or effects.storage_of(node) not in written)
 
     def placed() -> list[Group]:
         return place(
             program.graph_module.graph,
             {n: c.executor for n, c in claims.items()},
-            lambda n: n not in pinned and is_free(n),
+            movable,
         )
 
     groups = placed()

@@ -269,6 +269,19 @@ def test_mutation_and_aliasing_stay_on_aten(monkeypatch: pytest.MonkeyPatch, fn:
             assert claim.executor == "aten"
 
 
+def test_memory_that_is_written_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, toy=Toy)
+    graph, aten = fx.Graph(), torch.ops.aten
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    out = graph.call_function(aten.full.default, ([1, 2, 3], 7.0))
+    part = graph.call_function(aten.select.int, (out, 0, 0))
+    total = graph.call_function(aten.add.Tensor, (x, y))
+    graph.call_function(aten.neg.out, (total,), {"out": part})
+    graph.output((graph.call_function(aten.squeeze.dim, (out, 0)),))
+    module = fx.GraphModule(nn.Module(), graph)
+    assert torch.equal(execute(module, X, Y, executor="toy")[0], -(X + Y))
+
+
 def test_pinned_nodes_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, toy=Toy)
     traced = make_traced(lambda x, y: ((x + y).add_(1), x.view(-1), x[0].mul_(2)), executor="toy")
