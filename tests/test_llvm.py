@@ -276,7 +276,9 @@ def test_strides_that_were_not_announced() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_neighbours_are_those_of_the_dtype(dtype: torch.dtype) -> None:
-    numbers = torch.tensor([0.0, -0.0, 1.0, -3.0, torch.finfo(dtype).max, torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    numbers = torch.tensor(
+        [0.0, -0.0, 1.0, -3.0, torch.finfo(dtype).max, torch.inf, -torch.inf, torch.nan], dtype=dtype
+    )
     a, b = torch.meshgrid(numbers, numbers, indexing="ij")
     traced = primexec.make_traced(torch.nextafter, executor=BOTH)
     assert same_bits(torch.nextafter(a, b), traced(a, b))

@@ -242,3 +242,15 @@ def test_reductions_of_and_over_nothing(shape: tuple[int, ...]) -> None:
         x = torch.ones(shape, dtype=torch.float64)
         traced = primexec.make_traced(lambda x, dim=dim: x.exp().sum(dim) + 1)
         assert torch.equal(traced(x, executor=("llvm", "aten")), x.exp().sum(dim) + 1)
+
+
+def test_view_that_memory_does_not_allow() -> None:
+    """Fake tensors flatten some columns of one row that no view flattens."""
+    x, index = data(1, 2, 1, 2), torch.arange(4).reshape(1, 2, 1, 2)
+    x, index = (t.as_strided((1, 2, 1, 2), (4, 1, 4, 2)) for t in (x, index))
+
+    def unpool(x: Tensor, index: Tensor) -> Tensor:
+        return F.max_unpool2d(x, index, 2, output_size=(2, 4)) * 2
+
+    assert torch.equal(run(unpool, x, index), unpool(x, index))
+    assert torch.equal(run(lambda x, index: unpool(x.exp(), index), x, index), unpool(x.exp(), index))

@@ -123,6 +123,13 @@ def test_signs_of_zeros_are_eagers(fn: Any, dtype: torch.dtype) -> None:
         assert torch.equal(got, expected), executor
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_slope_of_hardsigmoid_is_eagers(dtype: torch.dtype) -> None:
+    x, grad = torch.linspace(-4, 4, 65).to(dtype), torch.linspace(1, 2, 65).to(dtype)
+    traced = make_traced(torch.ops.aten.hardsigmoid_backward.default)
+    assert torch.equal(traced(grad, x, executor="numpy"), torch.ops.aten.hardsigmoid_backward(grad, x))
+
+
 PRECISE = {
     "var": lambda x: x.var(-1),
     "softmax": lambda x: x.softmax(-1),

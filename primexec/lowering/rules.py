@@ -259,3 +259,11 @@ def _soft_margin_backward(grad: Tensor, a: Tensor, target: Tensor, reduction: in
 def _relu(a: Tensor) -> Any:
     """As the kernel: -0.0 stays."""
     return torch.where(a < 0, _full([], 0, a.dtype, a.device), a)
+
+
+@rule("aten.hardsigmoid_backward.default")
+def _hardsigmoid_backward(grad: Tensor, a: Tensor) -> Any:
+    """As the kernel, whose sixth is a float32 in every dtype."""
+    wide = torch.float32 if grad.dtype in (torch.bfloat16, torch.float16) else grad.dtype
+    slope = grad.to(wide) * 0.1666666716337204
+    return torch.where((a > -3) & (a < 3), slope, _full([], 0.0, wide, a.device)).to(grad.dtype)

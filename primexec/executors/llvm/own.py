@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec.executors.llvm.schedule import SCANS, prim
+from primexec.executors.llvm import maps
+from primexec.executors.llvm.schedule import SCANS, prim, step, value
 from primexec.lowering.expand import Expansion, expand_by, inline
 
 _prims = torch.ops.prims
@@ -165,7 +166,35 @@ def rewritten(graph: fx.Graph) -> fx.Graph:
     """A graph with the simpler prims in place, and a copy before each write; itself where nothing changes."""
     while any(is_own(n) for n in graph.nodes if n.op == "call_function"):
         graph = _once(graph)
+    if any(_is_no_view_of_memory(n) for n in graph.nodes):
+        graph = _with_copies(graph)
     return graph
+
+
+def _is_no_view_of_memory(node: fx.Node) -> bool:
+    """Whether a view that no index map makes is none of its argument's memory either, but of a contiguous copy."""
+    if prim(node) != "view" or step(node, maps.identity(value(node).shape), value(node).dim()) is not None:
+        return False
+    t = value(node.args[0])  # type: ignore[arg-type]
+    try:
+        torch.empty_strided(t.shape, t.stride(), device="meta").view(value(node).shape)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _with_copies(graph: fx.Graph) -> fx.Graph:
+    made = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = copy = made.node_copy(node, copies.__getitem__)
+        if _is_no_view_of_memory(node):
+            with made.inserting_before(copy):
+                fresh = made.call_function(_prims.clone.default, (copy.args[0],))
+            t = value(copy.args[0])  # type: ignore[arg-type]
+            fresh.meta.update(copy.meta, val=torch.empty(t.shape, dtype=t.dtype, device="meta"))
+            copy.args = (fresh, *copy.args[1:])
+    return made
 
 
 def _once(graph: fx.Graph) -> fx.Graph:
