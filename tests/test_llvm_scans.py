@@ -56,6 +56,15 @@ def test_logcumsumexp(dtype: torch.dtype) -> None:
             torch.testing.assert_close(got, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_rounded_not_cut(dtype: torch.dtype) -> None:
+    a = data(37, 53, dtype=dtype)
+    for fn in (lambda a: a.cumsum(1), lambda a: a.cumsum(0), lambda a: (a / 4 + 1).cumprod(1), lambda a: -a.cumsum(1)):
+        same(run(fn, a), fn(a))
+    low = torch.full((2,), -9984.0, dtype=dtype)
+    same(run(lambda a: a.logcumsumexp(0), low), low.logcumsumexp(0))
+
+
 @pytest.mark.parametrize("shape", [(1,), (0, 3), (7, 1), (1, 31), (2, 3, 5), (3, 130), (130, 33)], ids=str)
 def test_sizes(shape: tuple[int, ...]) -> None:
     a = (data(*shape) * 3).round()

@@ -111,7 +111,8 @@ class OrderedWriter(KernelWriter):
         element = _element(v)
         new = new if new.element == element else new.cast("fpext", element)
         self.state[id(v)] = made = _joined(v, self.state[id(v)], new)
-        return made if element == REGISTER[v.dtype] else rounded(made.cast("fptrunc", REGISTER[v.dtype]), v.dtype)
+        held = REGISTER[v.dtype]
+        return rounded(made if element == held else made.cast("fptrunc", held), v.dtype)
 
     def _change(self, s: Store, lanes: int, at: Positions, local: dict[int, Value]) -> None:
         """Writes a value, joined with what stands there."""
