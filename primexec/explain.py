@@ -50,6 +50,7 @@ class Explanation:
             return f"{self.name}: runs inline, inside another trace or transform"
         lines = [f"{self.name}: {'served from the cache' if self.cached else 'not in the cache'}"]
         lines += [f"  {line}" for line in str(self.plan).splitlines()]
+        lines += [f"  {line}" for line in self.plan.program.notes]
         lines += [f"  {line}" for line in self.kernels[:_MAX_KERNEL_LINES]]
         if len(self.kernels) > _MAX_KERNEL_LINES:
             lines.append(f"  and {len(self.kernels) - _MAX_KERNEL_LINES} lines more, in `kernels`")

@@ -36,7 +36,11 @@ def compile_program(
     Raises:
         ExecutorError: where an executor fails, or a strict program would fall back.
     """
-    program = passes.run(program, functional=any(e.name != "aten" for e in executors))
+    program = passes.run(
+        program,
+        functional=any(e.name != "aten" for e in executors),
+        layouts=any(getattr(e, "any_layout", False) for e in executors),
+    )
     verify_captured(program)
     allowed = registry.allowed(options, executors, device_of(program))
     plan = partition(program, executors, allowed=allowed, inference=inference)

@@ -41,7 +41,7 @@ LAYERS = (
     "lowering", "lowering.program", "lowering.expand", "lowering.rules_special", "lowering.rules_grid",
     "lowering.rules_backward", "lowering.rules_whole", "lowering.rules_resampling", "lowering.rules_indexing",
     "lowering.rules",
-    "passes", "passes.*", "verify", "placement",
+    "passes", "passes.[!e]*", "passes.emission", "verify", "placement",
     "prims.__main__", "prims", "prims.[!b]*", "prims.base",
     "reference", "reference.pointwise", "reference.shape", "reference.reduction", "reference.indexing",
     "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",

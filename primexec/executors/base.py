@@ -74,6 +74,9 @@ class Executor(Protocol):
     An executor may say `exact = True`: when it compiles, it makes sure that its code returns what the region's
     metadata says, strides included. Results of all others are checked at every call.
 
+    An executor may say `any_layout = True`: its code runs as well on tensors in another layout, so that chains of
+    convolutions around it may be kept in channels-last memory. Results of the program keep eager's strides.
+
     An executor may have a method `describe(region, options)`: lines of text that `explain()` shows about a region.
 
     An executor may have an attribute `expected_failures`: the path of the TOML file of what it is known to do wrong,

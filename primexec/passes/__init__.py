@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from primexec.config import verifies_passes
+from primexec.passes.channels_last import ChannelsLast
 from primexec.passes.common import MergeEqual, RemoveNoOps
 from primexec.passes.constants import FoldConstants, ShareConstants
 from primexec.passes.copies import RemoveLastCopies
@@ -26,13 +27,15 @@ class Pass(Protocol):
 PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveLastCopies(), RemoveDeadCode(), ShareConstants(), FoldConstants())
 # What executors other than `aten`, which take operators without effects only, ask for besides.
 FUNCTIONAL: tuple[Pass, ...] = (Functionalize(),)
+# What executors ask for whose kernels run as well on memory in another layout.
+LAYOUTS: tuple[Pass, ...] = (ChannelsLast(),)
 # Programs in prims, whose results alone count.
 PRIMS: tuple[Pass, ...] = (RemoveNoOps(), MergeEqual())
 
 
-def run(program: Program, *, functional: bool = False) -> Program:
-    """Run the PIPELINE on a captured program, then FUNCTIONAL where that is asked for."""
-    return _run(PIPELINE + FUNCTIONAL * functional, program, verify_captured)
+def run(program: Program, *, functional: bool = False, layouts: bool = False) -> Program:
+    """Run the PIPELINE on a captured program, then FUNCTIONAL and LAYOUTS where these are asked for."""
+    return _run(PIPELINE + FUNCTIONAL * functional + LAYOUTS * layouts, program, verify_captured)
 
 
 def run_prims(program: Program) -> Program:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from primexec import _torch, effects
-from primexec.program import Program, TensorSpec
+from primexec.passes.emission import emit
+from primexec.program import Program
 
 _RENAMED = {
     "aten.normal_.default": "aten.normal_functional.default",
@@ -275,13 +276,4 @@ class _Rewrite:
         return part
 
     def _emit(self, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """A new node on the line of another one."""
-        node = self.graph.call_function(op, args, kwargs)
-        values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-        like: Any = next(v for v in _torch.pytree.tree_leaves(values) if isinstance(v, Tensor))
-        with _torch.quiet_modes(), like.fake_mode, torch.no_grad():
-            out = op(*values[0], **values[1])
-        node.meta = {k: origin.meta[k] for k in ("source", "stack_trace", "inference") if k in origin.meta}
-        spec = TensorSpec.of(out) if isinstance(out, Tensor) else [TensorSpec.of(t) for t in out]
-        node.meta.update(val=out, spec=spec)
-        return node
+        return emit(self.graph, origin, op, *args, **kwargs)

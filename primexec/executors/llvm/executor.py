@@ -57,6 +57,7 @@ class LlvmExecutor:
     name = "llvm"
     protocol_version = PROTOCOL_VERSION
     exact = True
+    any_layout = True
     parameters = frozenset({"fuel", "precise_casts"})
 
     def supports(self, node: fx.Node) -> Support:

@@ -35,10 +35,12 @@ from primexec.executors.llvm.schedule import (
 from primexec.executors.llvm.writes import SCATTERS, write_of
 
 RECOMPUTED_PRIMS = 8  # as many prims are computed again for each user rather than kept
+REPEATED = 16  # times from which on what is slow is kept rather than computed for each element that repeats it
 GATHERED_PRIMS = 2  # as many prims are computed again for each element that is gathered
 INLINED_PRIMS = 48  # as many prims stand in one expression
 KERNEL_PRIMS = 160
 KERNEL_BUFFERS = 40
+SLOW = frozenset({"sqrt", "reciprocal", "rsqrt"})
 
 
 class Scheduler(State):
@@ -72,7 +74,8 @@ class Scheduler(State):
                         tuple(self.checks))  # fmt: skip
 
     def _buffer(self, kind: str, t: torch.Tensor) -> int:
-        strides = maps.row_major(t.shape) if kind == "arena" else t.stride()
+        packed = kind != "arena" or torch.ops.aten.is_non_overlapping_and_dense.default(t)
+        strides = t.stride() if packed else maps.row_major(t.shape)
         self.buffers.append(Buffer(kind, tuple(t.shape), tuple(strides), t.dtype))
         return len(self.buffers) - 1
 
@@ -82,8 +85,14 @@ class Scheduler(State):
         returned = set(self.returned)
         weight: dict[fx.Node, int] = dict.fromkeys(self.inputs, 0)
         dear: set[fx.Node] = set()
+        slow: set[fx.Node] = set()
         for node in self.nodes:
             name, arguments = prim(node), node.all_input_nodes
+            if any(a in slow and a not in self.roots for a in arguments) and _repeats(node):
+                self.roots[arguments[0]] = "kept: slow, and repeated"
+                weight[arguments[0]] = 0
+            if name in SLOW or any(a in slow and a not in self.roots for a in arguments):
+                slow.add(node)
             if name in VIEWS:
                 source = arguments[0]
                 if step(node, maps.identity(value(node).shape), value(node).dim()) is None:
@@ -284,3 +293,16 @@ class Scheduler(State):
                 for node, _ in self._reads(root, group.shape if whole else value(root).shape):
                     if node not in self.buffer_of and self.place[node] != number:
                         self.buffer_of[node] = self._buffer("arena", value(node))
+
+
+def _repeats(node: fx.Node) -> bool:
+    """Whether a view repeats its argument, but not along what its users walk innermost: there, loops keep it anyway."""
+    if prim(node) not in VIEWS or value(node).numel() < REPEATED * max(1, value(node.all_input_nodes[0]).numel()):
+        return False
+    shape, steps = value(node).shape, value(node).stride()
+    for user in node.users:
+        if user.op == "call_function" and isinstance(user.meta["val"], torch.Tensor) and value(user).shape == shape:
+            walked = [(s, a) for a, (s, n) in enumerate(zip(value(user).stride(), shape, strict=True)) if n != 1]
+            if walked and steps[min(walked)[1]] != 0:
+                return True
+    return False

@@ -1,0 +1,36 @@
+"""New nodes in the graph of a captured program, with the metadata that a capture would have given them."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch
+from primexec.program import TensorSpec
+
+_KEPT = ("source", "stack_trace", "inference")
+
+
+def emit(graph: fx.Graph, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node on the line of another one."""
+    node = graph.call_function(op, args, kwargs)
+    node.meta = {k: origin.meta[k] for k in _KEPT if k in origin.meta}
+    infer(node)
+    return node
+
+
+def infer(node: fx.Node) -> None:
+    """Gives a node the metadata of its result, from that of its arguments."""
+    given: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    args, kwargs = given
+    if node.target is operator.getitem:
+        out: Any = args[0][args[1]]
+    else:
+        like: Any = next(v for v in _torch.pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor))
+        with _torch.quiet_modes(), like.fake_mode, torch.no_grad():
+            out = node.target(*args, **kwargs)  # type: ignore[operator]
+    spec = TensorSpec.of(out) if isinstance(out, Tensor) else [TensorSpec.of(t) for t in out]
+    node.meta.update(val=out, spec=spec)
