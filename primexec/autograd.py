@@ -16,7 +16,7 @@ from primexec.errors import PrimexecError
 from primexec.joint import CONTIGUOUS, Gradients, Joint
 from primexec.partition import Plan
 from primexec.program import Program, Static
-from primexec.runtime import Executable
+from primexec.runtime import Executable, alone
 
 Compile = Callable[[Program], Executable]
 
@@ -104,7 +104,7 @@ class Training:
             f"  return {_tuple([made[i] for i in self.joint.roots])}",
         ]
         namespace = {"below_autograd": _torch_autograd.below_autograd(), "set_grad": _torch.set_grad_enabled}
-        namespace["alone"] = _alone
+        namespace["alone"] = alone
         return _written("enter", lines, {"forward": self.forward, **namespace})
 
     def _alone(self) -> list[int]:
@@ -162,11 +162,6 @@ def _tuple(names: list[str]) -> str:
 def _written(name: str, lines: list[str], namespace: dict[str, Any]) -> Callable[..., Any]:
     exec(compile("\n".join(lines), f"<primexec {name}>", "exec"), namespace)
     return namespace.pop(name)  # type: ignore[no-any-return]  # no cycle through its globals
-
-
-def _alone(t: Tensor) -> Tensor:
-    """The same memory and no view: eager's result is none where a kernel ends in one (stack), and may be changed."""
-    return t.new_empty(0).set_(t)  # type: ignore[call-overload, no-any-return]
 
 
 class _Run(torch.autograd.Function):

@@ -17,6 +17,7 @@ LOG_TOPICS = ("trace", "guards", "plan", "kernels")
 RETRACES_BEFORE_WARNING = 8
 
 _disabled: ContextVar[bool] = ContextVar("primexec_disabled", default=False)
+_preferred: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Options:
     """What a program is compiled with: executors in order of priority, and their parameters.
 
     Attributes:
-        executors: names in order of priority; `("auto",)` means the best for the inputs' device.
+        executors: names in order of priority; `("auto",)` means those of PRIMEXEC_EXECUTOR, or the best for the
+            inputs' device.
         parameters: `(name, value)` pairs in order of name.
     """
 
@@ -99,11 +101,18 @@ def logger(topic: str) -> logging.Logger:
     return logging.getLogger(f"primexec.{topic}")
 
 
+def preferred() -> tuple[str, ...]:
+    """The executors that "auto" stands for, by PRIMEXEC_EXECUTOR="llvm,aten"; none where it is not set."""
+    return _preferred
+
+
 def _read_environment() -> None:
+    global _preferred
+    _preferred = _names("PRIMEXEC_EXECUTOR")
     if os.environ.get("PRIMEXEC_DISABLE", "0") not in ("", "0"):
         global _disabled
         _disabled = ContextVar("primexec_disabled", default=True)
-    topics = [t.strip() for t in os.environ.get("PRIMEXEC_LOGS", "").split(",") if t.strip()]
+    topics = _names("PRIMEXEC_LOGS")
     unknown = [t for t in topics if t not in LOG_TOPICS]
     if unknown:
         raise ValueError(f"PRIMEXEC_LOGS names unknown topics {unknown}; known ones are {list(LOG_TOPICS)}")
@@ -113,6 +122,10 @@ def _read_environment() -> None:
         logging.getLogger("primexec").addHandler(handler)
     for topic in topics:
         logger(topic).setLevel(logging.DEBUG)
+
+
+def _names(variable: str) -> tuple[str, ...]:
+    return tuple(n.strip() for n in os.environ.get(variable, "").split(",") if n.strip())
 
 
 _read_environment()

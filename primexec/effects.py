@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -54,6 +55,19 @@ def seen_memory(graph: fx.Graph, *, inputs: bool = False) -> set[int | None]:
     """Storages in which it shows who shares them: those written to and those of results; if asked, of inputs too."""
     ends = graph.output_node().all_input_nodes + (graph.find_nodes(op="placeholder") if inputs else [])
     return written_memory(graph).union(map(storage_of, ends))
+
+
+def memory_of(graph: fx.Graph) -> Callable[[fx.Node], int | None]:
+    """As `storage_of`; but all inputs are one memory where one is written to: later calls may pass overlapping ones."""
+    inputs = {s for n in graph.find_nodes(op="placeholder") if (s := storage_of(n)) is not None}
+    if inputs.isdisjoint(written_memory(graph)):
+        return storage_of
+    one = min(inputs)
+
+    def memory(node: fx.Node) -> int | None:
+        return one if (storage := storage_of(node)) in inputs else storage
+
+    return memory
 
 
 def changes_metadata(op: Any) -> bool:

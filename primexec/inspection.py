@@ -26,7 +26,8 @@ def inspect(program: Program, form: str, parameters: Mapping[str, object]) -> st
 
 def _blocks(program: Program, form: str, options: Options) -> Iterator[str]:
     executors = registry.resolve(options, device_of(program))
-    plan = partition(passes.run(program, functional=True, layouts=True), executors, allowed=None, inference=False)
+    laid_out = passes.run_layouts(passes.run_functional(passes.run(program)))
+    plan = partition(laid_out, executors, allowed=None, inference=False)
     lower: Any = importlib.import_module("primexec.executors.llvm.executor").lower
     kernel_graphs: Any = importlib.import_module("primexec.executors.llvm.library").kernel_graphs
     for region in plan.regions:

@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec.errors import ExecutorError
@@ -78,7 +78,7 @@ def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[s
     Raises:
         ExecutorError: where a node is left to an executor that is not among the allowed ones.
     """
-    pinned = _pinned(program)
+    pinned = _pinned(program, inference)
     judged: dict[tuple[str, Expansion], Support] = {}
     claims = {node: _claim(node, executors, pinned, judged) for node in program.nodes}
     if allowed is not None:
@@ -86,7 +86,8 @@ def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[s
     groups = _groups(program, claims, pinned, gainful=allowed is None)
     placeholders = tuple(n for n in program.graph_module.graph.nodes if n.op == "placeholder")
     returned = tuple(program.graph_module.graph.output_node().args[0])  # type: ignore[arg-type]
-    if len(groups) <= 1:
+    tensors_only = all(isinstance(n.meta.get("val"), Tensor) for n in placeholders)  # `aten` takes generators, too
+    if not groups or (len(groups) == 1 and (tensors_only or groups[0].executor == "aten")):
         name = groups[0].executor if groups else executors[-1].name
         if any(claim.expansion is not None for claim in claims.values()):
             region = _region(program, 0, groups[0], claims, inference, placeholders, returned)
@@ -199,7 +200,7 @@ def _ask(executor: Executor, node: fx.Node) -> Support:
     return support
 
 
-def _pinned(program: Program) -> dict[fx.Node, str]:
+def _pinned(program: Program, inference: bool) -> dict[fx.Node, str]:
     """Nodes that only `aten` may run, with the reason: what they do shows outside of their own result."""
     nodes = program.nodes
     written = effects.written_memory(program.graph_module.graph)
@@ -211,6 +212,8 @@ def _pinned(program: Program) -> dict[fx.Node, str]:
             pinned[node] = "it computes a size"
         elif effects.has_effect(node):
             pinned[node] = "it has effects"
+        elif node.meta.get("inference", inference) != inference:
+            pinned[node] = "it runs in another inference mode"
         elif any(effects.aliases_input(r) and effects.storage_of(r) in written for r in results):
             pinned[node] = "it aliases memory that is changed in place"
         elif any(effects.aliases_input(r) and r in returned for r in results):

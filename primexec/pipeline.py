@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from primexec import passes
+from primexec import effects, passes
 from primexec.config import Options, logger, verifies_passes
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.partition import partition
 from primexec.program import Program
-from primexec.runtime import Executable, compile_plan
+from primexec.runtime import Executable, compile_plan, without_views
 from primexec.verify import verify_captured
 from primexec.verify_plan import verify_planned
 
@@ -36,18 +38,29 @@ def compile_program(
     Raises:
         ExecutorError: where an executor fails, or a strict program would fall back.
     """
-    program = passes.run(
-        program,
-        functional=any(e.name != "aten" for e in executors),
-        layouts=any(getattr(e, "any_layout", False) for e in executors),
-    )
+    exact = passes.run(program)
+    functional = passes.run_functional(exact) if len(executors) > 1 else exact
+    program = passes.run_layouts(functional) if any(getattr(e, "any_layout", False) for e in executors) else functional
     verify_captured(program)
     allowed = registry.allowed(options, executors, device_of(program))
     plan = partition(program, executors, allowed=allowed, inference=inference)
+    only_aten = all(region.executor == "aten" for region in plan.regions)
+    if only_aten and program.graph_module is functional.graph_module is not exact.graph_module:
+        plan = partition(replace(exact, notes=program.notes), executors, allowed=allowed, inference=inference)
     if verifies_passes():
         verify_planned(plan, executors)
     _log.debug("%s", plan)
-    return compile_plan(plan, {e.name: e for e in executors}, options.for_executors(), boxed=boxed)
+    executable = compile_plan(plan, {e.name: e for e in executors}, options.for_executors(), boxed=boxed)
+    views = _new_views(exact, plan.program)
+    return replace(executable, run=without_views(executable.run, views)) if views else executable
+
+
+def _new_views(exact: Program, program: Program) -> list[int]:
+    """Positions of results that are views in functional form alone, of memory that the program makes."""
+    given = {effects.storage_of(n) for n in program.graph_module.graph.find_nodes(op="placeholder")}
+    outputs = enumerate(zip(exact.outputs, program.outputs, strict=True))
+    made = [(i, a, b) for i, (a, b) in outputs if effects.is_view(b) and effects.storage_of(b) not in given]
+    return [i for i, a, _ in made if not a.meta["val"]._is_view()]
 
 
 def device_of(program: Program) -> torch.device:

@@ -53,7 +53,8 @@ class _Placer:
     def __init__(
         self, graph: fx.Graph, homes: Mapping[fx.Node, str], movable: Callable[[fx.Node], bool], anywhere: str
     ) -> None:
-        self.graph, self.homes = graph, homes
+        self.homes = homes
+        self.memory = effects.memory_of(graph)
         self.nodes = [n for n in graph.nodes if n.op == "call_function"]
         self.anywhere = anywhere
         self.returned = set(graph.output_node().all_input_nodes)
@@ -96,10 +97,10 @@ class _Placer:
             if node.target is operator.getitem and node.args[0] in self.region:
                 self.region[node] = self.region[node.args[0]]
                 continue
-            storages = [s for n in (*node.all_input_nodes, *effects.results_of(node)) if (s := effects.storage_of(n))]
+            storages = [s for n in (*node.all_input_nodes, *effects.results_of(node)) if (s := self.memory(n))]
             after = [self.region[n] for n in self._sources(node)]
             after += [written[s] for s in storages if s in written]
-            changed = [s for w in effects.writes(node) if (s := effects.storage_of(w))]
+            changed = [s for w in effects.writes(node) if (s := self.memory(w))]
             after += [touched[s] for s in changed if s in touched]
             ordered = effects.has_effect(node)
             if ordered:
@@ -120,7 +121,7 @@ class _Placer:
 
     def _sink(self) -> None:
         """What depends on the program's inputs alone goes to its first user: what is made early must be kept long."""
-        written = effects.written_memory(self.graph)
+        written = {self.memory(w) for n in self.nodes for w in effects.writes(n)}
         loose: dict[fx.Node, None] = {}
         for node in self.nodes:
             if (
@@ -129,7 +130,7 @@ class _Placer:
                 and effects.results_of(node) == [node]
                 and node.target is not operator.getitem
                 and all(n in loose for n in self._sources(node))
-                and not any(effects.storage_of(n) in written for n in node.all_input_nodes)
+                and not any(self.memory(n) in written for n in node.all_input_nodes)
             ):
                 loose[node] = None
         for node in reversed(loose):

@@ -41,7 +41,9 @@ def compile_plan(
     """
     regions = [replace(r, boxed=boxed and r.executor == "aten") for r in plan.regions]
     functions = [_compile(region, executors[region.executor], options) for region in regions]
-    if len(functions) == 1 and regions[0].boxed == boxed:
+    graph = plan.program.graph_module.graph
+    signature = [(*graph.find_nodes(op="placeholder"),)], [graph.output_node().args[0]]
+    if ([*plan.inputs], [*plan.outputs]) == signature and regions[0].boxed == boxed:
         return Executable(plan, functions[0], 1)
     return Executable(plan, _join(plan, functions, boxed), len(functions))
 
@@ -92,6 +94,23 @@ def _laid_out(t: Tensor, strides: tuple[Any, ...]) -> Tensor:
     if t.stride() == strides or not all(type(s) is int for s in strides):
         return t
     return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def alone(t: Tensor) -> Tensor:
+    """The same memory and no view: eager's result is none where a kernel ends in one (stack), and may be changed."""
+    return t.new_empty(0).set_(t)  # type: ignore[call-overload, no-any-return]
+
+
+def without_views(run: Callable[..., Sequence[Tensor]], places: Sequence[int]) -> Callable[..., Sequence[Tensor]]:
+    """The function, where the results at these places are no views, though it makes them as such."""
+
+    def run_alone(*inputs: Any) -> Sequence[Tensor]:
+        results = list(run(*inputs))
+        for i in places:
+            results[i] = alone(results[i]) if results[i]._is_view() else results[i]
+        return results
+
+    return run_alone
 
 
 def _join(plan: Plan, functions: Sequence[RegionFunction], boxed: bool) -> Callable[..., Sequence[Tensor]]:

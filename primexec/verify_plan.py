@@ -78,11 +78,12 @@ def _check_order(ran: list[fx.Node], program: Program) -> None:
             if before is not None and number[n] < number[before]:
                 raise broken(n, f"has an effect and runs after {before.name}, before which it stands")
             before = n
-    for storage in effects.written_memory(program.graph_module.graph):
+    memory = effects.memory_of(program.graph_module.graph)
+    for storage in {memory(w) for n in program.nodes for w in effects.writes(n)}:
         last = write = -1  # of those that have run
         for n in ran:
-            if storage in map(effects.storage_of, (n, *n.all_input_nodes)) and not is_free(n):
-                writes = any(effects.storage_of(w) == storage for w in effects.writes(n))
+            if storage in map(memory, (n, *n.all_input_nodes)) and not is_free(n):
+                writes = any(memory(w) == storage for w in effects.writes(n))
                 if number[n] < (last if writes else write):
                     raise broken(
                         n, "runs after an operator before which it stands, and one of them writes to its memory"

@@ -1,5 +1,6 @@
 """What the whole suite shares: the exhaustive mode and the settings of hypothesis."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# Captured programs are held to eager bit for bit, as only this executor runs them; tests of others name these.
+os.environ["PRIMEXEC_EXECUTOR"] = "aten"
 from primexec.config import verify_passes
 
 # Reproducible and without a database: a run depends on the code alone. Tracing takes as long as it takes.

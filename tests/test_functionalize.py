@@ -113,6 +113,36 @@ def test_random_draws_keep_their_numbers() -> None:
     assert torch.equal(mine, draw(X))
 
 
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(0, 1),
+    "channels last": lambda x: x[None].to(memory_format=torch.channels_last),
+    "sliced": lambda x: x[:, ::2],
+}
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: torch.nn.functional.dropout(x, 0.3),
+    "normal_": lambda x: torch.empty_like(x).normal_(1, 2),
+    "bernoulli_": lambda x: torch.zeros_like(x).bernoulli_(0.4),
+    "exponential_": lambda x: (x * 2).exponential_(),
+    "view": lambda x: (x * 2).transpose(-1, -2).uniform_(),
+    "rand_like": torch.rand_like,
+    "bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("draw", DRAWS)
+def test_draws_fall_where_eagers_do(draw: str, layout: str) -> None:
+    def fn(x: Tensor) -> Tensor:
+        return DRAWS[draw](LAYOUTS[layout](x * 2)) + 1
+
+    x = torch.randn(3, 4, 5)
+    torch.manual_seed(3)
+    mine = make_traced(fn, executor=("llvm", "aten"))(x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(mine, fn(x))
+
+
 @pytest.mark.parametrize("write", WRITES)
 def test_lowered_writes_to_inputs_are_copies(write: Callable[[Tensor], Any]) -> None:
     def program(x: Tensor) -> Any:

@@ -23,6 +23,12 @@ def test_same_as_eager(program: Program) -> None:
     harness.compare(program)
 
 
+@pytest.mark.parametrize("program", PROGRAMS, ids=name_of)
+def test_llvm_is_close_to_eager(program: Program) -> None:
+    with harness.rounding():
+        harness.compare(program, ("llvm", "aten"))
+
+
 @pytest.mark.parametrize("program", REFUSED, ids=name_of)
 def test_refused(program: Program) -> None:
     harness.refuses(program, FILE)

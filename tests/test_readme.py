@@ -78,7 +78,8 @@ def refusals() -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_run(page: Path) -> None:
+def test_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primexec.config, "_preferred", ())
     module = types.ModuleType("__main__")
     found = blocks(page)
     assert found

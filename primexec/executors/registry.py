@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import torch
 
-from primexec.config import COMMON_PARAMETERS, Options
+from primexec.config import COMMON_PARAMETERS, Options, preferred
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, Executor
 
@@ -136,5 +136,5 @@ def allowed(options: Options, executors: tuple[Executor, ...], device: torch.dev
 
 
 def _best(device: torch.device) -> tuple[str, ...]:
-    """The executors for inputs on this device, in order."""
-    return ("aten",)
+    """What "auto" stands for, in order: what the environment says, or the best for this device."""
+    return preferred() or (("llvm", "aten") if device.type == "cpu" else ("aten",))

@@ -33,9 +33,19 @@ LAYOUTS: tuple[Pass, ...] = (ChannelsLast(),)
 PRIMS: tuple[Pass, ...] = (RemoveNoOps(), MergeEqual())
 
 
-def run(program: Program, *, functional: bool = False, layouts: bool = False) -> Program:
-    """Run the PIPELINE on a captured program, then FUNCTIONAL and LAYOUTS where these are asked for."""
-    return _run(PIPELINE + FUNCTIONAL * functional + LAYOUTS * layouts, program, verify_captured)
+def run(program: Program) -> Program:
+    """Run the PIPELINE on a captured program."""
+    return _run(PIPELINE, program, verify_captured)
+
+
+def run_functional(program: Program) -> Program:
+    """Run FUNCTIONAL on what the PIPELINE left; its graph stays as it is."""
+    return _run(FUNCTIONAL, program, verify_captured)
+
+
+def run_layouts(program: Program) -> Program:
+    """Run LAYOUTS on what FUNCTIONAL left; its graph stays as it is."""
+    return _run(LAYOUTS, program, verify_captured)
 
 
 def run_prims(program: Program) -> Program:

@@ -51,11 +51,17 @@ class Functionalize:
         return _Rewrite(program, bases, back).run() if bases or back else program
 
 
+def _draws_in_order(node: fx.Node) -> bool:
+    """Whether random draws, if any, fall in the order of the elements: in place they fall in that of memory."""
+    return not effects.is_random(node) or all(w.meta["val"].is_contiguous() for w in effects.writes(node))
+
+
 def _can_copy_back(node: fx.Node) -> bool:
     if str(node.target) in _SEVERAL:
         return len(effects.writes(node)) == 2
     is_copy = node.target is torch.ops.aten.copy_.default
-    return len(effects.writes(node)) == 1 and functional(node.target) is not None and not node.users and not is_copy
+    fits = len(effects.writes(node)) == 1 and functional(node.target) is not None and _draws_in_order(node)
+    return fits and not node.users and not is_copy
 
 
 def _views_out_of_place(program: Program) -> Program:
@@ -110,7 +116,7 @@ def _is_plain_view(node: fx.Node) -> bool:
 
 
 def _can_carry(node: fx.Node, written: fx.Node, base: fx.Node) -> bool:
-    if len(effects.writes(node)) != 1 or functional(node.target) is None or node.users:
+    if len(effects.writes(node)) != 1 or functional(node.target) is None or node.users or not _draws_in_order(node):
         return False
     while written is not base:
         if _name(written) not in _INVERSES or (_name(written) == "as_strided" and written.args[0] is not base):
@@ -243,6 +249,10 @@ class _Rewrite:
 
     def _write(self, node: fx.Node, written: fx.Node) -> None:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+        first: Any = args[0]
+        if effects.is_random(node) and not first.meta["val"].is_contiguous():  # as the memory that eager writes to is
+            clone = self._emit(node, torch.ops.aten.clone.default, first, memory_format=torch.contiguous_format)
+            args = (clone, *args[1:])
         value = self._emit(node, functional(node.target), *args, *_defaults(node, len(args)), **kwargs)
         dtype = written.meta["val"].dtype
         if value.meta["val"].dtype != dtype:
