@@ -8,7 +8,7 @@ result is moved at random within what rounding explains for its operator (Parker
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, fx
 from primexec import effects, exact
 from primexec.divergence import Divergence, OpError, against, judge, new_row
 from primexec.executors.base import Executor
-from primexec.program import Program, op_name
+from primexec.program import op_name
 from primexec.runs import Exact, Perturbed, Singly, compiled
-from primexec.slices import Step, environment, frontier, part, placeholders, steps_of
+from primexec.slices import Step, Subject, frontier, part
 from primexec.ulp import difference, is_floating, spacing
 
 _SAMPLES = 3  # Monte Carlo runs
@@ -30,19 +30,9 @@ _RESTARTS = 8
 class Bisection:
     """The search among the prefixes of one program, for one executor that fuses."""
 
-    def __init__(
-        self,
-        program: Program,
-        inputs: Sequence[Any],
-        label: str,
-        reference: Callable[[], Exact | Singly],
-        executor: Executor,
-        aten: Executor,
-        options: Mapping[str, Any],
-    ) -> None:
-        self.program, self.inputs, self.label = program, inputs, label
-        self.reference, self.executor, self.aten, self.options = reference, executor, aten, options
-        self.steps = steps_of(program)
+    def __init__(self, subject: Subject, reference: Callable[[], Exact | Singly], executor: Executor) -> None:
+        self.subject, self.reference, self.executor = subject, reference, executor
+        self.program, self.steps = subject.program, subject.steps
         self.compiles = 0
         self.notes: list[str] = []
         self.base, self.rebased = 0, dict[fx.Node, Any]()
@@ -71,9 +61,8 @@ class Bisection:
 
     def _run(self, steps: Sequence[Step], outputs: Sequence[fx.Node]) -> dict[fx.Node, Any]:
         self.compiles += 1
-        run, taken = compiled(self.program, steps, outputs, self.executor, self.aten, self.options)
-        given = dict(zip(placeholders(self.program), self.inputs, strict=True))
-        results = run(*exact.copies([given[n] for n in taken]))
+        run, taken = compiled(self.subject, steps, outputs, self.executor)
+        results = run(*exact.copies([self.subject.given[n] for n in taken]))
         return dict(zip(outputs, results, strict=True))
 
     def _observe(self) -> tuple[dict[str, OpError], int | None]:
@@ -94,7 +83,7 @@ class Bisection:
         return errors, suspect
 
     def _runs(self) -> tuple[Exact | Singly, list[Perturbed]]:
-        samples = [Perturbed(self.program, self.inputs, seed) for seed in range(_SAMPLES)]
+        samples = [Perturbed(self.subject, seed) for seed in range(_SAMPLES)]
         self.spread = {}
         return self._reference(samples), samples
 
@@ -103,6 +92,13 @@ class Bisection:
         for run in (reference, *others):
             wide = isinstance(run, Exact)
             run.values.update({n: exact.widen(v) if wide else v for n, v in self.rebased.items()})
+        return reference
+
+    def _reference_at(self, cut: int) -> Exact | Singly:
+        """The reference after the steps before the cut."""
+        reference = self._reference()
+        for step in self.steps[self.base : cut]:
+            reference.step(step)
         return reference
 
     def _advance(self, reference: Exact | Singly, samples: Sequence[Perturbed], i: int) -> None:
@@ -123,7 +119,7 @@ class Bisection:
             return False
         if not is_floating(dtype):
             return spread > 0 or torch.equal(got, expected)
-        allowed = _MARGIN * spread + spacing(expected.abs().double().nan_to_num(0.0), dtype)
+        allowed = _MARGIN * spread + spacing(expected, dtype)
         return bool((difference(got, expected, dtype) <= allowed).all())
 
     def _is_bad(self, cut: int) -> bool:
@@ -131,9 +127,7 @@ class Bisection:
         if not outputs:
             return False
         got = self._run(self.steps[:cut], outputs)
-        reference = self._reference()
-        for step in self.steps[self.base : cut]:
-            reference.step(step)
+        reference = self._reference_at(cut)
         return any(not self._explained(n, got[n], reference.values[n], cut - 1) for n in outputs)
 
     def _first_bad(self, suspect: int | None) -> int | None:
@@ -158,8 +152,7 @@ class Bisection:
         results = [n for _, n in step.results]
         shown = list(dict.fromkeys((*taken, *results)))
         got = self._run(self.steps[:cut], shown)
-        inputs = environment(self.program, self.inputs) | got
-        judged = judge(step, inputs, got)
+        judged = judge(step, {**self.subject.given, **got}, got)
         discrete = not any(is_floating(n.meta["val"].dtype) for _, n in step.results)
         if judged.excess <= 1 and discrete:
             self.notes.append(
@@ -167,20 +160,14 @@ class Bisection:
                 "some elements, as its inputs do within rounding"
             )
             return None
-        reference = self._reference()
-        for s in self.steps[self.base : cut]:
-            reference.step(s)
-        accumulated = against(step.results, got, reference.values)
+        accumulated = against(step.results, got, self._reference_at(cut).values)
         piece, needed = part(self.program, self.steps[:cut], frontier(self.program, self.steps, cut))
-        given = environment(self.program, self.inputs)
-        row = new_row(step, self.label)
+        row = new_row(step, self.subject.label)
         spread = max((self.spread[n][-1][1] for n in results), default=0.0)
         excess = max(judged.excess, accumulated.absolute / (_MARGIN * spread) if spread else math.inf)
         found = f"found among {len(self.steps)} operators by {self.compiles} compiles"
-        return Divergence(
-            self.executor.name, self.label, row.node, row.op, row.source, accumulated, judged.error, excess, found,
-            piece, tuple(exact.copies([given[n] for n in needed])),
-        )  # fmt: skip
+        inputs = tuple(exact.copies([self.subject.given[n] for n in needed]))
+        return Divergence.at(row, self.executor.name, accumulated, judged.error, excess, found, piece, inputs)
 
     def _rebase(self, cut: int) -> None:
         """From here on the reference continues from what the executor has."""

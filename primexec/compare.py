@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from primexec.bisection import Bisection
 from primexec.cache import runs_inline
 from primexec.capture import Captured, Signature, capture, capture_lock
 from primexec.config import Options
-from primexec.divergence import Divergence, OpError, Row, new_row, walk
+from primexec.divergence import Divergence, Row, new_row, walk
 from primexec.errors import PrimexecError
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.gradients import read_place
 from primexec.program import Program
 from primexec.runs import Exact, Singly
-from primexec.slices import outputs_of, placeholders, steps_of, with_draws_as_inputs
+from primexec.slices import Subject, outputs_of, placeholders, with_draws_as_inputs
 from primexec.ulp import is_floating
 from primexec.verify import verify_captured
 
@@ -94,15 +95,15 @@ class Comparison:
         e = error.accumulated
         alone = f"{error.excess:.2g}" if error.local is not None else ""
         first = self.first[executor]
-        mark = " <" if first is not None and (first.part, first.node) == (row.part, row.node) else ""
+        mark = " <" if first is not None and first.key == row.key else ""
         return [f"{e.absolute:.2g}", f"{e.relative:.2g}", f"{e.ulps:.2g}", alone + mark]
 
     def _shown(self) -> list[Row]:
         """The rows of the divergences and those with the largest errors, in order."""
-        firsts = {(d.part, d.node) for d in self.first.values() if d is not None}
+        firsts = {d.key for d in self.first.values() if d is not None}
 
         def weight(row: Row) -> tuple[bool, float]:
-            return (row.part, row.node) in firsts, max((e.accumulated.ulps for e in row.errors.values()), default=0.0)
+            return row.key in firsts, max((e.accumulated.ulps for e in row.errors.values()), default=0.0)
 
         largest = set(sorted(self.rows, key=weight, reverse=True)[:_SHOWN])
         return [row for row in self.rows if row in largest]
@@ -126,12 +127,7 @@ class Comparison:
             # An error of zero, and an infinite one, have no place on a logarithmic scale.
             drawn = [(i, e.relative) for i, e in points if 0 < e.relative < float("inf")]
             (line,) = axes.plot([i for i, _ in drawn], [e for _, e in drawn], ".-", label=executor)
-            at = [
-                i
-                for i, r in enumerate(self.rows)
-                if divergence and (r.part, r.node) == (divergence.part, divergence.node)
-            ]
-            for i in at:
+            for i in [i for i, r in enumerate(self.rows) if divergence and r.key == divergence.key]:
                 axes.axvline(i, color=line.get_color(), linestyle="--", label=f"{executor} diverges")
         axes.set_yscale("log")
         axes.set_xlabel("operator of the program")
@@ -269,14 +265,15 @@ def _compare(
     floating = False
     for label, whole, values in _parts(program, inputs):
         changed, given, _ = with_draws_as_inputs(whole, values)
-        nodes = [n for s in steps_of(changed) for _, n in s.results]
-        floating = floating or any(is_floating(n.meta["val"].dtype) for n in nodes)
-        rows, found = _one_by_one(changed, given, label, reference, executors, parameters)
+        subject = Subject(label, changed, given, parameters)
+        floating = floating or any(is_floating(n.meta["val"].dtype) for s in subject.steps for _, n in s.results)
+        rows, found = _one_by_one(subject, reference, executors)
         for name in (n for n, e in executors.items() if getattr(e, "fuses", True)):
-            run = _reference(changed, given, reference, parameters)
-            search = Bisection(changed, given, label, run, executors[name], _aten(), parameters)
+            search = Bisection(subject, partial(_reference, subject, reference), executors[name])
             errors, divergence = search.search()
-            _enter(rows, name, errors)
+            for row in rows:
+                if row.node in errors:
+                    row.errors[name] = errors[row.node]
             found |= {name: replace(divergence, executor=name)} if divergence else {}
             compiles[name] = compiles.get(name, 0) + search.compiles
             notes += search.notes
@@ -294,38 +291,18 @@ def _compare(
 
 
 def _one_by_one(
-    program: Program,
-    inputs: list[Any],
-    label: str,
-    reference: str,
-    executors: dict[str, Executor],
-    parameters: Mapping[str, object],
-) -> tuple[list[Row], dict[str, Divergence | None]]:
-    single = {name: e for name, e in executors.items() if not getattr(e, "fuses", True)}
-    if not single:
-        return [new_row(s, label) for s in steps_of(program)], {}
-    runs = {name: Singly(program, inputs, e, _aten(), parameters) for name, e in single.items()}
-    rows, found = walk(program, inputs, label, _reference(program, inputs, reference, parameters)(), runs)
-    return rows, dict(found)
+    subject: Subject, reference: str, executors: dict[str, Executor]
+) -> tuple[list[Row], dict[str, Divergence]]:
+    runs = {name: Singly(subject, e) for name, e in executors.items() if not getattr(e, "fuses", True)}
+    if not runs:
+        return [new_row(s, subject.label) for s in subject.steps], {}
+    return walk(subject, _reference(subject, reference), runs)
 
 
-def _aten() -> Executor:
-    return registry.load("aten")
-
-
-def _reference(
-    program: Program, inputs: list[Any], name: str, parameters: Mapping[str, object]
-) -> Callable[[], Exact | Singly]:
+def _reference(subject: Subject, name: str) -> Exact | Singly:
     if name == "float64":
-        return lambda: Exact(program, inputs)
-    executor = registry.load("aten" if name == "eager" else name)
-    return lambda: Singly(program, inputs, executor, _aten(), parameters)
-
-
-def _enter(rows: list[Row], executor: str, errors: dict[str, OpError]) -> None:
-    for row in rows:
-        if row.node in errors:
-            row.errors[executor] = errors[row.node]
+        return Exact(subject)
+    return Singly(subject, registry.load("aten" if name == "eager" else name))
 
 
 def _parts(program: Program, inputs: list[Any]) -> Iterator[tuple[str, Program, list[Any]]]:
@@ -334,7 +311,7 @@ def _parts(program: Program, inputs: list[Any]) -> Iterator[tuple[str, Program, 
     backward: Program | None = program.backward
     if backward is None:
         return
-    _, _, results = with_draws_as_inputs(replace(program), inputs)
+    _, _, results = with_draws_as_inputs(program, inputs)
     made = dict(zip((n.name for n in outputs_of(program)), results, strict=True))
     made.update(zip((i.name for i in program.inputs), inputs, strict=True))
     generator = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ handed down is never blamed on who received it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from primexec import effects, exact, rounding
 from primexec.errors import SourceLine
 from primexec.program import Program, op_name, spec_of
 from primexec.runs import Exact, Singly
-from primexec.slices import Step, outputs_of, part, steps_of
+from primexec.slices import Step, Subject, outputs_of, part
 from primexec.ulp import Error, is_floating, measure
 
 _NO_ERROR = Error()
@@ -51,6 +51,11 @@ class Row:
     source: SourceLine | None
     errors: dict[str, OpError] = field(default_factory=dict)
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells operators apart."""
+        return self.part, self.node
+
 
 @dataclass(frozen=True, eq=False)
 class Divergence:
@@ -76,6 +81,16 @@ class Divergence:
     found: str
     program: Program = field(repr=False)
     inputs: tuple[Any, ...] = field(repr=False)
+
+    @classmethod
+    def at(cls, row: Row, executor: str, *rest: Any) -> Divergence:
+        """That of an executor at the operator of a row; the other fields as they stand."""
+        return cls(executor, row.part, row.node, row.op, row.source, *rest)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The same as of its row."""
+        return self.part, self.node
 
     def __str__(self) -> str:
         element = f" at {list(self.local.index)}" if self.local.index is not None else ""
@@ -122,7 +137,7 @@ def judge(step: Step, inputs: Mapping[fx.Node, Any], results: Mapping[fx.Node, A
         if dtype is None or not isinstance(results[n], Tensor):
             continue
         error = measure(results[n], expected[at], dtype)
-        excess = rounding.excess([results[n]], [expected[at]], [allowed[at]], [dtype])
+        excess = rounding.excess(results[n], expected[at], allowed[at], dtype)
         if excess > 1 and not is_floating(dtype) and _are_ties(step.node, inputs, results[n], expected[at]):
             excess, note = 0.0, f"{error.ulps:.0f} ties chosen otherwise"
         errors.append(error)
@@ -149,16 +164,16 @@ def _are_ties(node: fx.Node, inputs: Mapping[fx.Node, Any], got: Tensor, expecte
 
 
 def walk(
-    program: Program, inputs: Sequence[Any], label: str, reference: Exact | Singly, runs: Mapping[str, Singly]
+    subject: Subject, reference: Exact | Singly, runs: Mapping[str, Singly]
 ) -> tuple[list[Row], dict[str, Divergence]]:
     """Run the program on the reference and on executors side by side, one operator at a time."""
-    steps, rows = steps_of(program), []
+    rows: list[Row] = []
     first: dict[str, Divergence] = {}
-    last = _last_uses(program, steps)
-    for i, step in enumerate(steps):
+    last = _last_uses(subject)
+    for i, step in enumerate(subject.steps):
         before = {name: _before(step, run.values) for name, run in runs.items()}
         reference.step(step)
-        row = new_row(step, label)
+        row = new_row(step, subject.label)
         for name, run in runs.items():
             run.step(step)
             changed = [(0, n) for n in effects.writes(step.node) if not step.results]
@@ -167,26 +182,14 @@ def walk(
                 row.errors[name] = OpError(accumulated, note="runs on aten")
                 continue
             judged = judge(step, before[name], {n: run.values[n] for _, n in step.results})
-            ours = name == run.aten.name or step.node in run.mine
+            ours = run.is_aten or step.node in run.mine
             note = judged.note if ours else "runs on aten"
             row.errors[name] = OpError(accumulated, judged.error, judged.excess, note)
             if judged.excess > 1 and name not in first and ours:
-                piece, taken = part(program, [step], [n for _, n in step.results])
+                piece, taken = part(subject.program, [step], [n for _, n in step.results])
                 values = tuple(exact.copies([before[name][n] for n in taken]))
                 found = "run alone on the inputs it had"
-                first[name] = Divergence(
-                    name,
-                    label,
-                    row.node,
-                    row.op,
-                    row.source,
-                    accumulated,
-                    judged.error,
-                    judged.excess,
-                    found,
-                    piece,
-                    values,
-                )
+                first[name] = Divergence.at(row, name, accumulated, judged.error, judged.excess, found, piece, values)
         if step.results or row.errors:
             rows.append(row)
         for each in (reference, *runs.values()):
@@ -215,10 +218,10 @@ def _before(step: Step, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
     return dict(zip(taken, exact.copies(taken.values()), strict=True)) if effects.writes(step.node) else taken
 
 
-def _last_uses(program: Program, steps: Sequence[Step]) -> dict[int, list[fx.Node]]:
-    returned = set(outputs_of(program))
+def _last_uses(subject: Subject) -> dict[int, list[fx.Node]]:
+    returned = set(outputs_of(subject.program))
     last: dict[fx.Node, int] = {}
-    for i, step in enumerate(steps):
+    for i, step in enumerate(subject.steps):
         for n in (*step.nodes, *step.node.all_input_nodes):
             last[n] = i
     found: dict[int, list[fx.Node]] = {}

@@ -19,7 +19,7 @@ of Numerical Algorithms, 2nd ed., chapters 3 and 4). Each class adds the smalles
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -165,8 +165,7 @@ def _inner(dtype: torch.dtype) -> float:
 def _ulps(count: float, count16: float | None = None) -> Callable[[_Case], Bound]:
     def bound(case: _Case) -> Bound:
         def of(i: int, y: Tensor, dtype: torch.dtype) -> Tensor:
-            half = finfo(dtype).bits == 16 and count16 is not None
-            return (count16 if half and count16 else count) * spacing(y.abs().nan_to_num(0.0), dtype)
+            return (count16 if count16 and finfo(dtype).bits == 16 else count) * spacing(y, dtype)
 
         return of
 
@@ -180,7 +179,7 @@ def _conditioned(case: _Case) -> Bound:
         changes.append(case.again(lambda n, x, changed=changed, u=u: x * (1 + u) if n is changed else x.clone()))  # type: ignore[misc]
 
     def of(i: int, y: Tensor, dtype: torch.dtype) -> Tensor:
-        total = 4 * spacing(y.abs().nan_to_num(0.0), dtype)
+        total = 4 * spacing(y, dtype)
         for change in changes:
             total = total + 4 * _finite(difference(change[i], y, exact.wide(dtype)))
         return total
@@ -217,7 +216,7 @@ def _terms(inner: Callable[[torch.dtype], float]) -> Callable[[_Case], Bound]:
 
         def of(i: int, y: Tensor, dtype: torch.dtype) -> Tensor:
             n = _term_count(case.node, case.value_of, y)
-            total = 2 * spacing(y.abs().nan_to_num(0.0), dtype)
+            total = 2 * spacing(y, dtype)
             if added is not None:
                 total = total + 2 * unit(dtype) * _finite(added).max()
             return total + inner(dtype) * min(n, 8 + 4 * math.sqrt(n)) * _finite(sizes[i].abs())
@@ -274,16 +273,10 @@ _BOUNDS: dict[str, Callable[[_Case], Bound]] = {
 }
 
 
-def excess(
-    got: Sequence[Any], expected: Sequence[Any], allowed: Sequence[Tensor | None], dtypes: Sequence[Any]
-) -> float:
+def excess(got: Tensor, expected: Tensor, allowed: Tensor | None, dtype: torch.dtype) -> float:
     """The largest ratio of an element's error to what it is allowed; at most one where rounding explains all."""
-    worst = 0.0
-    for g, e, a, dtype in zip(got, expected, allowed, dtypes, strict=True):
-        if not isinstance(g, Tensor) or g.numel() == 0:
-            continue
-        if a is None:
-            worst = max(worst, 0.0 if torch.equal(g.detach(), e.detach()) else math.inf)
-        else:
-            worst = max(worst, (difference(g, e, dtype) / a).max().item())
-    return worst
+    if not got.numel():
+        return 0.0
+    if allowed is None:
+        return 0.0 if torch.equal(got.detach(), expected.detach()) else math.inf
+    return (difference(got, expected, dtype) / allowed).max().item()

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from primexec import effects, exact, rounding
+from primexec.executors import registry
 from primexec.executors.base import Executor
-from primexec.partition import partition
+from primexec.partition import Plan, partition
 from primexec.program import Program, op_name
 from primexec.runtime import compile_plan
-from primexec.slices import Step, environment, keep, part, run_step
+from primexec.slices import Step, Subject, environment, keep, part, run_step
 from primexec.ulp import is_floating, spacing
 
 
 class Exact:
     """A float64 run."""
 
-    def __init__(self, program: Program, inputs: Sequence[Any]) -> None:
-        self.values = environment(program, exact.copies(inputs, widened=True))
+    def __init__(self, subject: Subject) -> None:
+        self.values = environment(subject.program, exact.copies(subject.inputs, widened=True))
 
     def step(self, step: Step) -> None:
         keep(step, self.values, exact.evaluate(step.node, self.values.__getitem__))
@@ -30,8 +31,8 @@ class Exact:
 class Perturbed(Exact):
     """A float64 run in which every rounded result is moved at random within its allowance."""
 
-    def __init__(self, program: Program, inputs: Sequence[Any], seed: int) -> None:
-        super().__init__(program, inputs)
+    def __init__(self, subject: Subject, seed: int) -> None:
+        super().__init__(subject)
         self._generator = torch.Generator().manual_seed(seed)
 
     def step(self, step: Step) -> None:
@@ -65,7 +66,7 @@ def _narrows(node: fx.Node) -> bool:
 def _simple_allowances(node: fx.Node, results: list[Any]) -> list[Tensor | None]:
     """For operators in place, whose arguments are gone: 4 ulp."""
     return [
-        4 * spacing(y.abs().nan_to_num(0.0), d) if isinstance(y, Tensor) and d is not None and is_floating(d) else None
+        4 * spacing(y, d) if isinstance(y, Tensor) and d is not None and is_floating(d) else None
         for y, d in zip(results, exact.dtypes_of(node), strict=True)
     ]
 
@@ -73,13 +74,11 @@ def _simple_allowances(node: fx.Node, results: list[Any]) -> list[Tensor | None]
 class Singly:
     """A run of one executor, one operator at a time; what it declines runs on aten."""
 
-    def __init__(
-        self, program: Program, inputs: Sequence[Any], executor: Executor, aten: Executor, options: Mapping[str, Any]
-    ) -> None:
-        self.program, self.executor, self.aten, self.options = program, executor, aten, options
-        plan = partition(program, (executor, aten), allowed=None, inference=torch.is_inference_mode_enabled())
-        self.mine = {n for n, claim in plan.claims.items() if claim.executor == executor.name != aten.name}
-        self.values = environment(program, exact.copies(inputs))
+    def __init__(self, subject: Subject, executor: Executor) -> None:
+        self.subject, self.executor, self.is_aten = subject, executor, executor.name == "aten"
+        claims = {} if self.is_aten else _plan(subject.program, executor).claims
+        self.mine = {n for n, claim in claims.items() if claim.executor == executor.name}
+        self.values = environment(subject.program, exact.copies(subject.inputs))
 
     def step(self, step: Step) -> None:
         outputs = [n for _, n in step.results]
@@ -87,7 +86,7 @@ class Singly:
             run_step(step, self.values)
             return
         try:
-            run, inputs = compiled(self.program, [step], outputs, self.executor, self.aten, self.options)
+            run, inputs = compiled(self.subject, [step], outputs, self.executor)
             results = run(*(self.values[i] for i in inputs))
         except Exception as error:
             error.add_note(f"at {step.node.name} = {op_name(step.node.target)}\n  {step.node.meta.get('source')}")
@@ -97,15 +96,17 @@ class Singly:
 
 
 def compiled(
-    program: Program,
-    steps: Sequence[Step],
-    outputs: Sequence[fx.Node],
-    executor: Executor,
-    aten: Executor,
-    options: Mapping[str, Any],
+    subject: Subject, steps: Sequence[Step], outputs: Sequence[fx.Node], executor: Executor
 ) -> tuple[Callable[..., Sequence[Any]], list[fx.Node]]:
     """Some steps compiled for an executor, and the nodes whose values the function takes."""
-    piece, inputs = part(program, steps, outputs)
-    executors = tuple(dict.fromkeys((executor, aten)))
-    plan = partition(piece, executors, allowed=None, inference=torch.is_inference_mode_enabled())
-    return compile_plan(plan, {e.name: e for e in executors}, options).run, inputs
+    piece, inputs = part(subject.program, steps, outputs)
+    return compile_plan(_plan(piece, executor), _with_aten(executor), subject.options).run, inputs
+
+
+def _plan(program: Program, executor: Executor) -> Plan:
+    executors = tuple(_with_aten(executor).values())
+    return partition(program, executors, allowed=None, inference=torch.is_inference_mode_enabled())
+
+
+def _with_aten(executor: Executor) -> dict[str, Executor]:
+    return {executor.name: executor, "aten": registry.load("aten")}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,6 +41,30 @@ def steps_of(program: Program) -> list[Step]:
         tensors = tuple((at, n) for at, n in results if isinstance(n.meta.get("val"), Tensor))
         steps.append(Step(node, items, tensors))  # type: ignore[arg-type]
     return steps
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One program that is run in several ways, with the values of its inputs.
+
+    Attributes:
+        label: `forward` or `backward`.
+        options: the executor parameters that pieces of it are compiled with.
+    """
+
+    label: str
+    program: Program
+    inputs: Sequence[Any]
+    options: Mapping[str, Any]
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        return steps_of(self.program)
+
+    @cached_property
+    def given(self) -> Mapping[fx.Node, Any]:
+        """What is there before the first step."""
+        return environment(self.program, self.inputs)
 
 
 def placeholders(program: Program) -> list[fx.Node]:

@@ -42,13 +42,16 @@ def finfo(dtype: torch.dtype) -> torch.finfo:
     return torch.finfo(_REAL.get(dtype, dtype))
 
 
-def spacing(magnitude: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance of neighbouring numbers of `dtype` at each magnitude (float64, not negative).
+def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance of neighbouring numbers of `dtype` at each number, or complex number's length, in float64.
 
-    >>> spacing(torch.tensor([1.0, 1.5, 2.0], dtype=torch.float64), torch.bfloat16)
+    Next to infinities it is that of the largest number, and NaN counts as 0.
+
+    >>> spacing(torch.tensor([1.0, -1.5, 2.0]), torch.bfloat16)
     tensor([0.0078, 0.0078, 0.0156], dtype=torch.float64)
     """
     limits = finfo(dtype)
+    magnitude = x.abs().double().nan_to_num(0.0)
     exponent = torch.frexp(magnitude.clamp(limits.tiny, limits.max)).exponent
     return limits.eps * torch.exp2((exponent - 1).double())
 
@@ -92,7 +95,7 @@ def measure(got: Tensor, expected: Tensor, dtype: torch.dtype) -> Error:
         return Error(size.max().item(), _ratio(size, expected.double().abs()), apart.sum().item(), _worst(apart))
     apart = difference(got, expected, dtype)
     magnitude = expected.detach().abs().double()
-    ulps = (apart / spacing(magnitude.nan_to_num(nan=0.0), dtype)).nan_to_num(nan=math.inf, posinf=math.inf)
+    ulps = (apart / spacing(magnitude, dtype)).nan_to_num(nan=math.inf, posinf=math.inf)
     return Error(apart.max().item(), _ratio(apart, magnitude), ulps.max().item(), _worst(ulps))
 
 
