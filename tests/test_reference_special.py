@@ -51,6 +51,17 @@ TWO: dict[str, tuple[Callable[..., Any], list[tuple[float, float]], float]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["igamma", "igammac"])
+def test_elements_that_converge_early_do_not_drift(name: str) -> None:
+    """Points at which the factors flicker around one, among many others."""
+    points = np.array([(8.421949346149166, 9.924128206316519), (0.7938296066729178, 2.3211513329338302),
+                       (1.6106203195368858, 4.472843501883664), (8.004497910347801, 9.257786171721607)])  # fmt: skip
+    grid = np.random.default_rng(0).uniform(0.1, 10, (4000, 2))
+    got = reference.lookup(f"prims.{name}.default")(*np.concatenate([points, grid]).T)[: len(points)]
+    exact = [float(TWO[name][0](*map(mpmath.mpf, point))) for point in points]
+    np.testing.assert_allclose(got, exact, rtol=2e-14)
+
+
 @pytest.mark.parametrize("name", ONE)
 def test_one_argument(name: str) -> None:
     function, points, rtol = ONE[name]

@@ -269,15 +269,16 @@ def _incomplete_gamma(a: Array, x: Array) -> tuple[Array, Array]:
     c = np.full(a.shape, 1e300)
     d = 1 / b
     fraction = d
-    for i in range(1, 5000):
+    below = at < shape + 1
+    moving, i = ~below, 0  # what has converged would drift by the rounding of every further factor
+    while i < 5000 and bool(moving.any()):
+        i += 1
         coefficient = -i * (i - shape)
         b = b + 2
         d = 1 / (coefficient * d + b)
         c = b + coefficient / c
-        fraction = fraction * (c * d)
-        if bool(np.all(np.abs(c * d - 1) <= np.finfo(np.float64).eps)):
-            break
-    below = at < shape + 1
+        fraction = np.where(moving, fraction * (c * d), fraction)
+        moving = moving & (np.abs(c * d - 1) > np.finfo(np.float64).eps)
     p = np.where(below, factor * series, 1 - factor * fraction)
     q = np.where(below, np.where(shape < 1, _upper_near_zero(shape, at), 1 - factor * series), factor * fraction)
     # At the ends of the domain the two are 0 and 1.

@@ -105,7 +105,12 @@ def _transpose(w: _Writer, a: Known, b: int, c: int) -> tuple[Any, ...]:
 
 def _reshape(w: _Writer, a: Known, b: int, c: int) -> tuple[Any, ...] | None:
     n = a.value.numel()
-    return (a, [(n,), (1, n), (n, 1), (2, n // 2)][b % (4 if n and n % 2 == 0 else 3)])
+    shape = [(n,), (1, n), (n, 1), (2, n // 2)][b % (4 if n and n % 2 == 0 else 3)]
+    try:
+        a.node.meta["val"].view(shape)
+    except (RuntimeError, ValueError):
+        return None  # its strides do not allow it
+    return a, shape
 
 
 def _squeeze(w: _Writer, a: Known, b: int, c: int) -> tuple[Any, ...] | None:
