@@ -189,7 +189,9 @@ def test_later_passes_fetch_the_next_row(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
     x, w = data(70, 300), data(300)
     check(lambda x, w: F.layer_norm(x, (300,), w, w), x, w)
-    assert "llvm.prefetch" in made[-1].llvm
+    assert "i32 0, i32 3, i32 1)" in made[-1].llvm
+    check(lambda x: torch.softmax(x, -1), data(3, 8000))
+    assert "i32 0, i32 2, i32 1)" in made[-1].llvm  # rows that fill the first cache
     check(lambda x, w: x * w, x, w)
     assert "llvm.prefetch" not in made[-1].llvm
 
@@ -242,6 +244,14 @@ def test_reductions_of_and_over_nothing(shape: tuple[int, ...]) -> None:
         x = torch.ones(shape, dtype=torch.float64)
         traced = primexec.make_traced(lambda x, dim=dim: x.exp().sum(dim) + 1)
         assert torch.equal(traced(x, executor=("llvm", "aten")), x.exp().sum(dim) + 1)
+
+
+@pytest.mark.parametrize("size", [1, 31, 64, 1111])
+def test_sums_of_numbers_without_sign(size: int) -> None:
+    x = data(7, size)
+    check(lambda x: ((x * x).sum(1), x.exp().sum(1), x.abs().sum(1), (x.abs() * 1e38).exp().sum(1)), x)
+    check(lambda x: (x * x).sum(1), torch.where(x > 2, torch.nan, x))
+    check(lambda x: (x * x).sum(1), x * 1e19)
 
 
 def test_view_that_memory_does_not_allow() -> None:

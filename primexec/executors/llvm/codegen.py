@@ -55,6 +55,7 @@ from primexec.executors.llvm.vmath.core import exp
 
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
 AHEAD_BYTES = 1 << 17  # of a unit that is fetched before its turn
+NEAR_BYTES = 1 << 14  # of one that is fetched into the first cache, where the present unit leaves room
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class KernelWriter(Memory):
         self.even = all(cut % layout.lanes == 0 for cut in cuts)
         self.shorts: dict[int, bool] = {}
 
-    def _read_ahead(self) -> list[tuple[Access, int]]:
-        """What the next unit reads first, and how far away: later passes, which run from the cache, ask for it."""
+    def _read_ahead(self) -> list[tuple[Access, int, int]]:
+        """What later passes, which run from the cache, ask for: the next unit's first reads, how far, which cache."""
         layout = self.layout
         if not layout.outer or self._passes() < 2 or layout.pieces > 1 or layout.columns:
             return []
@@ -102,7 +103,8 @@ class KernelWriter(Memory):
         plain = [a for a in first if a.strides[self._lane_axis] == 1 and not a.indirect]
         found = [(a, a.strides[layout.outer[-1].axis]) for a in plain]
         size = sum(layout.unit_size * a.dtype.itemsize for a in plain)
-        return [(a, step) for a, step in found if step] if size <= AHEAD_BYTES else []
+        cache = 1 if size <= NEAR_BYTES else 2
+        return [(a, step, cache) for a, step in found if step] if size <= AHEAD_BYTES else []
 
     def write(self) -> list[Part]:
         """Adds the kernel's functions to the module; they are to run one after the other."""
@@ -397,8 +399,8 @@ class KernelWriter(Memory):
                 if id(v) in self.scratch:
                     self._get(v, width, at, local)
         if number == 1 and width > 1:
-            for access, distance in self.ahead:
-                self._prefetch(access, width, at, distance)
+            for access, distance, cache in self.ahead:
+                self._prefetch(access, width, at, distance, cache)
         self._stores(number, width, at, local)
         mine = states[widths.index(width)]
         for i, (r, a) in enumerate(zip(reductions, accumulators, strict=True)):

@@ -309,6 +309,15 @@ class Value:
         operands = [(self.type, self.like(v).name) for v in (self, *others)]
         return Value(self.e, self.element, self.lanes, self.e.call(self.type, f"llvm.{name}.{suffix}", operands))
 
+    def inserted(self, other: Value) -> Value:
+        """With the lanes of a scalar or a smaller vector in place of the first ones."""
+        found = self
+        for k in range(other.lanes):
+            one = other if other.lanes == 1 else picked(other, [k])
+            text = f"insertelement {self.type} {found.name}, {one.type} {one.name}, i32 {k}"
+            found = Value(self.e, self.element, self.lanes, self.e.emit(text))
+        return found
+
     def abs(self) -> Value:
         return self.intrinsic("fabs") if self.is_float else (self.compare("slt", 0)).select(-self, self)
 
@@ -366,6 +375,14 @@ def picked(v: Value, lanes: Sequence[int], other: Value | None = None) -> Value:
     second = other.name if other else "poison"
     text = f"shufflevector {v.type} {v.name}, {v.type} {second}, <{len(lanes)} x i32> <{mask}>"
     return Value(v.e, v.element, len(lanes), v.e.emit(text))
+
+
+def joined(parts: Sequence[Value]) -> Value:
+    """Vectors of one size, a power of two of them, after each other."""
+    if len(parts) == 1:
+        return parts[0]
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return joined([picked(a, range(2 * a.lanes), b) for a, b in pairs])
 
 
 def unlikely(mask: Value, usual: Value, rare: Callable[[], Value]) -> Value:

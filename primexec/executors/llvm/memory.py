@@ -121,12 +121,12 @@ class Memory:
             self.e.call("void", "llvm.x86.sse.sfence", [])
         self.streamed = False
 
-    def _prefetch(self, access: Access, lanes: int, at: Positions, distance: int) -> None:
-        """Asks for a vector that lies so many elements further on."""
+    def _prefetch(self, access: Access, lanes: int, at: Positions, distance: int, cache: int) -> None:
+        """Asks for a vector that lies so many elements further on, into the first or the second cache."""
         size = ELEMENT_BYTES[MEMORY[access.dtype]]
         total = self._offset(access, at, self.bases.get(id(access)))
         for line in range(0, lanes * size, CACHE_LINE):
             index = self.e.emit(f"add i64 {total}, {distance + line // size}")
             start = f"ptr {self.pointers[access.buffer]}"
             place = self.e.emit(f"getelementptr {type_of(MEMORY[access.dtype])}, {start}, i64 {index}")
-            self.e.call("void", "llvm.prefetch.p0", [("ptr", place), *(("i32", n) for n in ("0", "3", "1"))])
+            self.e.call("void", "llvm.prefetch.p0", [("ptr", place), *(("i32", n) for n in ("0", str(4 - cache), "1"))])

@@ -12,7 +12,7 @@ import torch
 
 from primexec.executors.llvm.emit import Emitter, Value, literal, picked, type_of
 from primexec.executors.llvm.instructions import F64, FLOATS, REGISTER, SIGNED, bits, convert, rounded
-from primexec.executors.llvm.ir import Reduce
+from primexec.executors.llvm.ir import Reduce, never_negative
 
 FOLDED_LANES = 8
 
@@ -31,6 +31,8 @@ class Accumulator:
         self.element = "f64" if wide else REGISTER[self.dtype]
         self.compensated = self.kind == "sum" and self.dtype is F64
         self.most = FOLDED_LANES if folded and wide and self.dtype is not F64 else 1 << 20
+        # Numbers without a sign do not cancel: adding two in float32 first costs half a unit of their sum at most.
+        self.paired = self.most == FOLDED_LANES and self.kind == "sum" and never_negative(reduction.arg)
 
     def initial(self, lanes: int) -> list[tuple[str, str]]:
         """Types and values before the first element, for vectors of so many lanes."""
@@ -61,6 +63,9 @@ class Accumulator:
         """With one more element (in each lane)."""
         v = convert(v, self.source, self.dtype)
         width = state[0].lanes
+        if self.paired and v.lanes >= 4 * width:
+            low, high = (picked(v, range(start, start + v.lanes // 2)) for start in (0, v.lanes // 2))
+            v = low + high
         parts = [v] if v.lanes == width else [picked(v, range(k, k + width)) for k in range(0, v.lanes, width)]
         for part in parts:
             wide = part if part.element == self.element else part.cast("fpext", self.element)

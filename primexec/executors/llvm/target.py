@@ -40,6 +40,11 @@ class Target:
         return self.triple.startswith("aarch64") or "+fma" in self.features
 
     @property
+    def has_scaling(self) -> bool:
+        """Whether one instruction multiplies by a power of two, with one rounding at both ends of the range."""
+        return self.triple.startswith("x86_64") and {"+avx512f", "+avx512vl"} <= self.features
+
+    @property
     def feature_string(self) -> str:
         """The features as LLVM's target machine takes them."""
         return ",".join(sorted(self.features))

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from primexec.executors.llvm.emit import Value
+from primexec.executors.llvm.emit import Value, joined, picked
+from primexec.executors.llvm.target import ELEMENT_BYTES
 from primexec.executors.llvm.vmath.constants import EXP, LOG, LOG_REMAINDER
 
 LN2 = math.log(2.0)
@@ -117,6 +118,33 @@ def powers(x: Value, offset: Value | int = 0) -> tuple[Value, Value]:
     return (r * r).muladd(horner(r, EXP[x.element]), r), (shifted.bits() << fmt.mantissa).as_float()
 
 
+_REGISTERS = {"f32": (16, 8, 4), "f64": (8, 4, 2)}  # lanes of the vectors that the instruction takes
+
+
+def scaled(x: Value, exponent: Value) -> Value:
+    """x * 2**exponent, rounded once whatever the result, by the instruction of AVX-512; exponents are floats."""
+    smallest = _REGISTERS[x.element][-1]
+    if x.lanes < smallest:
+        padding = Value(x.e, x.element, smallest, "zeroinitializer")
+        wide = [padding.inserted(v) for v in (x, exponent)]
+        return picked(scaled(*wide), range(x.lanes))
+    width = next(n for n in _REGISTERS[x.element] if x.lanes % n == 0)
+    parts = [
+        _scaled_register(*(v if v.lanes == width else picked(v, range(k, k + width)) for v in (x, exponent)))
+        for k in range(0, x.lanes, width)
+    ]
+    return joined(parts)
+
+
+def _scaled_register(x: Value, exponent: Value) -> Value:
+    bits = x.lanes * ELEMENT_BYTES[x.element] * 8
+    mask = f"i{max(x.lanes, 8)}"
+    operands = [(x.type, x.name), (x.type, exponent.name), (x.type, "poison"), (mask, "-1")]
+    rounding = [("i32", "4")] if bits == 512 else []
+    name = f"llvm.x86.avx512.mask.scalef.{'ps' if x.element == 'f32' else 'pd'}.{bits}"
+    return Value(x.e, x.element, x.lanes, x.e.call(x.type, name, [*operands, *rounding]))
+
+
 EXP_RANGE = {"f32": (-104.5, 89.0), "f64": (-746.0, 710.0)}
 LIFT = 64  # added to exponents, so that results below the normal numbers are rounded once, by the last product
 
@@ -127,6 +155,12 @@ def exp(x: Value, halvings: int = 0, nonpositive: bool = False) -> Value:
     Where the result is 0, so is the last factor: a product that underflows is slow.
     """
     fmt, (low, high) = format_of(x), EXP_RANGE[x.element]
+    if x.e.target.has_scaling:
+        x = x.at_least(low) if nonpositive else x.at_least(low).at_most(high + halvings)
+        n, _ = nearest(x, 1.0 / LN2)
+        r = n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
+        m = r.muladd(r.muladd(horner(r, EXP[x.element]), 1.0), 1.0)
+        return scaled(m, n - float(halvings) if halvings else n)
     gone = x.compare("olt", low)
     x = x.at_least(low)
     offset: Value | int = LIFT
