@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -25,6 +25,10 @@ import torch
 
 from tests.door_sweep import VARIANTS as DOOR_VARIANTS
 from tests.door_sweep import sweep_door
+from tests.llvm_sweep import Result as LlvmResult
+from tests.llvm_sweep import judge as judge_llvm
+from tests.llvm_sweep import run_entry as run_llvm
+from tests.llvm_sweep import section as llvm_section
 from tests.lowering_sweep import section as lowering_section
 from tests.observe import RIGHT, Kind
 from tests.sweep import (
@@ -101,22 +105,24 @@ def run_training(name: str, quick: bool) -> list[Result]:
     return list(sweep_training(name, 1 if quick else None, primexec_subject()))
 
 
-Sweep = Callable[[str, bool], list[Result]]
+Sweep = Callable[[str, bool], Sequence[Result]]
 SWEEPS: dict[str, tuple[Sweep, Iterable[str]]] = {
     "operations": (run_operation, OPS),
     "modules": (run_module, MODULES),
     "gradients": (run_gradients, DIFFERENTIABLE),
     "training": (run_training, MODULES),
     "door": (run_door, OPS),
+    "llvm": (run_llvm, OPS),
 }
 
 
-def run(sweep: str, name: str, quick: bool, keep: Path | None) -> tuple[float, list[Result]]:
+def run(sweep: str, name: str, quick: bool, keep: Path | None) -> tuple[float, Sequence[Result]]:
     """The results of one entry, and the processor time in seconds; taken from `keep` where they are there."""
     kept = keep and keep / f"{sweep}-{name}.json"
     if kept and kept.exists():
         seconds, rows = json.loads(kept.read_text())
-        return seconds, [Result(**{**row, "kind": Kind(row["kind"])}) for row in rows]
+        kinds = [LlvmResult if "kernels" in row else Result for row in rows]
+        return seconds, [k(**{**row, "kind": Kind(row["kind"])}) for k, row in zip(kinds, rows, strict=True)]
     started = time.process_time()
     results = SWEEPS[sweep][0](name, quick)
     seconds = time.process_time() - started
@@ -210,7 +216,7 @@ def in_training_alone(results: list[Result]) -> list[Result]:
     return [r for r in results if r.variant in wanted and r.entry not in refused]
 
 
-def page(all_results: list[Result], seconds: float, quick: bool) -> str:
+def page(all_results: list[Result], llvm: list[LlvmResult], seconds: float, quick: bool) -> str:
     door = [result for result in all_results if result.variant in DOOR_VARIANTS]
     gradients = grouped((r for r in all_results if r.variant in GRADIENT_VARIANTS), lambda result: result.variant)
     results = [result for result in all_results if result.variant not in {*DOOR_VARIANTS, *GRADIENT_VARIANTS}]
@@ -221,6 +227,7 @@ def page(all_results: list[Result], seconds: float, quick: bool) -> str:
     float32 = by_dtype["float32"]
     run, trained = (sum(r.kind in RIGHT for r in group) for group in (float32, gradients["gradients"]))
     wrong = [result for result in all_results if result.kind is Kind.WRONG]
+    wrong += [result for result in llvm if not judge_llvm(result)]
     close = Counter(
         result.entry for result in all_results if result.kind is Kind.CLOSE and result.variant not in DOOR_VARIANTS
     )
@@ -254,6 +261,7 @@ def page(all_results: list[Result], seconds: float, quick: bool) -> str:
         GRADIENTS,
         *kinds_table("what", gradients),
         *door_section(door),
+        *llvm_section(llvm),
         *lowering_section(),
         "## What raises CaptureError",
         "",
@@ -280,8 +288,10 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to keep the results of each entry")
     parser.add_argument("--processes", type=int, default=PROCESSES)
     options = parser.parse_args()
-    seconds, results = run_all(options.quick, options.keep, options.processes)
-    text = page(results, seconds, options.quick)
+    seconds, everything = run_all(options.quick, options.keep, options.processes)
+    llvm = [result for result in everything if isinstance(result, LlvmResult)]
+    results = [result for result in everything if not isinstance(result, LlvmResult)]
+    text = page(results, llvm, seconds, options.quick)
     if options.write:
         options.write.write_text(text)
     else:
@@ -291,7 +301,7 @@ def main() -> int:
     if stale and not options.quick:
         print(f"these are captured now, remove them from NOT_CAPTURED: {sorted(stale)}", file=sys.stderr)
         return 1
-    return 1 if any(result.kind is Kind.WRONG for result in results) else 0
+    return 0 if all(result.kind is not Kind.WRONG for result in results) and all(map(judge_llvm, llvm)) else 1
 
 
 if __name__ == "__main__":

@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from tests.llvm_sweep import BOTH, DTYPES, FLOATS, judge, supported, sweep
+from tests.llvm_sweep import BOTH, Result, judge, number
 from tests.sweep import OPS
 
-SHARDS = 8
-GRADIENTS_OF = 3  # one entry in so many has its gradients checked by default
+SHARDS = 16
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def number(name: str) -> int:
-    """Tells where an entry belongs, whatever the others are."""
-    return zlib.crc32(name.encode())
-
-
-def chosen(name: str, gradients: bool, everything: bool) -> list[torch.dtype]:
-    fit = [d for d in (FLOATS if gradients else DTYPES) if supported(name, d, gradients)]
-    if everything or not fit:
-        return fit
-    return [] if gradients and number(name) % GRADIENTS_OF else [fit[number(name) // SHARDS % len(fit)]]
-
-
-@pytest.mark.parametrize("gradients", [False, True], ids=["forward", "gradients"])
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_operations(shard: int, gradients: bool, request: pytest.FixtureRequest) -> None:
-    everything = request.config.getoption("--exhaustive")
-    if shard % 4 and not everything:
+def test_operations(shard: int, exhaustive: bool, swept: Callable[[str, str], list[Result]]) -> None:
+    if shard % 4 and not exhaustive:
         pytest.skip("runs only with --exhaustive")
-    found = []
-    for name in OPS:
-        if number(name) % SHARDS == shard:
-            for dtype in chosen(name, gradients, everything):
-                found += sweep(name, dtype, None if everything else 1, gradients)
+    found = [r for name in OPS if number(name) % SHARDS == shard for r in swept("llvm", name)]
     assert not [r for r in found if not judge(r)]
     assert sum(r.kernels > 0 for r in found) > len(found) // 3
 

@@ -122,9 +122,15 @@ class Builder:
             key = node, index, guards
             if key not in self.memo:
                 access = self._access(node, index, guards)
-                self.memo[key] = Load(access, access.dtype, guards)
+                self.memo[key] = self._load(access, guards)
             return self.memo[key]
         return self._computed(node, index, guards)
+
+    def _load(self, access: Access, guards: Guards) -> Expr:
+        """The element of a buffer; nothing is read where there is none, for such memory has no address."""
+        if 0 in self.s.buffers[access.buffer].shape:
+            return Const(0, access.dtype)
+        return Load(access, access.dtype, guards)
 
     def _computed(self, node: fx.Node, index: Map, guards: Guards = ()) -> Expr:
         if self.s.place.get(node) == self.number and index == self._at(node):
@@ -183,7 +189,7 @@ class Builder:
         t = torch.empty_strided(buffer.shape, buffer.strides, device="meta").view(value(node).shape)
         term = maps.linear(index, t.stride(), self.rank)
         access = Access(number, term.offset, term.strides, buffer.dtype, self._indirect(term, guards))
-        return Load(access, buffer.dtype, guards)
+        return self._load(access, guards)
 
     def _iota(self, node: fx.Node, index: Map, guards: Guards) -> Expr:
         start, step = int(str(node.kwargs["start"])), int(str(node.kwargs["step"]))
