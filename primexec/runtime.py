@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from primexec import progress
 from primexec.errors import ExecutorError
 from primexec.executors.base import Executor, Region, RegionFunction
 from primexec.partition import Plan
@@ -40,7 +42,8 @@ def compile_plan(
         ExecutorError: where an executor fails to compile a region that it claimed.
     """
     regions = [replace(r, boxed=boxed and r.executor == "aten") for r in plan.regions]
-    functions = [_compile(region, executors[region.executor], options) for region in regions]
+    with closing(progress.shown(regions, f"compiling {plan.program.name}")) as shown:
+        functions = [_compile(region, executors[region.executor], options) for region in shown]
     graph = plan.program.graph_module.graph
     signature = [(*graph.find_nodes(op="placeholder"),)], [graph.output_node().args[0]]
     if ([*plan.inputs], [*plan.outputs]) == signature and regions[0].boxed == boxed:

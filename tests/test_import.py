@@ -50,7 +50,7 @@ LAYERS = (
     "calls", "higher_order", "effects", "shadow", "references", "reads", "namespaces", "bytecode", "value_checks",
     "statics", "program", "config",
     "_torch_capture", "_torch_formulas", "_torch_autograd", "_torch",
-    "errors",
+    "errors", "progress",
 )  # fmt: skip
 
 PRIVATE = re.compile(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import median
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def _fit(t: Any) -> bool:
 
 @cache
 def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool, dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes at most GAIN of ATen's time."""
+    """Whether oneDNN takes at most GAIN of ATen's time: by medians, which what else the machine does moves little."""
     columns = max(1, min(columns, LARGEST // (rows * inner)))
     count = max(1, min(16, COLD_BYTES // (dtype.itemsize * inner * columns)))
     linear = _linear()
@@ -109,11 +110,11 @@ def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool, dt
             function(weights[0])  # the first call prepares what later ones use
         for _ in range(ROUNDS):
             for function, found in seconds.items():
-                started = time.perf_counter()
                 for weight in weights:
+                    started = time.perf_counter()
                     function(weight)
-                found.append(time.perf_counter() - started)
-    return min(seconds[onednn]) < GAIN[dtype] * min(seconds[aten])
+                    found.append(time.perf_counter() - started)
+    return median(seconds[onednn]) < GAIN[dtype] * median(seconds[aten])
 
 
 # A region with products --------------------------------------------------------------------------------------
