@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from primexec import effects
+from primexec import _torch, effects
+from primexec.passes.emission import infer
 from primexec.program import Program
 
 
@@ -41,7 +42,16 @@ class RemoveLastCopies:
                 buffer.replace_all_uses_with(source)
                 graph.erase_node(buffer)
                 instead[buffer] = source
+        _move_views(graph, {effects.storage_of(n) for n in instead})
         return replace(program, calls=tuple(c.renamed(instead) for c in program.calls)) if instead else program
+
+
+def _move_views(graph: fx.Graph, gone: set[int | None]) -> None:
+    """Let the views of buffers that gave way be known as views of the memory that they see now."""
+    for node in graph.nodes:
+        tensors = [t for t in _torch.pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)]
+        if node.op == "call_function" and not gone.isdisjoint(map(_torch.storage_key, tensors)):
+            infer(node)
 
 
 def _is_fresh(buffer: fx.Node, copy: fx.Node) -> bool:
