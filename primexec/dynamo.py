@@ -115,9 +115,8 @@ def compile_graph(
 class _BySizes:
     """Compiles a graph with symbolic sizes anew for each tuple of sizes it is called with."""
 
-    _boxed_call = True
-
     def __init__(self, imported: Imported, options: Options, executors: tuple[Executor, ...]) -> None:
+        self._boxed_call = True  # of the object: what Dynamo wraps around it has its attributes, not its class's
         self._imported, self._options, self._executors = imported, options, executors
         self._compiled: dict[tuple[Any, ...], Callable[[list[Any]], Sequence[Any]]] = {}
         self._lock = threading.Lock()

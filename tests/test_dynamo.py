@@ -106,13 +106,15 @@ def _after(eager: nn.Module, inputs: list[Tensor]) -> Tensor:
     return torch.rand(2)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")])
 @pytest.mark.parametrize("dynamic", [None, True, False])
-def test_sizes_and_numbers_vary(dynamic: bool | None) -> None:
+def test_sizes_and_numbers_vary(dynamic: bool | None, executor: Any) -> None:
     def fn(x: Tensor, k: float) -> tuple[Tensor, int]:
         rows = x.shape[0]
         return (x.reshape(-1).repeat(2) * rows + torch.arange(rows * 6).float()) * k, rows // 2
 
-    traced = torch.compile(fn, backend="primexec", dynamic=dynamic)
+    traced = torch.compile(fn, backend="primexec", dynamic=dynamic, options={"executor": executor})
     for rows in (2, 3, 5, 8):
         for k in (1.5, 2.5):
             x, y = torch.randn(rows, 3, requires_grad=True), None
