@@ -39,6 +39,7 @@ DRAWS = 2
 CONTENDERS: dict[str, Callable[[Any], Function]] = {
     "eager": lambda model: model,
     "primexec": lambda model: primexec.make_traced(model, **ON_LLVM),
+    "primexec freezing": lambda model: primexec.make_traced(model, **ON_LLVM, executor_parameters={"freeze": True}),
     "inductor": torch.compile,
     "inductor freezing": lambda model: torch.compile(model, options={"freezing": True}),
 }
@@ -192,8 +193,8 @@ def row(name: str, result: dict[str, Any], compiled: dict[str, float]) -> tuple[
 
 
 HEAD = (
-    "model | eager | primexec | Inductor | Inductor freezing | primexec to eager (quartiles) | gain on the better "
-    "| errors: eager / primexec / Inductor | cold: primexec | beyond imports | Inductor"
+    "model | eager | primexec | primexec freezing | Inductor | Inductor freezing | primexec to eager (quartiles) "
+    "| gain on the better | errors: eager / primexec / Inductor | cold: primexec | beyond imports | Inductor"
 )
 
 
@@ -245,7 +246,8 @@ def main() -> None:
         return
     if len(options.names) == 1 and not options.write:
         (name,) = options.names
-        chosen = list(CONTENDERS)[: 2 if not options.inductor else 3 if name in TRAINING else None]
+        peers = [n for n in CONTENDERS if options.inductor or "inductor" not in n]
+        chosen = [n for n in peers if name not in TRAINING or "freezing" not in n]
         seconds = options.seconds
         answer(**(training(name, chosen, seconds) if name in TRAINING else inference(MODELS[name], chosen, seconds)))
         return

@@ -295,6 +295,18 @@ def operator(name: str) -> Any:
         raise PrimexecError(f"PyTorch {torch.__version__} has no operator {name}") from None
 
 
+version_of: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
+
+
+def packed_convolution() -> tuple[Any, Any] | None:
+    """oneDNN's operator that packs a convolution's weight, and the convolution that takes it; None without them."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return None
+    found = [getattr(torch.ops.mkldnn, n, None) for n in ("_reorder_convolution_weight", "_convolution_pointwise")]
+    pack, run = (getattr(packet, "default", None) for packet in found)
+    return None if pack is None or run is None else (pack, run)
+
+
 @cache
 def decomposition(op: Any) -> Callable[..., Any] | None:
     """PyTorch's own decomposition of an operator overload, if there is one."""

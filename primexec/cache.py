@@ -18,7 +18,7 @@ from primexec._torch import pytree
 from primexec.autograd import bind
 from primexec.capture import Captured, Signature, capture, capture_lock
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
-from primexec.errors import RetraceWarning
+from primexec.errors import ExecutorError, RetraceWarning
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, describe_call, differences, make_entry
@@ -151,7 +151,9 @@ def compile_captured(
     compile_ = functools.partial(
         compile_program, options=options, executors=executors, inference=torch.is_inference_mode_enabled()
     )
-    forward = compile_(captured.program)
+    if options.freeze and captured.joint is not None:
+        raise ExecutorError(f"freeze: results of {captured.program.name} require grad; call it under torch.no_grad()")
+    forward = compile_(captured.program, frozen=captured.state_values() if options.freeze else None)
     program = forward.plan.program
     if captured.joint is not None:
         forward = bind(captured.joint, forward, compile_)

@@ -28,6 +28,7 @@ from primexec._torch import pytree
 from primexec.bytecode import RANDOM, SEEDS, stores_attribute, user_source_of
 from primexec.config import logger
 from primexec.errors import CaptureError, SourceLine
+from primexec.gradients import GradientOf, read_place
 from primexec.joint import Joint, Recorder, Result, View, result_of
 from primexec.program import Program, Static
 from primexec.reads import Reads
@@ -80,6 +81,13 @@ class Captured:
     uses_layout: bool
     uses_sdpa: bool
     inference_segments: bool
+
+    def state_values(self) -> dict[str, Tensor]:
+        """What the inputs of kind `state` hold, by name: tensors that know how often they were written to."""
+        names = [i.name for i in self.program.inputs if i.kind == "state"]
+        held = {n: p[0] for n, p in zip(names, self.states, strict=True) if not isinstance(p[0][0], GradientOf)}
+        values = {n: read_place(place, {}) for n, place in held.items()}
+        return {n: v for n, v in values.items() if isinstance(v, Tensor) and not v.is_inference()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,11 @@ class Options:
         """How much a forward program saves for backward."""
         return str(dict(self.parameters).get("save", "default"))
 
+    @property
+    def freeze(self) -> bool:
+        """Whether constants may be made of weights."""
+        return bool(dict(self.parameters).get("freeze"))
+
     def for_executors(self) -> dict[str, object]:
         """The parameters that executors are given: those that are not ours."""
         return {k: v for k, v in self.parameters if k not in COMMON_PARAMETERS}

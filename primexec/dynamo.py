@@ -61,6 +61,8 @@ def primexec(
         )
     chosen = Options.of(given.get("executor", "auto"), given.get("executor_parameters"))
     registry.resolve(chosen, torch.device("cpu"))
+    if chosen.freeze:
+        raise ValueError("freeze is a parameter of make_traced; torch.compile hands weights over as inputs")
     compiled = _torch.aot_autograd(functools.partial(compile_graph, options=chosen), chosen.save)(gm, example_inputs)
     changed: list[int] | None = None  # positions of the inputs that the graph changes in place; None: not yet run
 

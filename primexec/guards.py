@@ -8,6 +8,7 @@ these changed.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -268,6 +269,10 @@ class _Writer:
         reading += [f"if {self.variables[i]}.grad is not None: return MISS" for i in captured.without_gradient]
         if reading:
             self.lines += ["try:", *(f"  {line}" for line in reading), "except (KeyError, IndexError): return MISS"]
+        if captured.program.frozen:
+            kept = [(self.variables[name], values[self.variables[name]]) for name in captured.program.frozen]
+            unchanged = self._constant(_Frozen([value for _, value in kept]))
+            self._miss_if(f"not {unchanged}({', '.join(variable for variable, _ in kept)})")
         inputs = list(self.variables.values())
         tensors = {v: x for v, x in values.items() if isinstance(x, Tensor)}
         once = {id(x): (v, x) for v, x in tensors.items()}  # the check refuses one tensor twice
@@ -348,6 +353,17 @@ class _Writer:
             )
         unflatten = self._constant(pytree.SUPPORTED_NODES[tree.type].unflatten_fn)
         return f"{unflatten}([{', '.join(children)}], {self._constant(tree.context)})"
+
+
+class _Frozen:
+    """The weights that constants were made of, and how often each had been written to."""
+
+    def __init__(self, held: list[Tensor]) -> None:
+        self._held, self._versions = held, list(map(_torch.version_of, held))
+
+    def __call__(self, *given: Tensor) -> bool:
+        """Whether these are the same tensors, and nobody has written to them."""
+        return all(map(operator.is_, given, self._held)) and list(map(_torch.version_of, given)) == self._versions
 
 
 class _PythonState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -27,6 +28,7 @@ def compile_program(
     *,
     inference: bool = False,
     boxed: bool = False,
+    frozen: Mapping[str, Tensor] | None = None,
 ) -> Executable:
     """The program after all passes (`executable.plan.program`), planned and compiled.
 
@@ -34,13 +36,15 @@ def compile_program(
         executors: in the user's order, `aten` last.
         inference: whether the program is called inside inference mode.
         boxed: whether the executable takes its inputs in one list, which it empties.
+        frozen: what the inputs hold that are promised not to change, by name; None where nothing is promised.
 
     Raises:
         ExecutorError: where an executor fails, or a strict program would fall back.
     """
     exact = passes.run(program)
-    functional = passes.run_functional(exact) if len(executors) > 1 else exact
-    program = passes.run_layouts(functional) if any(getattr(e, "any_layout", False) for e in executors) else functional
+    functional = program = passes.run_functional(exact) if len(executors) > 1 else exact
+    if any(getattr(e, "any_layout", False) for e in executors):
+        program = passes.run_layouts(functional, frozen)
     verify_captured(program)
     allowed = registry.allowed(options, executors, device_of(program))
     plan = partition(program, executors, allowed=allowed, inference=inference)

@@ -115,6 +115,7 @@ class Program:
     extras: int = 0
     constants: tuple[torch.Tensor, ...] = field(default=(), repr=False)  # the values of the inputs of that kind
     notes: tuple[str, ...] = field(default=(), repr=False)  # what passes decided, and why: for `explain()`
+    frozen: tuple[str, ...] = ()  # inputs whose values constants were made of
     backward: Program | None = None  # its `saved` inputs are labelled with the names of nodes of this program
 
     @property

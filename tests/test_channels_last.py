@@ -115,10 +115,10 @@ def layouts(results: list[Tensor]) -> list[Any]:
     ]
 
 
-def check(model: nn.Module, x: Tensor) -> Any:
+def check(model: nn.Module, x: Tensor, **options: Any) -> Any:
     """Eager's layouts, and values as near to float64 as eager's; the notes of `explain`."""
     with torch.no_grad():
-        traced = make_traced(model, **ON_LLVM)
+        traced = make_traced(model, **(options or ON_LLVM))
         before, version = x.clone(), x._version
         exact = tensors(copy.deepcopy(model).double()(x.double()))
         for _ in range(2):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
+
+from torch import Tensor
 
 from primexec.config import verifies_passes
 from primexec.passes.channels_last import ChannelsLast
@@ -11,6 +13,7 @@ from primexec.passes.common import MergeEqual, RemoveNoOps
 from primexec.passes.constants import FoldConstants, ShareConstants
 from primexec.passes.copies import RemoveLastCopies
 from primexec.passes.dead_code import RemoveDeadCode
+from primexec.passes.freeze import FoldNorms, PackWeights
 from primexec.passes.functionalize import Functionalize
 from primexec.passes.renames import RemoveRenames
 from primexec.program import Program
@@ -27,8 +30,6 @@ class Pass(Protocol):
 PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveLastCopies(), RemoveDeadCode(), ShareConstants(), FoldConstants())
 # What executors other than `aten`, which take operators without effects only, ask for besides.
 FUNCTIONAL: tuple[Pass, ...] = (Functionalize(),)
-# What executors ask for whose kernels run as well on memory in another layout.
-LAYOUTS: tuple[Pass, ...] = (ChannelsLast(),)
 # Programs in prims, whose results alone count.
 PRIMS: tuple[Pass, ...] = (RemoveNoOps(), MergeEqual())
 
@@ -43,9 +44,15 @@ def run_functional(program: Program) -> Program:
     return _run(FUNCTIONAL, program, verify_captured)
 
 
-def run_layouts(program: Program) -> Program:
-    """Run LAYOUTS on what FUNCTIONAL left; its graph stays as it is."""
-    return _run(LAYOUTS, program, verify_captured)
+def run_layouts(program: Program, frozen: Mapping[str, Tensor] | None = None) -> Program:
+    """Run what chooses layouts on what FUNCTIONAL left; its graph stays as it is.
+
+    Args:
+        frozen: what the inputs hold that are promised not to change, by name; None where nothing is promised.
+    """
+    if frozen is None:
+        return _run((ChannelsLast(),), program, verify_captured)
+    return _run((FoldNorms(frozen), ChannelsLast(frozenset(frozen)), PackWeights(frozen)), program, verify_captured)
 
 
 def run_prims(program: Program) -> Program:

@@ -8,6 +8,7 @@ through copies, so that what shows outside, and what other operators are given, 
 from __future__ import annotations
 
 import operator
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec.passes.emission import emit, infer
-from primexec.program import ApiCall, Program
+from primexec.program import MADE_WHILE_TRACING, ApiCall, Program
 
 _CONVOLUTION = torch.ops.aten.convolution.default
 _CLONE = torch.ops.aten.clone.default
@@ -52,12 +53,21 @@ class ChannelsLast:
     A depthwise convolution saves that its input and its result are reordered; a kernel of one point gains and costs
     nothing; others cost that their weight is reordered at each call, and stay outside where it is larger than their
     input and result. Each copy at a border costs its bytes. A chain is laid out so where it saves more than it costs.
+
+    Attributes:
+        frozen: inputs whose values do not change: weights that are packed once, which is saved at each call.
     """
+
+    frozen: frozenset[str] | None = None
 
     def __call__(self, program: Program) -> Program:
         if program.extras or program.backward is not None or any(i.kind in _OF_BACKWARD for i in program.inputs):
             return program
-        flow = _Flow.of(program.graph_module.graph, _convolutions(program.graph_module.graph))
+        packed: Set[str] = frozenset()
+        if self.frozen is not None:
+            packed = self.frozen.union(i.name for i in program.inputs if i.label == MADE_WHILE_TRACING)
+        graph = program.graph_module.graph
+        flow = _Flow.of(graph, _convolutions(graph, packed), packed)
         if not flow.convolutions:
             return program
         chains = flow.chains()
@@ -68,7 +78,7 @@ class ChannelsLast:
         if not chosen:
             return program
         kept = {n for c in chosen for n in c.convolutions}
-        return _Rewrite(program, _Flow.of(program.graph_module.graph, kept)).run()
+        return _Rewrite(program, _Flow.of(graph, kept, packed)).run()
 
 
 _OF_BACKWARD = frozenset({"saved", "tangent"})
@@ -101,12 +111,12 @@ def _left(chains: list[_Chain]) -> list[str]:
 # What may be laid out anew --------------------------------------------------------------------------------
 
 
-def _convolutions(graph: fx.Graph) -> set[fx.Node]:
+def _convolutions(graph: fx.Graph, packed: Set[str]) -> set[fx.Node]:
     written = effects.written_memory(graph)
-    return {n for n in graph.nodes if n.target is _CONVOLUTION and _fits(n, written)}
+    return {n for n in graph.nodes if n.target is _CONVOLUTION and _fits(n, written, packed)}
 
 
-def _fits(node: fx.Node, written: set[int | None]) -> bool:
+def _fits(node: fx.Node, written: set[int | None], packed: Set[str]) -> bool:
     x, weight = (effects.argument(node, k) for k in ("input", "weight"))
     if effects.argument(node, "transposed") or x is weight:
         return False
@@ -115,7 +125,7 @@ def _fits(node: fx.Node, written: set[int | None]) -> bool:
     if not all(_is_plain(n.meta["val"]) for n in (x, weight, node)):
         return False
     _, channels, height, width = x.meta["val"].shape
-    return channels > 1 < height * width and _weight_cost(node) < _bytes(x) + _bytes(node)
+    return channels > 1 < height * width and _weight_cost(node, packed) < _bytes(x) + _bytes(node)
 
 
 def _is_plain(t: Tensor) -> bool:
@@ -143,16 +153,21 @@ def _bytes(node: fx.Node) -> int:
     return t.numel() * t.element_size()
 
 
-def _weight_cost(node: fx.Node) -> int:
-    """Bytes of a weight that is not channels-last already, as those of one point or of one channel are."""
+def _weight_cost(node: fx.Node, packed: Set[str]) -> int:
+    """Bytes of a weight that is not channels-last already, as those of one point or of one channel are, or packed."""
     weight = effects.argument(node, "weight")
-    return 0 if weight.meta["val"].is_contiguous(memory_format=torch.channels_last) else _bytes(weight)
+    return (
+        0
+        if weight.name in packed or weight.meta["val"].is_contiguous(memory_format=torch.channels_last)
+        else _bytes(weight)
+    )
 
 
-def _saving(node: fx.Node) -> int:
-    """Bytes that a depthwise convolution need not reorder."""
-    depthwise = effects.argument(node, "weight").meta["val"].shape[1] == 1 < effects.argument(node, "groups")
-    return _bytes(effects.argument(node, "input")) + _bytes(node) if depthwise else 0
+def _saving(node: fx.Node, packed: Set[str]) -> int:
+    """Bytes that need not be reordered: the images of a depthwise convolution, a packed weight."""
+    x, weight = (effects.argument(node, k) for k in ("input", "weight"))
+    depthwise: bool = weight.meta["val"].shape[1] == 1 < effects.argument(node, "groups")
+    return (_bytes(x) + _bytes(node)) * depthwise + _bytes(weight) * (weight.name in packed)
 
 
 def _follows(node: fx.Node, written: set[int | None]) -> bool:
@@ -185,14 +200,16 @@ class _Flow:
     Attributes:
         laid: the nodes whose results are laid out anew: the convolutions, and what follows them.
         given: the nodes that take such results as they are.
+        packed: the names of weights that are packed.
     """
 
     convolutions: dict[fx.Node, None]
     laid: set[fx.Node]
     given: set[fx.Node]
+    packed: Set[str]
 
     @classmethod
-    def of(cls, graph: fx.Graph, convolutions: set[fx.Node]) -> _Flow:
+    def of(cls, graph: fx.Graph, convolutions: set[fx.Node], packed: Set[str]) -> _Flow:
         written = effects.written_memory(graph)
         laid: set[fx.Node] = set()
         given: set[fx.Node] = set()
@@ -206,7 +223,7 @@ class _Flow:
                     laid.add(node)
                 if node in laid or part or _absorbs(node):
                     given.add(node)
-        return cls(dict.fromkeys(n for n in graph.nodes if n in convolutions), laid, given)
+        return cls(dict.fromkeys(n for n in graph.nodes if n in convolutions), laid, given, packed)
 
     def leaves(self, node: fx.Node) -> bool:
         """Whether a result that is laid out anew is needed as it was."""
@@ -230,8 +247,8 @@ class _Flow:
         for node in self.convolutions:
             chain = chains.setdefault(find(node), _Chain())
             chain.convolutions.append(node)
-            chain.saved += _saving(node)
-            chain.cost += _weight_cost(node)
+            chain.saved += _saving(node, self.packed)
+            chain.cost += _weight_cost(node, self.packed)
             x = effects.argument(node, "input")
             if x not in self.laid and x not in entered:
                 entered.add(x)

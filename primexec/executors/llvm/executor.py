@@ -58,7 +58,7 @@ class LlvmExecutor:
     protocol_version = PROTOCOL_VERSION
     exact = True
     any_layout = True
-    parameters = frozenset({"fuel", "precise_casts"})
+    parameters = frozenset({"fuel", "precise_casts", "freeze"})
 
     def supports(self, node: fx.Node) -> Support:
         return YES if library.takes(node) else judge.support(node)
