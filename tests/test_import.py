@@ -31,7 +31,7 @@ LAYERS = (
     "executors.llvm.layout", "executors.llvm.fuse", "executors.llvm.build", "executors.llvm.schedule",
     "executors.llvm.writes",
     "executors.llvm.indirect", "executors.llvm.piecewise", "executors.llvm.maps",
-    "executors.llvm.reductions", "executors.llvm.instructions",
+    "executors.llvm.reductions", "executors.llvm.precision", "executors.llvm.instructions",
     "executors.llvm.ir", "executors.llvm.repeats", "executors.llvm.launch", "executors.llvm.entry",
     "executors.llvm.pool", "executors.llvm.profiling",
     "executors.llvm.threads", "executors.llvm.engine", "executors.llvm.vmath", "executors.llvm.vmath.special",

@@ -295,3 +295,27 @@ def test_neighbours_are_those_of_the_dtype(dtype: torch.dtype) -> None:
     a, b = torch.meshgrid(numbers, numbers, indexing="ij")
     traced = primexec.make_traced(torch.nextafter, executor=BOTH)
     assert same_bits(torch.nextafter(a, b), traced(a, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_number_of_half_precision(dtype: torch.dtype) -> None:
+    """Results that fit as they are need no rounding; those around them do."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+    def chains(x: Tensor) -> tuple[Tensor, ...]:
+        most = torch.maximum(-x, x.flip(0))
+        return (
+            x * 2,
+            x * 2 * 2,
+            x * -4,
+            x * 0.5,
+            x * 3,
+            -x,
+            torch.relu(x) * 2,
+            most,
+            (most * 2).abs() * 0.75,
+            -x * 2 + x,
+        )
+
+    for got, expected in zip(run(chains, x), chains(x), strict=True):
+        assert same_bits(expected, got)

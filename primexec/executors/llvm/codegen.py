@@ -49,6 +49,7 @@ from primexec.executors.llvm.ir import (
 from primexec.executors.llvm.layout import Axis, Layout, accesses
 from primexec.executors.llvm.memory import Memory, Positions
 from primexec.executors.llvm.pieces import WORKSPACE, Workspace
+from primexec.executors.llvm.precision import CHOICES, Precision
 from primexec.executors.llvm.reductions import Accumulator
 from primexec.executors.llvm.target import ELEMENT_BYTES
 from primexec.executors.llvm.vmath.core import exp
@@ -92,7 +93,7 @@ class KernelWriter(Memory):
         self.ahead = self._read_ahead()
         cuts = segments.edges(self.withins, layout.lane)[:-1] if layout.lane else []
         self.even = all(cut % layout.lanes == 0 for cut in cuts)
-        self.shorts: dict[int, bool] = {}
+        self.precision = Precision()
 
     def _read_ahead(self) -> list[tuple[Access, int, int]]:
         """What later passes, which run from the cache, ask for: the next unit's first reads, how far, which cache."""
@@ -469,7 +470,9 @@ class KernelWriter(Memory):
         if v.prim == "convert_element_type":
             if not self.precise and source in FLOATS and v.dtype in FLOATS and v.dtype.itemsize == 2:
                 return arguments[0] if arguments[0].element == "f32" else arguments[0].cast("fptrunc", "f32")
-            return convert(arguments[0], source, v.dtype, short=self._short(v.args[0]))
+            if source is F32 and v.dtype.itemsize == 2 and self.precision.exact(v.args[0], v.dtype):
+                return arguments[0]
+            return convert(arguments[0], source, v.dtype, short=self.precision.short(v.args[0]))
         if v.prim in COPIES:
             return arguments[0]
         lanes = max(a.lanes for a in arguments)
@@ -482,16 +485,9 @@ class KernelWriter(Memory):
             same[0] = addresses.materialised(same[0])
         never_above = v.prim == "exp" and never_positive(v.args[0])
         made = exp(same[0], nonpositive=True) if never_above else emit(*same)
-        short = all(self._short(a) for a in v.args)
-        return rounded(made, v.dtype, short) if made.element == "f32" and self.precise else made
-
-    def _short(self, v: Expr) -> bool:
-        """Whether a NaN has no bits beyond half precision: it comes from there, or from an instruction."""
-        if id(v) not in self.shorts:
-            own = v.dtype.itemsize < F32.itemsize or v.dtype not in FLOATS
-            deeper = not isinstance(v, Load) and all(self._short(o) for o in operands(v))
-            self.shorts[id(v)] = own or deeper
-        return self.shorts[id(v)]
+        if made.element != "f32" or not self.precise or v.prim in CHOICES:
+            return made
+        return rounded(made, v.dtype, all(self.precision.short(a) for a in v.args))
 
     def _index(self, v: Index | Within, lanes: int, at: Positions) -> Value:
         outer = {} if self.layout.flat else self.outer
