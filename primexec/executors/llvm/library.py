@@ -2,7 +2,7 @@
 
 ATen's products go to the BLAS that torch was built with; which of the two is faster depends on the processor and on the
 shape. It is measured once a process for each shape, with weights that lie outside of the caches, as a model's do.
-Products of 16-bit numbers go to oneDNN either way where it has code for them; they are not widened to float32.
+Products of 16-bit numbers go to oneDNN either way where it has code for them; elsewhere they are widened to float32.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def takes(node: fx.Node) -> bool:
     operands = [n.meta.get("val") if isinstance(n, fx.Node) else None for n in node.args]
     if not all(_fit(t) for t in operands) or len({t.dtype for t in operands}) > 1:  # type: ignore[union-attr]
         return False
-    if any(_is_widened(n) for n in node.args):
+    sources = {_widened_from(n) for n in node.args} - {None}
+    if sources & {*_dtypes()}:  # the product of the 16-bit numbers is the faster one
         return False
     bias, x, weight = [None, *operands][-3:]
     (rows, inner), columns = x.shape, weight.shape[1]  # type: ignore[union-attr]
@@ -64,15 +65,18 @@ def takes(node: fx.Node) -> bool:
         return False
     if rows * inner * columns < SMALLEST or _linear() is None:
         return False
+    if sources:  # without such code in oneDNN, ATen's product of 16-bit numbers takes several times as long
+        return True
     transposed = weight.stride() == (1, inner)  # type: ignore[union-attr]
     return _gains(rows, inner, columns, transposed, bias is not None, x.dtype)  # type: ignore[union-attr]
 
 
-def _is_widened(operand: Any) -> bool:
-    """Whether an operand was made float32 of 16-bit numbers, whose product itself is the faster one."""
+def _widened_from(operand: Any) -> torch.dtype | None:
+    """The 16-bit dtype that an operand was made float32 of."""
     if str(operand.target) != "prims.convert_element_type.default":
-        return False
-    return operand.args[0].meta["val"].dtype in _dtypes()[1:]
+        return None
+    dtype: torch.dtype = operand.args[0].meta["val"].dtype
+    return dtype if dtype.is_floating_point and dtype.itemsize == 2 else None
 
 
 def _fit(t: Any) -> bool:
