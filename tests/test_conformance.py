@@ -90,6 +90,15 @@ def test_every_dtype_of_a_prim_has_samples() -> None:
             assert next((ROWS[name].samples if name in ROWS else DRAWS[name])(Draw(dtype, 0)), None), (name, dtype)
 
 
+@pytest.mark.parametrize("name", training.PROGRAMS)
+def test_trained_references_agree_with_pytorch(name: str) -> None:
+    """In float64: passes that every executor shares would be wrong in the reference, too."""
+    inputs = training.inputs_of(name, F64, 0)
+    (eager,) = training.train(training.PROGRAMS[name][0], [inputs], 0)
+    for (what, got), (_, exact) in zip(training.reference(name, 0).named(), eager.named(), strict=True):
+        torch.testing.assert_close(got, exact, msg=lambda m, what=what: f"{what}: {m}")
+
+
 # Planted faults ------------------------------------------------------------------------------------------
 
 

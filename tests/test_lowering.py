@@ -13,7 +13,7 @@ from torch import Tensor
 from primexec import CaptureError, effects, make_traced, prims
 from primexec.lowering import expand, why_not
 from tests import prims_oracle
-from tests.lowering_sweep import sweep
+from tests.lowering_sweep import DIFFERENTIABLE, sweep
 from tests.sweep import OPS, op_samples
 
 # Run on other samples than the tensors they were captured with, or on memory outside of the tensor.
@@ -210,3 +210,10 @@ def test_share_of_op_db_that_lowers_to_prims_only() -> None:
     count, left = sweep()
     assert count > 600
     assert len(left) / count < 0.05, left
+
+
+@pytest.mark.exhaustive
+def test_share_of_backward_programs_that_lower_to_prims_only() -> None:
+    count, left = sweep(DIFFERENTIABLE, backward=True)
+    assert count > 500
+    assert len(left) / count < 0.02, left

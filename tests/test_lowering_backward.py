@@ -80,7 +80,12 @@ def test_padding_by_edges(rank: int) -> None:
 @pytest.mark.parametrize("rank", [2, 3])
 def test_adaptive_means(rank: int) -> None:
     op = getattr(aten, f"_adaptive_avg_pool{rank}d_backward").default
-    for sizes, outs in (((6, 6, 6), (3, 2, 1)), ((5, 7, 4), (3, 4, 4)), ((3, 4, 5), (5, 6, 7))):
+    for sizes, outs in (
+        ((6, 6, 6), (3, 2, 1)),
+        ((5, 7, 4), (3, 4, 4)),
+        ((3, 4, 5), (5, 6, 7)),
+        ((49, 3, 9), (11, 49, 6)),
+    ):
         for batch in ((2, 3), (3,), (0, 3)):
             compare(op, draw(*batch, *outs[:rank]), draw(*batch, *sizes[:rank]))
 

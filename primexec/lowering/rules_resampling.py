@@ -87,9 +87,9 @@ def _spread(size: int, g: Tensor, dim: int) -> Any:
         window = [-1] * dim + [-1, size // count] + [-1] * (g.dim() - dim - 1)
         return (g / (size // count)).unsqueeze(dim + 1).expand(window).flatten(dim, dim + 1)
     longest = max(-((-(i + 1) * size) // count) - i * size // count for i in range(count))
-    i = torch.arange(count, device=g.device)
-    start = torch.div(i * size, count, rounding_mode="floor")
-    end = torch.div((i + 1) * size + (count - 1), count, rounding_mode="floor")
+    i = torch.arange(count, device=g.device, dtype=torch.float64)  # quotients of sizes are exact enough to cut
+    start = torch.floor(i * size / count).to(torch.int64)
+    end = torch.ceil((i + 1) * size / count).to(torch.int64)
     places = start + torch.arange(longest, device=g.device).unsqueeze(1)
     weights = (1 / (end - start).to(g.dtype)).expand(places.shape)
     return _scatter(g, dim, size, _Taps(places.clamp(max=size - 1), weights, places < end))

@@ -170,6 +170,8 @@ class Builder:
             else Const(a, compared)
             for a in arguments
         ]
+        if name == "signbit" and dtype is not torch.bool:  # PyTorch's metadata has the argument's dtype
+            return Op("convert_element_type", (Op(name, tuple(made), torch.bool),), dtype)
         return Op(name, tuple(made), dtype)
 
     def _joined(self, node: fx.Node, index: Map, guards: Guards) -> Expr:
