@@ -265,11 +265,6 @@ def never_positive(v: Expr) -> bool:
     return isinstance(maximum, Reduce) and maximum.kind == "amax" and maximum.arg is value
 
 
-_WITHOUT_SIGN = frozenset({"abs", "exp", "exp2", "sigmoid"})
-
-
 def never_negative(v: Expr) -> bool:
-    """Whether a value is a number without a sign, NaN apart, by the operator that makes it."""
-    if not isinstance(v, Op):
-        return False
-    return v.prim in _WITHOUT_SIGN or (v.prim == "mul" and v.args[0] is v.args[1])
+    """Whether a value is an exponential: a number without a sign, NaN apart, with a rounding error of its own."""
+    return isinstance(v, Op) and v.prim in ("exp", "exp2")
