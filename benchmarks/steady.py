@@ -23,7 +23,7 @@ DRAWS = 3
 
 CONTENDERS: dict[str, Callable[[Any], Function]] = {
     "eager": lambda function: function,
-    "primexec": primexec.make_traced,
+    "primexec": lambda function: primexec.make_traced(function, executor="aten"),
     "inductor": torch.compile,
 }
 

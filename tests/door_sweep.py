@@ -28,7 +28,7 @@ QUICK_STEP = 24  # the default run takes every 24th entry, and one sample of it
 SEED = 11
 
 
-def compiler(executor: str = "auto") -> Callable[..., Any]:
+def compiler(executor: str = "aten") -> Callable[..., Any]:
     return functools.partial(dynamo.compile_graph, options=Options.of(executor, None))
 
 

@@ -10,6 +10,7 @@ in. In the end all samples of the entry are replayed in another order.
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -87,9 +88,12 @@ class Subject:
 
 
 def primexec_subject() -> Subject:
+    """On `aten`, the one executor that gives eager's bits."""
     import primexec
 
-    return Subject(primexec.make_traced, primexec.CaptureError, primexec.PrimexecError)
+    return Subject(
+        functools.partial(primexec.make_traced, executor="aten"), primexec.CaptureError, primexec.PrimexecError
+    )
 
 
 def unexpected(results: Iterable[Result], expected: Mapping[Kind, Collection[str]]) -> list[Result]:
