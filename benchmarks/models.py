@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import copy
+import datetime
 import importlib
 import json
-import math
 import os
 import platform
 import shutil
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import primexec
 from benchmarks.cases import Case
 from benchmarks.model_cases import MODELS
 from benchmarks.process import answer, fresh
+from benchmarks.run import processor
 from benchmarks.timing import Call, by_turns
 from benchmarks.training import TRAINING, stepper
 
@@ -175,49 +177,54 @@ def milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{1e3 * seconds:.3g} ms"
 
 
-def row(name: str, result: dict[str, Any], compiled: dict[str, float]) -> tuple[str, float]:
-    """A line of the table, and how many times faster primexec is than the better of eager mode and Inductor."""
+def gain_of(median: dict[str, float]) -> float:
+    """How many times faster primexec is than the better of eager mode and Inductor."""
+    return min(median[n] for n in ("eager", "inductor") if n in median) / median["primexec"]
+
+
+def row(name: str, result: dict[str, Any], compiled: dict[str, float]) -> str:
+    """A line of the table."""
     median, error = result["median"], result["error"]
-    best = min(median[n] for n in ("eager", "inductor") if n in median)
-    gain = best / median["primexec"]
     lower, upper = result["quartiles"]["primexec"]
     cells = [
         (TRAINING.get(name) or MODELS[name]).title,
         *(milliseconds(median.get(n)) for n in CONTENDERS),
         f"{median['primexec'] / median['eager']:.3f} ({lower:.3f} to {upper:.3f})",
-        f"{gain:.2f}",
-        " / ".join(f"{error[n]:.1e}" for n in ("eager", "primexec", "inductor") if n in error),
+        f"{gain_of(median):.2f}",
+        " / ".join(f"{error[n]:.1e}" for n in CONTENDERS if n in error),
         *(f"{compiled[n]:.1f} s" if n in compiled else "" for n in ("primexec", "beyond", "inductor")),
     ]
-    return f"| {' | '.join(cells)} |", gain
+    return f"| {' | '.join(cells)} |"
 
 
 HEAD = (
     "model | eager | primexec | primexec freezing | Inductor | Inductor freezing | primexec to eager (quartiles) "
-    "| gain on the better | errors: eager / primexec / Inductor | cold: primexec | beyond imports | Inductor"
+    "| gain on the better | errors, in the same order | cold: primexec | beyond imports | Inductor"
 )
 
 
 def page(names: Sequence[str], seconds: float, inductor: bool, compiling: bool) -> str:
-    lines, gains = [], {}
+    lines: list[str] = []
+    gains: dict[str, list[float]] = defaultdict(list)
     for name in names:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         extra = ["--inductor"] if inductor else []
         result = fresh("benchmarks.models", name, f"--seconds={seconds}", *extra)
-        line, gains[name] = row(name, result, compile_times(name, inductor) if compiling else {})
-        lines.append(line)
-        print(line, file=sys.stderr, flush=True)
-    means = {
-        title: math.exp(statistics.fmean(map(math.log, chosen)))
-        for title, keys in (("inference", MODELS), ("training", TRAINING))
-        if (chosen := [gains[n] for n in names if n in keys])
-    }
-    told = "; ".join(f"{title}: {mean:.2f}" for title, mean in means.items())
+        lines.append(row(name, result, compile_times(name, inductor) if compiling else {}))
+        print(lines[-1], file=sys.stderr, flush=True)
+        median = result["median"]
+        short = name.partition("-")[2] in ("bf16", "autocast")
+        kind = "training" if name in TRAINING else "inference in bfloat16" if short else "inference"
+        gains[kind].append(gain_of(median))
+        if "inductor freezing" in median and not short:
+            frozen = median["inductor freezing"] / median["primexec freezing"]
+            gains["inference, both with frozen weights"].append(frozen)
+    told = "; ".join(f"{kind}: {statistics.geometric_mean(found):.2f}" for kind, found in gains.items())
     peers = "the better of eager mode and Inductor" if inductor else "eager mode"
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    machine = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {platform.system()}"
     return (
         "# Whole models\n\n"
-        f"Written by `python -m benchmarks.models`. {machine}; torch {torch.__version__}, "
+        f"Written by `python -m benchmarks.models` on {datetime.date.today()}. {machine}; torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads.\n\n"
         "Medians by turns in one fresh process a model, on fresh inputs each round. Errors: the largest one relative\n"
         "to the largest element of its tensor, against float64 (training: gradients without dropout). Cold: the first\n"

@@ -32,6 +32,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 DTYPES = (*FLOATS, *INTEGERS, torch.bool)
 HALVES = (torch.bfloat16, torch.float16)
+SAMPLES = 3
 # Entries whose numbers are no function of their arguments that float64 could judge.
 NO_ORACLE = {
     **dict.fromkeys(VALUES_UNDEFINED, "allocates without writing"),
@@ -294,14 +295,17 @@ def number(name: str) -> int:
 
 
 def run_entry(name: str, quick: bool) -> list[Result]:
-    """An entry in every dtype without and, for floats, with gradients; if quick, one sample of one dtype."""
+    """An entry in every dtype without and, for floats, with gradients; if quick, one sample of one dtype.
+
+    Else a few of each: all samples of all dtypes would take most of a day.
+    """
     found: list[Result] = []
     for gradients in (False, True):
         fit = [d for d in (FLOATS if gradients else DTYPES) if supported(name, d, gradients)]
         if quick and fit:
             fit = [] if gradients and number(name) % GRADIENTS_OF else [fit[number(name) // 8 % len(fit)]]
         for dtype in fit:
-            found += sweep(name, dtype, 1 if quick else None, gradients)
+            found += sweep(name, dtype, 1 if quick else SAMPLES, gradients)
     return found
 
 
