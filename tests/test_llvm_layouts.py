@@ -15,6 +15,8 @@ import primexec
 from primexec.executors.llvm import executor as llvm
 from primexec.executors.llvm import layout
 from primexec.executors.llvm.layout import Layout
+from primexec.executors.registry import load
+from primexec.testing.suite import examine
 
 
 def data(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 3) -> Tensor:
@@ -264,3 +266,9 @@ def test_view_that_memory_does_not_allow() -> None:
 
     assert torch.equal(run(unpool, x, index), unpool(x, index))
     assert torch.equal(run(lambda x, index: unpool(x.exp(), index), x, index), unpool(x.exp(), index))
+
+
+def test_broadcasting_to_no_elements_writes_nothing() -> None:
+    """A result without memory, whose only dimension repeats its operand no time."""
+    found = examine(load("llvm"), "prims.broadcast_in_dim.default", torch.float16, 0)
+    assert not found.findings

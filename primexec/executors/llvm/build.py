@@ -41,7 +41,7 @@ class Builder:
         for s in stores:  # dimensions that a returned view repeats are written once
             b = self.s.buffers[s.access.buffer]
             if b.kind == "output" and len(b.shape) == self.rank and not axes and ordered is None:
-                sizes = [1 if st == 0 else n for n, st in zip(sizes, b.strides, strict=True)]
+                sizes = [min(n, 1) if st == 0 else n for n, st in zip(sizes, b.strides, strict=True)]
         ops = dict.fromkeys(prim(n) for r in self.group.roots for n in self._members(r))
         lines = (n.meta.get("source") for r in self.group.roots for n in self._members(r))
         sources = dict.fromkeys(line.short for line in lines if line is not None)
