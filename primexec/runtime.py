@@ -44,9 +44,9 @@ def compile_plan(
     regions = [replace(r, boxed=boxed and r.executor == "aten") for r in plan.regions]
     with closing(progress.shown(regions, f"compiling {plan.program.name}")) as shown:
         functions = [_compile(region, executors[region.executor], options) for region in shown]
-    graph = plan.program.graph_module.graph
-    signature = [(*graph.find_nodes(op="placeholder"),)], [graph.output_node().args[0]]
-    if ([*plan.inputs], [*plan.outputs]) == signature and regions[0].boxed == boxed:
+    inputs = tuple(plan.program.graph_module.graph.find_nodes(op="placeholder"))
+    is_whole = plan.inputs == (inputs,) and plan.outputs == (tuple(plan.program.outputs),)
+    if is_whole and regions[0].boxed == boxed:
         return Executable(plan, functions[0], 1)
     return Executable(plan, _join(plan, functions, boxed), len(functions))
 

@@ -78,6 +78,9 @@ class Result:
     detail: str = ""
 
 
+Swept = Callable[[str, str], list[Result]]  # a sweep and an entry → its results: the fixture `swept`
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is under test: how to trace, which exception says that something cannot be traced, and their base."""

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from tests.door_sweep import QUICK_STEP
 from tests.observe import Kind
-from tests.sweep import OPS, Result
-
-Swept = Callable[[str, str], list[Result]]
-
+from tests.sweep import OPS, Swept
 
 NAMES = [pytest.param(n, marks=[pytest.mark.exhaustive] if i % QUICK_STEP else []) for i, n in enumerate(sorted(OPS))]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from tests.observe import Kind
-from tests.sweep import INEXACT, MODULES, NOT_CAPTURED, OPS, Result, unexpected
-
-Swept = Callable[[str, str], list[Result]]
+from tests.sweep import INEXACT, MODULES, NOT_CAPTURED, OPS, Swept, unexpected
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LISTED = {Kind.CAPTURE: NOT_CAPTURED, Kind.CLOSE: INEXACT}

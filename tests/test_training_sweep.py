@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from tests.observe import Kind
-from tests.sweep import MODULES, NOT_CAPTURED, Result, unexpected
+from tests.sweep import MODULES, NOT_CAPTURED, Result, Swept, unexpected
 from tests.training_sweep import (
     DIFFERENTIABLE,
     INEXACT_GRADIENTS,
     NOT_TRAINED,
     SECOND,
 )
-
-Swept = Callable[[str, str], list[Result]]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LISTED = {Kind.CAPTURE: {*NOT_CAPTURED, *NOT_TRAINED}, Kind.CLOSE: INEXACT_GRADIENTS}
