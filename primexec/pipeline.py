@@ -41,12 +41,14 @@ def compile_program(
     Raises:
         ExecutorError: where an executor fails, or a strict program would fall back.
     """
+    allowed = registry.allowed(options, executors, device_of(program))
     exact = passes.run(program)
-    functional = program = passes.run_functional(exact) if len(executors) > 1 else exact
+    functional = program = exact
+    if len(executors) > 1:
+        functional = program = passes.run_functional(exact, strict=allowed is not None)
     if any(getattr(e, "any_layout", False) for e in executors):
         program = passes.run_layouts(functional, frozen)
     verify_captured(program)
-    allowed = registry.allowed(options, executors, device_of(program))
     plan = partition(program, executors, allowed=allowed, inference=inference)
     only_aten = all(region.executor == "aten" for region in plan.regions)
     if only_aten and program.graph_module is functional.graph_module is not exact.graph_module:

@@ -28,8 +28,6 @@ class Pass(Protocol):
 
 # Programs as eager runs them: nothing here changes strides, aliasing, errors or API calls.
 PIPELINE: tuple[Pass, ...] = (RemoveRenames(), RemoveLastCopies(), RemoveDeadCode(), ShareConstants(), FoldConstants())
-# What executors other than `aten`, which take operators without effects only, ask for besides.
-FUNCTIONAL: tuple[Pass, ...] = (Functionalize(),)
 # Programs in prims, whose results alone count.
 PRIMS: tuple[Pass, ...] = (RemoveNoOps(), MergeEqual())
 
@@ -39,13 +37,17 @@ def run(program: Program) -> Program:
     return _run(PIPELINE, program, verify_captured)
 
 
-def run_functional(program: Program) -> Program:
-    """Run FUNCTIONAL on what the PIPELINE left; its graph stays as it is."""
-    return _run(FUNCTIONAL, program, verify_captured)
+def run_functional(program: Program, *, strict: bool = False) -> Program:
+    """Run what executors ask for that take operators without effects only; the graph stays as it is.
+
+    Args:
+        strict: whether `aten` may only place results: what is written to inputs is then computed apart, and copied.
+    """
+    return _run((Functionalize(copy_back=strict),), program, verify_captured)
 
 
 def run_layouts(program: Program, frozen: Mapping[str, Tensor] | None = None) -> Program:
-    """Run what chooses layouts on what FUNCTIONAL left; its graph stays as it is.
+    """Run what chooses layouts on what `run_functional` left; its graph stays as it is.
 
     Args:
         frozen: what the inputs hold that are promised not to change, by name; None where nothing is promised.

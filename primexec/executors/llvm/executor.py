@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class LlvmExecutor:
     exact = True
     any_layout = True
     parameters = frozenset({"fuel", "precise_casts", "freeze"})
+    expected_failures = Path(__file__).parent.with_suffix(".toml")
 
     def supports(self, node: fx.Node) -> Support:
         return YES if library.takes(node) else judge.support(node)
