@@ -420,6 +420,15 @@ def _references_of_a_call() -> int:
     return _count_references({"val": torch.empty(0)}, "val") - 1
 
 
+def alone(t: Tensor) -> Tensor:
+    """The same memory and no view: eager's result is none where a kernel ends in one (stack), and may be changed."""
+    made: Tensor = t.new_empty(0).set_(t)  # type: ignore[call-overload]
+    if t.is_conj() or t.is_neg():
+        private("torch._C._set_conj")(made, t.is_conj())
+        private("torch._C._set_neg")(made, t.is_neg())
+    return made
+
+
 # AOTAutograd --------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from primexec.errors import PrimexecError
 from primexec.joint import CONTIGUOUS, Gradients, Joint
 from primexec.partition import Plan
 from primexec.program import Program, Static
-from primexec.runtime import Executable, alone
+from primexec.runtime import Executable
 
 Compile = Callable[[Program], Executable]
 
@@ -104,7 +104,7 @@ class Training:
             f"  return {_tuple([made[i] for i in self.joint.roots])}",
         ]
         namespace = {"below_autograd": _torch_autograd.below_autograd(), "set_grad": _torch.set_grad_enabled}
-        namespace["alone"] = alone
+        namespace["alone"] = _torch.alone
         return _written("enter", lines, {"forward": self.forward, **namespace})
 
     def _alone(self) -> list[int]:

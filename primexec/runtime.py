@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import progress
+from primexec import _torch, progress
 from primexec.errors import ExecutorError
 from primexec.executors.base import Executor, Region, RegionFunction
 from primexec.partition import Plan
@@ -99,18 +99,13 @@ def _laid_out(t: Tensor, strides: tuple[Any, ...]) -> Tensor:
     return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
 
 
-def alone(t: Tensor) -> Tensor:
-    """The same memory and no view: eager's result is none where a kernel ends in one (stack), and may be changed."""
-    return t.new_empty(0).set_(t)  # type: ignore[call-overload, no-any-return]
-
-
 def without_views(run: Callable[..., Sequence[Tensor]], places: Sequence[int]) -> Callable[..., Sequence[Tensor]]:
     """The function, where the results at these places are no views, though it makes them as such."""
 
     def run_alone(*inputs: Any) -> Sequence[Tensor]:
         results = list(run(*inputs))
         for i in places:
-            results[i] = alone(results[i]) if results[i]._is_view() else results[i]
+            results[i] = _torch.alone(results[i]) if results[i]._is_view() else results[i]
         return results
 
     return run_alone

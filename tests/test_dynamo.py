@@ -249,6 +249,14 @@ def test_mutation_and_aliases() -> None:
     assert not b.any()
 
 
+@pytest.mark.parametrize("fn", [torch.fft.ihfft, lambda x: torch.fft.ihfft(x).imag])
+@pytest.mark.parametrize("grad", [False, True])
+def test_conjugates_are_not_lost(fn: Callable[[Tensor], Tensor], grad: bool) -> None:
+    """A result may be the conjugate of what its memory holds, or the negative."""
+    x = torch.randn(3, 6, requires_grad=grad)
+    torch.testing.assert_close(compiled(fn, executor="aten")(x), fn(x), rtol=0, atol=0)
+
+
 def test_inputs_that_come_to_overlap_are_refused() -> None:
     def fn(a: Tensor, b: Tensor) -> Tensor:
         a.add_(1)
