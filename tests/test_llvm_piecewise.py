@@ -66,6 +66,9 @@ ARITHMETIC: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "masked softmax": lambda a, b, c: a.masked_fill(a > 0, float("-inf")).softmax(1),
     "diagonal": lambda a, b, c: torch.diag(a[0]) + torch.eye(67, dtype=a.dtype),
     "positions": lambda a, b, c: torch.cat([a, b], 1) + torch.arange(74),
+    "clamped, then padded": lambda a, b, c: F.pad(((a * 3 - c[0]) / 2 + a[0]).clamp(0, 1) - 1, (1, 2, 3, 4)),
+    "a gate, then padded": lambda a, b, c: F.pad(F.silu(F.silu(a * 3 - c[0]) - a[0] * 2), (1, 2, 3, 4)),
+    "clamped, then a stencil": lambda a, b, c: F.pad(((a * 3 - c[0]) / 2 + a[0]).clamp(0, 1) - 1, (1, 0))[:, :-1] + a,
     "moving sums": lambda a, b, c: a.unfold(1, 3, 1).sum(-1),
 }
 

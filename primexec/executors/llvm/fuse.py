@@ -37,6 +37,7 @@ from primexec.executors.llvm.writes import SCATTERS, write_of
 RECOMPUTED_PRIMS = 8  # as many prims are computed again for each user rather than kept
 REPEATED = 16  # times from which on what is slow is kept rather than computed for each element that repeats it
 GATHERED_PRIMS = 2  # as many prims are computed again for each element that is gathered
+MEETING_PRIMS = 16  # between what is used several times and where its uses come together
 INLINED_PRIMS = 48  # as many prims stand in one expression
 KERNEL_PRIMS = 160
 KERNEL_BUFFERS = 40
@@ -52,6 +53,7 @@ class Scheduler(State):
         self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
         self.returned: list[fx.Node] = list(graph.output_node().args[0])  # type: ignore[arg-type]
         self.fuel = fuel
+        self.order = {n: i for i, n in enumerate(self.nodes)}
 
     def schedule(self) -> Schedule:
         for node in self.inputs:
@@ -83,36 +85,34 @@ class Scheduler(State):
 
     def _choose_roots(self) -> None:
         returned = set(self.returned)
-        weight: dict[fx.Node, int] = dict.fromkeys(self.inputs, 0)
+        expressions = _Expressions(self.inputs)
         dear: set[fx.Node] = set()
         slow: set[fx.Node] = set()
+
+        def keep(node: fx.Node, why: str) -> None:
+            self.roots.setdefault(node, why)
+            expressions.end(node)
+
         for node in self.nodes:
             name, arguments = prim(node), node.all_input_nodes
             if any(a in slow and a not in self.roots for a in arguments) and _repeats(node):
-                self.roots[arguments[0]] = "kept: slow, and repeated"
-                weight[arguments[0]] = 0
+                keep(arguments[0], "kept: slow, and repeated")
             if name in SLOW or any(a in slow and a not in self.roots for a in arguments):
                 slow.add(node)
-            if name in VIEWS:
-                source = arguments[0]
-                if step(node, maps.identity(value(node).shape), value(node).dim()) is None:
-                    if source not in self.buffer_of and source not in self.roots:
-                        self.roots[source] = "kept: its memory is read in another shape"
-                        weight[source] = 0
-                    weight[node] = 0
-                else:
-                    weight[node] = weight[source]
+            if name in VIEWS and step(node, maps.identity(value(node).shape), value(node).dim()) is None:
+                if arguments[0] not in self.buffer_of and arguments[0] not in self.roots:
+                    keep(arguments[0], "kept: its memory is read in another shape")
+                expressions.end(node)
             else:
-                weight[node] = 1 + sum(weight[a] for a in arguments)
-            if name in INDIRECT and value(node).numel() > value(arguments[0]).numel():
-                source = arguments[0]
-                if source in dear or weight[source] > GATHERED_PRIMS:
-                    self.roots.setdefault(source, "kept: read more often than it has elements")
-                    weight[source] = 0
+                expressions.add(node)
+            grows = name in INDIRECT and value(node).numel() > value(arguments[0]).numel()
+            if grows and (arguments[0] in dear or expressions.size(arguments[0]) > GATHERED_PRIMS):
+                keep(arguments[0], "kept: read more often than it has elements")
             if name in DEAR or any(a in dear and a not in self.roots for a in arguments):
                 dear.add(node)
             if name in SCATTERS:
                 self.roots.setdefault(arguments[0], "kept: it is written to")
+            size = expressions.size(node)
             why = ""
             if node in returned:
                 why = "returned"
@@ -120,13 +120,25 @@ class Scheduler(State):
                 why = "a reduction" if name in REDUCTIONS else "a scan"
             elif name in SCATTERS:
                 why = "written at places"
-            elif name not in VIEWS and len(node.users) > 1 and (name in DEAR or weight[node] > RECOMPUTED_PRIMS):
+            elif name not in VIEWS and (name in DEAR or size > RECOMPUTED_PRIMS) and self._is_shared(node):
                 why = "shared: dear to compute again"
-            elif weight[node] > INLINED_PRIMS:
+            elif size > INLINED_PRIMS:
                 why = "kept: its expression would grow too long"
             if why:
-                self.roots.setdefault(node, why)
-                weight[node] = 0
+                keep(node, why)
+
+    def _is_shared(self, node: fx.Node) -> bool:
+        """Whether a node is computed more than once: its uses do not come together in one prim, at its own point."""
+        waiting = dict.fromkeys(node.users)
+        for _ in range(MEETING_PRIMS if len(waiting) > 1 else 0):
+            first = min(waiting, key=lambda n: self.order.get(n, len(self.order)))
+            if not _stays(first) or first in self.returned:
+                return True
+            if len(waiting) == 1:
+                return False
+            del waiting[first]
+            waiting.update(dict.fromkeys(first.users))
+        return len(waiting) > 1
 
     # Placing --------------------------------------------------------------------------------------------
 
@@ -306,3 +318,32 @@ def _repeats(node: fx.Node) -> bool:
             if walked and steps[min(walked)[1]] != 0:
                 return True
     return False
+
+
+class _Expressions:
+    """How many prims stand in the expression of each node, those computed more than once as often as they are."""
+
+    def __init__(self, inputs: list[fx.Node]) -> None:
+        self._parts: dict[fx.Node, frozenset[fx.Node]] = dict.fromkeys(inputs, frozenset())
+        self._weight: dict[fx.Node, int] = {}
+
+    def size(self, node: fx.Node) -> int:
+        return sum(self._weight[part] for part in self._parts[node])
+
+    def end(self, node: fx.Node) -> None:
+        """It is read from memory, or known in a register."""
+        self._parts[node] = frozenset()
+
+    def add(self, node: fx.Node) -> None:
+        """What is computed at the same point is computed once; what moves elements computes its argument elsewhere."""
+        elsewhere = not _stays(node)
+        parts = [self._parts[a] for a in node.all_input_nodes]
+        inside = sum(map(self.size, node.all_input_nodes)) if elsewhere else 0
+        self._weight[node] = inside + (prim(node) not in VIEWS)
+        self._parts[node] = frozenset([node]).union(*([] if elsewhere else parts))
+
+
+def _stays(node: fx.Node) -> bool:
+    """Whether a prim reads its arguments at the point at which it is computed."""
+    name = prim(node)
+    return not any(name in others for others in (MOVES, PIECEWISE, REDUCTIONS, SCANS, SCATTERS))
