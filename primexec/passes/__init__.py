@@ -15,6 +15,7 @@ from primexec.passes.copies import RemoveLastCopies
 from primexec.passes.dead_code import RemoveDeadCode
 from primexec.passes.freeze import FoldNorms, PackWeights
 from primexec.passes.functionalize import Functionalize
+from primexec.passes.pools import PoolsChannelsLast
 from primexec.passes.renames import RemoveRenames
 from primexec.program import Program
 from primexec.verify import verify_captured, verify_prims
@@ -53,8 +54,9 @@ def run_layouts(program: Program, frozen: Mapping[str, Tensor] | None = None) ->
         frozen: what the inputs hold that are promised not to change, by name; None where nothing is promised.
     """
     if frozen is None:
-        return _run((ChannelsLast(),), program, verify_captured)
-    return _run((FoldNorms(frozen), ChannelsLast(frozenset(frozen)), PackWeights(frozen)), program, verify_captured)
+        return _run((ChannelsLast(), PoolsChannelsLast()), program, verify_captured)
+    layouts = ChannelsLast(frozenset(frozen)), PoolsChannelsLast()
+    return _run((FoldNorms(frozen), *layouts, PackWeights(frozen)), program, verify_captured)
 
 
 def run_prims(program: Program) -> Program:
