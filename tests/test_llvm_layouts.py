@@ -180,9 +180,33 @@ def test_large_outputs_are_written_around_the_caches(monkeypatch: pytest.MonkeyP
     assert all("!nontemporal" in m.llvm for m in made)
     del made[:]
     check(lambda x: x * 2 + 1, x[:, :100].contiguous())  # small
-    check(lambda x: x[:, 1:] * 2, data(1024, 1060))  # 1059 floats in a row: not aligned
+    check(lambda x: x[:, 1:] * 2, data(20000, 60))  # 59 floats in a row: not aligned, and short
     check(lambda x: x.sum(0), x)
     assert not any("!nontemporal" in m.llvm for m in made)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int8], ids=str)
+def test_vectors_of_long_rows_are_aligned(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows begin anywhere: two vectors cover the edges, and those between are written around the caches."""
+    monkeypatch.setattr(llvm, "STREAM_BYTES", 1)
+    made = []
+    lower = llvm.lower
+    monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
+    for size in (1027, 1041, 1056):
+        check(lambda x: x[:, 1:] + x[:, :-1], data(37, size, dtype=dtype))
+        check(lambda x: (x[:, 1:] + x[:, :-1], (x[:, 1:] - 1).double()), data(5, size, dtype=dtype))
+    check(lambda x: torch.cat((x[:, :-1], x[:, 1:-2]), 1) + 1, data(7, 700, dtype=dtype))
+    assert all("!nontemporal" in m.llvm for m in made)
+
+
+@pytest.mark.parametrize("size", [*range(1, 19), 31, 33, 63, 65, 100, 127, 2047, 2049, 2111])
+def test_vectors_reach_back(size: int, layouts: list[Layout]) -> None:
+    """Rows of any length, alone and many, with and without a dear function."""
+    for fn in (lambda x, y: x * 2 + y, lambda x, y: (torch.tanh(x) + y, x.exp() > y)):
+        check(fn, data(size), data(size, seed=4))
+        check(fn, data(3, size), data(size, seed=4))
+        check(lambda x, y, fn=fn: fn(torch.softmax(x, -1), y), data(3, size), data(size, seed=4))
+    assert all(made.lanes <= made.lane.size for made in layouts if made.lane)
 
 
 def test_later_passes_fetch_the_next_row(monkeypatch: pytest.MonkeyPatch) -> None:

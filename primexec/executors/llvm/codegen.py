@@ -51,6 +51,7 @@ from primexec.executors.llvm.memory import Memory, Positions
 from primexec.executors.llvm.pieces import WORKSPACE, Workspace
 from primexec.executors.llvm.precision import CHOICES, Precision
 from primexec.executors.llvm.reductions import Accumulator
+from primexec.executors.llvm.spans import Span
 from primexec.executors.llvm.target import ELEMENT_BYTES
 from primexec.executors.llvm.vmath.core import exp
 
@@ -91,8 +92,6 @@ class KernelWriter(Memory):
         self.scratch: dict[int, str] = {}
         self.written: set[int] = set()
         self.ahead = self._read_ahead()
-        cuts = segments.edges(self.withins, layout.lane)[:-1] if layout.lane else []
-        self.even = all(cut % layout.lanes == 0 for cut in cuts)
         self.precision = Precision()
 
     def _read_ahead(self) -> list[tuple[Access, int, int]]:
@@ -125,6 +124,8 @@ class KernelWriter(Memory):
             self.flags = addresses.pointer(self.e, len(self.order))
         if self.layout.pieces > 1:
             self.workspace.pointer = addresses.pointer(self.e, WORKSPACE)
+        cuts = segments.edges(self.withins, self.layout.lane)[:-1] if self.layout.lane else []
+        self._align([s.access for s in self.kernel.stores], all(cut % self.layout.lanes == 0 for cut in cuts))
         self.scratch, self.written = {}, set()
         self._make_scratch()
         if self.layout.flat:
@@ -163,23 +164,23 @@ class KernelWriter(Memory):
     # Units ----------------------------------------------------------------------------------------------
 
     def _flat(self) -> None:
-        e, lanes, axis = self.e, self.layout.lanes, self.layout.lane
+        e, axis = self.e, self.layout.lane
         assert axis is not None
         self._row_values([s.value for s in self.kernel.stores])
         begin = e.emit(f"mul i64 %begin, {self.layout.width}")
         end = self._least(e.emit(f"mul i64 %end, {self.layout.width}"), axis.size)
 
-        def body(width: int) -> Callable[[str, list[str]], Sequence[str]]:
+        def body(span: Span) -> Callable[[str, list[str]], Sequence[str]]:
             def one(i: str, _: list[str]) -> Sequence[str]:
-                self._stores(0, width, {axis.axis: i}, {})
+                self._stores(0, span.lanes, {axis.axis: span.place or i}, {})
                 return ()
 
             return one
 
         for start, stop in self._segments(axis, begin, end):
-            middle = self._middle(start, stop, lanes)
-            e.loop(start, middle, lanes, body(lanes))
-            e.loop(middle, stop, 1, body(1))
+            size = axis.size if (start, stop) == (begin, end) else 0
+            for span in self._vectors(start, stop, {}, size=size):
+                e.loop(span.start, span.stop, span.step, body(span))
 
     def _segments(self, axis: Axis, begin: str, end: str) -> Iterator[tuple[str, str]]:
         """The parts of a loop between which conditions change; while one is given, they are known."""
@@ -222,12 +223,6 @@ class KernelWriter(Memory):
     def _least(self, name: str, limit: int) -> str:
         return self.e.call("i64", "llvm.smin.i64", [("i64", name), ("i64", str(limit))])
 
-    def _middle(self, begin: str, end: str, lanes: int) -> str:
-        """Where the last whole vector from `begin` to `end` ends."""
-        count = self.e.emit(f"sub i64 {end}, {begin}")
-        whole = self.e.emit(f"and i64 {count}, {-lanes}")
-        return self.e.emit(f"add i64 {begin}, {whole}")
-
     def _unit(self, unit: str, _: list[str]) -> Sequence[str]:
         layout, e = self.layout, self.e
         rest, block = unit, "0"
@@ -256,10 +251,13 @@ class KernelWriter(Memory):
     def _reductions(self, number: int) -> list[Reduce]:
         return [v for v in self.values if isinstance(v, Reduce) and self.stage[id(v.arg)] == number]
 
+    def _moved(self, number: int) -> list[Store]:
+        """The stores in the loops of a pass."""
+        return [s for s in self.moving if self.stage[id(s.value)] == number]
+
     def _roots(self, number: int) -> list[Expr]:
         """What the loops of a pass compute."""
-        stored = [s.value for s in self.moving if self.stage[id(s.value)] == number]
-        return [*(r.arg for r in self._reductions(number)), *stored]
+        return [*(r.arg for r in self._reductions(number)), *(s.value for s in self._moved(number))]
 
     def _varying(self, roots: Sequence[Expr]) -> list[Expr]:
         seen: dict[int, Expr] = {}
@@ -355,31 +353,23 @@ class KernelWriter(Memory):
         if not loops:
             return self._point(number, reductions, accumulators, 1, widths, at, [n for _, n in carried])
         axis, rest = loops[0], loops[1:]
-        whole = self._range(axis)
+        whole, stores = self._range(axis), [s.access for s in self._moved(number)]
 
-        def again(inside: tuple[Axis, ...], width: int) -> Callable[[str, list[str]], Sequence[str]]:
+        def again(inside: tuple[Axis, ...], span: Span) -> Callable[[str, list[str]], Sequence[str]]:
             def body(i: str, names: list[str]) -> Sequence[str]:
-                here = {**at, axis.axis: i}
+                here = {**at, axis.axis: span.place or i}
                 if inside:
                     pairs = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
                     return self._nest(number, reductions, accumulators, inside, widths, here, pairs)
-                return self._point(number, reductions, accumulators, width, widths, here, names)
+                return self._point(number, reductions, accumulators, span.lanes, widths, here, names)
 
             return body
 
         for begin, end in self._segments(axis, *whole):
-            if rest:
-                names = self.e.loop(begin, end, 1, again(rest, widths[0]), carried)
+            size = int(end) - int(begin) if begin.isdigit() and end.isdigit() and not reductions else 0
+            for span in [Span(begin, end, 1, 1)] if rest else self._vectors(begin, end, at, stores, size):
+                names = self.e.loop(span.start, span.stop, span.step, again(rest, span), carried)
                 carried = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
-                continue
-            if begin.isdigit() and end.isdigit():
-                middle = str(int(end) - (int(end) - int(begin)) % widths[0])
-            else:
-                middle = self._middle(begin, end, widths[0])
-            for start, stop, width in ((begin, middle, widths[0]), (middle, end, 1)):
-                if start != stop:
-                    names = self.e.loop(start, stop, width, again((), width), carried)
-                    carried = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
         return [n for _, n in carried]
 
     def _point(
@@ -403,15 +393,14 @@ class KernelWriter(Memory):
             for access, distance, cache in self.ahead:
                 self._prefetch(access, width, at, distance, cache)
         self._stores(number, width, at, local)
-        mine = states[widths.index(width)]
         for i, (r, a) in enumerate(zip(reductions, accumulators, strict=True)):
+            mine = states[widths.index(width)]
             mine[i] = a.add(mine[i], splat(self._get(r.arg, width, at, local), width))
         return [v.name for group in states for state in group for v in state]
 
     def _stores(self, number: int, width: int, at: Positions, local: dict[int, Value]) -> None:
-        for s in self.moving:
-            if self.stage[id(s.value)] == number:
-                self._store(s.access, self._get(s.value, width, at, local), width, at)
+        for s in self._moved(number):
+            self._store(s.access, self._get(s.value, width, at, local), width, at)
 
     # Values ---------------------------------------------------------------------------------------------
 

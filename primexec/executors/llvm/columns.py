@@ -14,6 +14,7 @@ from primexec.executors.llvm.ir import Expr, Index, Load, Op, Reduce, Store, Wit
 from primexec.executors.llvm.layout import Axis
 from primexec.executors.llvm.memory import Positions
 from primexec.executors.llvm.reductions import Accumulator
+from primexec.executors.llvm.spans import whole
 from primexec.executors.llvm.target import ELEMENT_BYTES
 
 ROWS = 4  # rows that are added at once to what was accumulated
@@ -128,7 +129,7 @@ class ColumnWriter(KernelWriter):
             if axis.size % lanes == 0 and first == self.first:
                 self.e.loop(first, last, lanes, step(lanes))
                 continue
-            middle = self._middle(first, last, lanes)
+            middle = whole(self.e, first, last, lanes)
             if axis.size > lanes:
                 self.e.loop(first, middle, lanes, step(lanes))
             self.e.loop(middle, last, 1, step(1))
@@ -177,7 +178,7 @@ class ColumnWriter(KernelWriter):
                 return one
 
             for begin, end in self._segments(axis, *self._range(axis)):
-                middle = begin if rest or together == 1 else self._middle(begin, end, together)
+                middle = begin if rest or together == 1 else whole(self.e, begin, end, together)
                 if middle != begin:
                     self.e.loop(begin, middle, together, steps(together))
                 self.e.loop(middle, end, 1, steps(1))

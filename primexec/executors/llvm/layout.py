@@ -112,6 +112,7 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     lanes = _vectors(kernel) * target.lanes("f64" if width >= WIDE else "f32")
     if lane is None:
         return Layout((), (), None, False, False, lanes)
+    lanes = min(lanes, 1 << max(lane.size, 1).bit_length() - 1)
     if lane in reduced:
         inner = (*(a for a in reduced if a != lane), lane)
         return _split(kernel, Layout(tuple(kept), inner, lane, False, False, lanes))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
-from primexec.executors.llvm import addresses
+from primexec.executors.llvm import addresses, spans
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import MEMORY, rounded, splat, to_memory
 from primexec.executors.llvm.ir import Access, Index, Within
@@ -13,6 +14,7 @@ from primexec.executors.llvm.target import ELEMENT_BYTES
 
 STREAM_ALIGNMENT = 32  # bytes: of every vector that is written around the caches
 CACHE_LINE = 64
+LONG = 8  # vectors of a row that are worth two more at its edges, so that those between are aligned
 Positions = dict[int, str]  # from the kernel's axes to indices
 
 
@@ -25,8 +27,9 @@ class Memory:
         self.pointers: dict[int, str] = {}  # by buffer
         self.bases: dict[int, str] = {}  # by access
         self.streams: frozenset[int] = frozenset()  # buffers too large to stay in a cache; their starts are aligned
+        self.aligned: dict[int, int] = {}  # accesses of theirs whose every vector is aligned, to so many bytes
+        self.around: dict[int, int] = {}  # those that the present loop writes around the caches
         self.streamed = False
-        self.even = True  # whether vectors begin at multiples of their size along the lanes
 
     def _offset(self, access: Access | Index | Within, positions: Positions, start: str | None = None) -> str:
         total = str(access.offset) if start is None else start
@@ -96,9 +99,9 @@ class Memory:
         v = to_memory(v if self.precise else rounded(v, access.dtype), access.dtype)
         places, step = self._places(access, lanes, at)
         align = ELEMENT_BYTES[v.element]
-        if step == 1 and v.lanes > 1 and self._passes_caches(access, v.lanes * align):
+        if id(access) in self.around and v.lanes > 1:
             self.streamed = True
-            self.e.do(f"store {v.type} {v.name}, ptr {places[0]}, align {STREAM_ALIGNMENT}, !nontemporal !0")
+            self.e.do(f"store {v.type} {v.name}, ptr {places[0]}, align {self.around[id(access)]}, !nontemporal !0")
             return
         if step == 1 or v.lanes == 1:
             self.e.do(f"store {v.type} {v.name}, ptr {places[0]}, align {align}")
@@ -107,13 +110,66 @@ class Memory:
             one = self.e.emit(f"extractelement {v.type} {v.name}, i32 {k}")
             self.e.do(f"store {type_of(v.element)} {one}, ptr {place}, align {align}")
 
-    def _passes_caches(self, access: Access, width: int) -> bool:
-        """Whether a vector of so many bytes may be written around the caches: to a large buffer, at aligned places."""
-        if access.buffer not in self.streams or access.indirect or not self.even:
-            return False
-        steps = [s for a, s in enumerate(access.strides) if a != self._lane_axis]
-        size = ELEMENT_BYTES[MEMORY[access.dtype]]
-        return all(n % STREAM_ALIGNMENT == 0 for n in (width, access.offset * size, *(s * size for s in steps)))
+    def _streaming(self, stores: Sequence[Access]) -> list[Access]:
+        """Those that write large buffers, vector by vector."""
+        if self.layout.lane is None:
+            return []
+        found = [a for a in stores if a.buffer in self.streams and a.strides[self._lane_axis] == 1 and not a.indirect]
+        return [a for a in found if self.layout.lanes * _size(a) % STREAM_ALIGNMENT == 0]
+
+    def _align(self, stores: Sequence[Access], even: bool) -> None:
+        """Finds what is aligned as it is: its rows are, and vectors begin at multiples of their size, if `even`."""
+
+        def alignment(a: Access) -> int:
+            steps = (a.offset, *(s for axis, s in enumerate(a.strides) if axis != self._lane_axis))
+            return math.gcd(CACHE_LINE, *(n * _size(a) for n in (*steps, self.layout.lanes)))
+
+        found = {id(a): alignment(a) for a in self._streaming(stores)} if even else {}
+        self.around = self.aligned = {a: n for a, n in found.items() if n >= STREAM_ALIGNMENT}
+
+    def _vectors(
+        self, begin: str, end: str, at: Positions, stores: Sequence[Access] = (), size: int = 0
+    ) -> Iterator[spans.Span]:
+        """The loops over a range of the lanes; while one is given, `around` says what it writes around the caches.
+
+        Args:
+            stores: what the loops write.
+            size: of the whole range, where points may be visited twice; else 0.
+        """
+        lanes = self.layout.lanes
+        askew = [a for a in self._streaming(stores) if id(a) not in self.aligned]
+        if not size:
+            found, around = spans.once(self.e, begin, end, lanes), self.aligned
+        elif askew and size >= LONG * lanes:
+            first = self._first_aligned(askew[0], at, begin)
+            found, around = spans.edged(self.e, begin, first, end, lanes), self._like(askew[0], askew)
+        else:
+            lanes = min(lanes, 1 << (size.bit_length() - 1))
+            found, around = spans.back(self.e, begin, end, lanes, size % lanes), self.aligned
+        for span in found:
+            self.around = around if span.main else {}
+            yield span
+
+    def _first_aligned(self, access: Access, at: Positions, begin: str) -> str:
+        """The first place from `begin` on where vectors of an access can start that lie on lines of the cache."""
+        index = self._offset(access, {**at, self._lane_axis: begin}, self.bases.get(id(access)))
+        missing = self.e.emit(f"and i64 {self.e.emit(f'sub i64 0, {index}')}, {self._line(access) - 1}")
+        return self.e.emit(f"add i64 {begin}, {missing}")
+
+    def _line(self, access: Access) -> int:
+        """Elements of a line of the cache, or of a vector where that has less."""
+        return min(CACHE_LINE // _size(access), self.layout.lanes)
+
+    def _like(self, access: Access, others: Sequence[Access]) -> dict[int, int]:
+        """Those that are aligned wherever an access is, and to how many bytes all are."""
+        size = _size(access)
+        nbytes = self._line(access) * size
+
+        def alike(a: Access) -> bool:
+            pairs = zip((a.offset, *a.strides), (access.offset, *access.strides), strict=True)
+            return _size(a) == size and all((p - q) * size % nbytes == 0 for p, q in pairs)
+
+        return {id(a): nbytes for a in others if alike(a)}
 
     def _fence(self) -> None:
         """Makes what was written around the caches visible before the function ends."""
@@ -130,3 +186,7 @@ class Memory:
             start = f"ptr {self.pointers[access.buffer]}"
             place = self.e.emit(f"getelementptr {type_of(MEMORY[access.dtype])}, {start}, i64 {index}")
             self.e.call("void", "llvm.prefetch.p0", [("ptr", place), *(("i32", n) for n in ("0", str(4 - cache), "1"))])
+
+
+def _size(access: Access) -> int:
+    return ELEMENT_BYTES[MEMORY[access.dtype]]

@@ -14,6 +14,7 @@ from primexec.executors.llvm.instructions import MEMORY
 from primexec.executors.llvm.ir import Access
 from primexec.executors.llvm.layout import TILE, accesses, lies_across
 from primexec.executors.llvm.memory import Positions
+from primexec.executors.llvm.spans import whole
 from primexec.executors.llvm.target import ELEMENT_BYTES
 
 Corner = tuple[str, str]  # indices of rows and lanes
@@ -63,7 +64,7 @@ class TileWriter(KernelWriter):
             if id(a) in self.tiles:
                 self._turn(a, self._into_tile)
         rows, lanes = self.corner
-        vectors = self._middle(lanes, self.ends[1], self.layout.lanes)
+        vectors = whole(self.e, lanes, self.ends[1], self.layout.lanes)
 
         def row(t: str, _: list[str]) -> Sequence[str]:
             def columns(width: int) -> Callable[[str, list[str]], Sequence[str]]:
@@ -86,7 +87,7 @@ class TileWriter(KernelWriter):
         """Copies all of a tile: squares, then what remains at two edges one by one."""
         side = min(8, max(4, self.module.target.vector_bytes // ELEMENT_BYTES[MEMORY[a.dtype]]))
         (t0, l0), (t1, l1) = self.corner, self.ends
-        middle_t, middle_l = self._middle(t0, t1, side), self._middle(l0, l1, side)
+        middle_t, middle_l = whole(self.e, t0, t1, side), whole(self.e, l0, l1, side)
 
         def area(rows: tuple[str, str], lanes: tuple[str, str], step: int) -> None:
             def outer(i: str, _: list[str]) -> Sequence[str]:
