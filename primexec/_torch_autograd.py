@@ -88,6 +88,13 @@ def _executes(executes: Callable[[Any], bool], node: Any) -> bool:
         return True
 
 
+def take_saved(ctx: Any) -> list[Tensor]:
+    """What a custom function saved, which nobody else keeps for it if the backward pass that runs frees the graph."""
+    saved = list(ctx.saved_tensors)
+    ctx.maybe_clear_saved_tensors()
+    return saved
+
+
 def below_autograd() -> Any:
     """A context without arguments in which operators record nothing for autograd; kernels still see the grad mode."""
     return private("torch._C._AutoDispatchBelowAutograd")

@@ -18,11 +18,11 @@ from primexec.partition import Plan
 from primexec.program import Program, Static
 from primexec.runtime import Executable
 
-Compile = Callable[[Program], Executable]
+Compile = Callable[..., Executable]  # of a program, perhaps `boxed`
 
 
-# From the saved values and the gradients of the roots to what `Function.backward` returns.
-Backward = Callable[[Sequence[Tensor], Sequence[Tensor | None]], Sequence[Tensor | None]]
+# From the saved values, in a list that is emptied, and the gradients of the roots to what `Function.backward` returns.
+Backward = Callable[[list[Tensor], Sequence[Tensor | None]], Sequence[Tensor | None]]
 _NOT_DIFFERENTIABLE = 3  # leading arguments of `Function.forward`
 
 
@@ -114,7 +114,7 @@ class Training:
         uses = Counter(map(effects.storage_of, nodes))
         return [i for i in self.joint.roots if uses[effects.storage_of(nodes[i])] == 1]
 
-    def backward(self, saved: Sequence[Tensor], gradients: Sequence[Tensor | None], needed: tuple[bool, ...]) -> Any:
+    def backward(self, context: Any, gradients: Sequence[Tensor | None], needed: tuple[bool, ...]) -> Any:
         strides = [None if g is None else g.stride() for g in gradients]
         for i in self._unknown:
             g = gradients[i]
@@ -126,30 +126,34 @@ class Training:
                 program = self.joint.recorder.record(*key)
                 self.joint.recorder.tracer.complete_metadata([program.graph_module.graph])
                 compiled = self._backward[key] = self._prepare(program, key[0])
+        saved = _torch_autograd.take_saved(context)
         if _torch.any_autocast_enabled():
             with _torch_autograd.autocast_off():
                 return compiled(saved, gradients)
         return compiled(saved, gradients)
 
     def _prepare(self, program: Program, gradients: Gradients) -> Backward:
-        """Compile a backward program, and write out what stands between it and autograd."""
-        saved = [f"s{n}" for n in range(len(self.saved))]
+        """Compile a backward program, and write out what stands between it and autograd.
+
+        It takes what was saved out of the list, so that each tensor goes when the program has used it.
+        """
         given = [f"g{n}" for n in range(len(gradients))]
         arriving = iter([name for name, strides in zip(given, gradients, strict=True) if strides is not None])
         inputs = []
         for i in program.inputs:
             if i.kind == "saved" and i.label not in self._positions:
                 raise PrimexecError(f"the backward pass of {program.name} needs {i.label}, which was not saved")
-            inputs.append(saved[self._positions[i.label]] if i.kind == "saved" else next(arriving))
-        executable = self.compile(program)
+            inputs.append(f"saved[{self._positions[i.label]}]" if i.kind == "saved" else next(arriving))
+        executable = self.compile(program, boxed=True)
         self.plans.append(executable.plan)
         self.compiles += executable.compiles
         found = ["None" if isinstance(leaf, Static) else f"out[{leaf}]" for leaf in program.output_leaves]
         lines = [
             "def backward(saved, gradients):",
-            f"  [{', '.join(saved)}] = saved",
             f"  [{', '.join(given)}] = gradients",
-            f"  out = run({', '.join(inputs)})",
+            f"  args = [{', '.join(inputs)}]",
+            "  saved.clear()",
+            "  out = run(args)",
             f"  return {_tuple(['None'] * _NOT_DIFFERENTIABLE + found)}",
         ]
         return _written("backward", lines, {"run": executable.run})
@@ -181,7 +185,7 @@ class _Run(torch.autograd.Function):
                 "inside `with primexec.disable():` where second derivatives are needed"
             )
         needed = _torch_autograd.needed_gradients(ctx, ctx.needs_input_grad[_NOT_DIFFERENTIABLE:])
-        return ctx.training.backward(ctx.saved_tensors, gradients, needed)
+        return ctx.training.backward(ctx, gradients, needed)
 
 
 # Function.apply looks at every argument for functorch's sake first (0.1 µs each); no transform is active here.

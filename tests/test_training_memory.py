@@ -1,0 +1,110 @@
+"""Memory of a training step: what was saved goes as the backward pass uses it, as in eager."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import primexec
+from primexec import make_traced
+
+EXECUTORS: list[Any] = ["aten", ("llvm", "aten")]
+LAYERS = 8
+
+
+def deep(x: Tensor, *weights: Tensor) -> Tensor:
+    for w in weights:
+        x = (x @ w).sin()
+    return x.sum()
+
+
+def arguments() -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1024, 64, generator=generator)
+    return x, *((torch.randn(64, 64, generator=generator) / 8).requires_grad_() for _ in range(LAYERS))
+
+
+def allocations(event: Any) -> list[tuple[int, int]]:
+    """(time, bytes) of what was allocated or freed inside of a profiler's event."""
+    found = [(event.start_time_ns, event.extra_fields.alloc_size)] if event.name == "[memory]" else []
+    return found + [a for child in event.children for a in allocations(child)]
+
+
+def peak(function: Callable[[], object]) -> int:
+    """The most bytes of tensors that a call held at once, beyond what was there before."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    tree = profiler.profiler.kineto_results.experimental_event_tree()  # type: ignore[union-attr]
+    held = most = 0
+    for _, size in sorted(a for event in tree for a in allocations(event)):
+        held += size
+        most = max(most, held)
+    return most
+
+
+def step(function: Callable[..., Tensor]) -> Callable[[], None]:
+    given = arguments()
+
+    def run() -> None:
+        for w in given[1:]:
+            w.grad = None
+        function(*given).backward()
+
+    run()
+    return run
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+def test_a_step_holds_no_more_than_eagers(executor: Any) -> None:
+    traced = make_traced(deep, executor=executor)
+    ours, eagers = step(traced), step(deep)
+    primexec.empty_cache()
+    assert peak(ours) <= 1.02 * peak(eagers)
+    assert traced.cache_info().traces == 1
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+def test_a_graph_is_kept_as_long_as_it_is_asked_for(executor: Any) -> None:
+    traced = make_traced(deep, executor=executor)
+    given, expected = arguments(), arguments()
+    loss, eagers = traced(*given), deep(*expected)
+    for keep in (True, True, False):
+        loss.backward(retain_graph=keep)
+        eagers.backward(retain_graph=keep)
+        for w, e in zip(given[1:], expected[1:], strict=True):
+            torch.testing.assert_close(w.grad, e.grad, rtol=1e-5, atol=1e-4)
+    with pytest.raises(RuntimeError, match="a second time"):
+        loss.backward()
+
+
+def test_a_backward_pass_that_fails_before_it_runs_keeps_the_graph() -> None:
+    given = arguments()
+    loss = make_traced(deep)(*given)
+    with pytest.raises(primexec.PrimexecError, match="create_graph"):
+        torch.autograd.grad(loss, given[1:], create_graph=True)
+    loss.backward()
+    assert all(w.grad is not None for w in given[1:])
+
+
+def test_saved_tensor_hooks_see_what_is_saved() -> None:
+    given, packed, unpacked = arguments(), [], []
+
+    def pack(t: Tensor) -> Tensor:
+        packed.append(t.shape)
+        return t
+
+    def unpack(t: Tensor) -> Tensor:
+        unpacked.append(t.shape)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        loss = make_traced(deep)(*given)
+    loss.backward()
+    assert sorted(packed) == sorted(unpacked) != []
