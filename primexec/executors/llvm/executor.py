@@ -14,7 +14,19 @@ from torch import Tensor, fx
 from primexec.config import logger
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support
-from primexec.executors.llvm import addresses, engine, judge, launch, library, ordered, own, profiling, repeats, threads
+from primexec.executors.llvm import (
+    addresses,
+    arena,
+    engine,
+    judge,
+    launch,
+    library,
+    ordered,
+    own,
+    profiling,
+    repeats,
+    threads,
+)
 from primexec.executors.llvm.codegen import KernelWriter, Part
 from primexec.executors.llvm.columns import ColumnWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
@@ -180,14 +192,7 @@ def _bound(schedule: Schedule, module: engine.Module) -> RegionFunction:
     operands = [launch.Operand(b.shape, b.strides, b.dtype) for b in buffers]
     inputs = [o for o, b in zip(operands, buffers, strict=True) if b.kind == "input"]
     made = [i for i, b in enumerate(buffers) if b.kind == "output"]
-    slots, size = [], 0
-    for b in buffers:
-        if b.kind == "arena":
-            slots.append(size)
-            count = 1
-            for n in b.shape:
-                count *= n
-            size += -(-max(count, 1) * b.dtype.itemsize // 64) * 64
+    slots, size = arena.slots(schedule)
     work = sum(i.dtype.itemsize * _numel(i.shape) for i in inputs)
     call = launch.bind(module.address("program"), inputs, [operands[i] for i in made], slots=slots, arena_bytes=size,
                        work_bytes=work, keep=module, failed=_failure(schedule))  # fmt: skip

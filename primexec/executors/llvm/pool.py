@@ -140,14 +140,14 @@ class OutputPool:
 
 
 class Arenas:
-    """Blocks for intermediates, one checked out for each run; sizes are powers of two."""
+    """Blocks for intermediates, one checked out for each run; few sizes, so that programs share them."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[Tensor]] = {}
 
     def take(self, nbytes: int) -> Tensor:
         """A block of at least so many bytes, aligned to 64."""
-        size = 1 << max(12, (nbytes - 1).bit_length())
+        size = rounded(nbytes)
         try:
             return self._free[size].pop()  # one step under the GIL: no two runs get the same block
         except (KeyError, IndexError):
@@ -163,6 +163,16 @@ class Arenas:
     def clear(self) -> None:
         """Free the blocks that are not checked out."""
         self._free = {}
+
+
+def rounded(nbytes: int) -> int:
+    """So many bytes, or up to a quarter more: one of four sizes between a power of two and the next.
+
+    >>> rounded(1), rounded(5000), rounded(9000), rounded(1 << 20)
+    (4096, 8192, 12288, 1048576)
+    """
+    step = max(1 << 12, 1 << max(0, (nbytes - 1).bit_length() - 3))
+    return -(-max(nbytes, 1) // step) * step
 
 
 def _physical_memory() -> int:

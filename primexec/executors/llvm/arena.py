@@ -1,0 +1,43 @@
+"""Where intermediates lie in the arena: those that are not needed at the same time share their places."""
+
+from __future__ import annotations
+
+import math
+
+from primexec.executors.llvm.ir import Kernel, Load, roots_of, walk
+from primexec.executors.llvm.schedule import Buffer, Schedule
+
+ALIGNMENT = 64
+
+
+def slots(schedule: Schedule) -> tuple[list[int], int]:
+    """The offset in bytes of each buffer of the arena, in order, and the size of the arena.
+
+    A buffer keeps its place from the first kernel that touches it to the last one: kernels run one after another.
+    """
+    lives: dict[int, tuple[int, int]] = {}
+    for number, kernel in enumerate(schedule.kernels):
+        for b in touched(kernel):
+            lives[b] = lives.get(b, (number, number))[0], number
+    arena = [i for i, b in enumerate(schedule.buffers) if b.kind == "arena"]
+    sizes = {i: _nbytes(schedule.buffers[i]) for i in arena}
+    places: dict[int, int] = {}
+    for i in sorted(arena, key=sizes.__getitem__, reverse=True):
+        first, last = lives.get(i, (0, 0))
+        offset = 0
+        for start, other in sorted((place, other) for other, place in places.items()):
+            since, until = lives.get(other, (0, 0))
+            if since <= last and first <= until and start < offset + sizes[i]:
+                offset = max(offset, start + sizes[other])
+        places[i] = offset
+    return [places[i] for i in arena], max((places[i] + sizes[i] for i in arena), default=0)
+
+
+def touched(kernel: Kernel) -> set[int]:
+    """The numbers of the buffers that a kernel reads or writes."""
+    read = {e.access.buffer for e in walk(roots_of(kernel)) if isinstance(e, Load)}
+    return read | {s.access.buffer for s in kernel.stores}
+
+
+def _nbytes(b: Buffer) -> int:
+    return -(-max(math.prod(b.shape), 1) * b.dtype.itemsize // ALIGNMENT) * ALIGNMENT
