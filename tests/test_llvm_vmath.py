@@ -10,7 +10,7 @@ import torch
 from mpmath import mp
 
 from primexec.executors.llvm import engine
-from primexec.executors.llvm.target import NAMED, X86_64, Target, host
+from primexec.executors.llvm.target import NAMED, X86_64, X86_64_AVX2, Target, host
 from primexec.executors.llvm.vmath import FUNCTIONS
 from tests.vector_kernels import BINARY, DTYPES, Kernels, module_text, ulps
 
@@ -180,6 +180,12 @@ def test_every_function_compiles_for_every_target(target: Target) -> None:
 @pytest.mark.skipif(not host().triple.startswith("x86_64"), reason="the baseline of x86-64 runs there only")
 def test_without_fused_multiply_add(name: str) -> None:
     check_float32(name, float32_sample(400_009), baseline())
+
+
+@pytest.mark.parametrize("name", ["erf", "exp", "sigmoid", "tanh"])
+@pytest.mark.skipif("+avx512f" not in host().features, reason="other hosts run this algorithm in every test")
+def test_without_avx512(name: str) -> None:
+    check_float32(name, float32_sample(4_001), Kernels([(name, "f32")], target=X86_64_AVX2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -98,6 +98,28 @@ def weighted(function: Callable[[Any], Any], weight: Callable[[Any], Any], high:
     return fit, max(errors)
 
 
+# Odd functions in pieces, up to where they are 1 in float32: the function, the width of a piece, and the terms.
+# Multiples of the width are exact; the function's values at them are close to float32 numbers: their loss counts most.
+PIECES: dict[str, tuple[Callable[[Any], Any], float, int]] = {
+    "ERF_PIECES": (mp.erf, 0.2554931640625, 7),
+    "TANH_PIECES": (mp.tanh, 0.5821533203125, 8),
+}
+COUNT = 16
+
+
+def pieces(function: Callable[[Any], Any], width: float, terms: int) -> tuple[float, list[list[float]]]:
+    """What rounding the slope at zero loses, and for each power the coefficients of the pieces around k * width."""
+    half = mpf(width) / 2
+    at_zero = quotient(lambda u: function(u) / u, mp.diff(function, 0))
+    odd_part, _ = mp.chebyfit(at_zero, [-half, half], terms - 1, error=True)
+    lost = odd_part[-1] - rounded(odd_part[-1], "f32")
+    rows = [[*odd_part, 0]]
+    for k in range(1, COUNT):
+        fit = mp.chebyfit(lambda u, k=k: function(k * mpf(width) + u), [-half, half], terms)
+        rows.append(list(fit))
+    return rounded(lost, "f32"), [[rounded(row[i], "f32") for row in rows] for i in range(terms)]
+
+
 def rounded(value: Any, dtype: str) -> float:
     number = float(value)
     return float(struct.unpack("<f", struct.pack("<f", number))[0]) if dtype == "f32" else number
@@ -123,6 +145,18 @@ def main() -> None:
             lines += [f"        {rounded(c, dtype)!r}," for c in fit]
             lines.append("    ),")
         lines += ["}", ""]
+    for name, (function, width, terms) in PIECES.items():
+        lost, columns = pieces(function, width, terms)
+        lines += [
+            f"{name} = (",
+            f"    {width},",
+            f"    {lost!r},",
+            "    (  # for each power, the coefficients of the pieces",
+        ]
+        for column in columns:
+            rows = [", ".join(map(repr, column[i : i + 4])) for i in range(0, COUNT, 4)]
+            lines.append("        (" + ",\n         ".join(rows) + "),")
+        lines += ["    ),", ")  # fmt: skip", ""]
     TARGET.write_text("\n".join(lines[:-1]) + "\n")
 
 

@@ -55,6 +55,7 @@ from primexec.executors.llvm.spans import Span
 from primexec.executors.llvm.target import ELEMENT_BYTES
 from primexec.executors.llvm.vmath.core import exp
 
+BUSY = 2  # dear functions a point of kernels that memory does not hold up
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
 AHEAD_BYTES = 1 << 17  # of a unit that is fetched before its turn
 NEAR_BYTES = 1 << 14  # of one that is fetched into the first cache, where the present unit leaves room
@@ -143,6 +144,11 @@ class KernelWriter(Memory):
         if own and any(own[a] for a in self.inner):
             return True
         return not isinstance(v, Reduce) and any(self.varies[id(o)] for o in operands(v))
+
+    @property
+    def busy(self) -> bool:
+        """Whether the time goes into computing: then writing is hidden behind it, and goes through the caches."""
+        return sum(isinstance(v, Op) and v.prim in DEAR and self.varies[id(v)] for v in self.values) >= BUSY
 
     def _moves(self, s: Store) -> bool:
         """Whether a store belongs into the loops of a unit."""

@@ -127,7 +127,7 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     for kernel in schedule.kernels:
         layout = (ordered.plan if kernel.ordered else plan)(kernel, target)
         writer = _writer(kernel, layout)(module, kernel, layout, order, precise)
-        writer.streams = frozenset() if kernel.ordered else streams
+        writer.streams = frozenset() if kernel.ordered or writer.busy else streams
         parts = writer.write()
         if layout.pieces > 1:
             room = max(room, writer.workspace.nbytes)

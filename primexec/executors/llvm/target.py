@@ -45,6 +45,11 @@ class Target:
         return self.triple.startswith("x86_64") and {"+avx512f", "+avx512vl"} <= self.features
 
     @property
+    def has_tables(self) -> bool:
+        """Whether one instruction looks up sixteen float32 in a vector of as many."""
+        return self.triple.startswith("x86_64") and "+avx512f" in self.features
+
+    @property
     def feature_string(self) -> str:
         """The features as LLVM's target machine takes them."""
         return ",".join(sorted(self.features))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from primexec.executors.llvm.emit import Value
-from primexec.executors.llvm.vmath.constants import ERF, ERFCX, LOG_ERFC
+from primexec.executors.llvm.vmath.constants import ERF, ERF_PIECES, ERFCX, LOG_ERFC, TANH_PIECES
 from primexec.executors.llvm.vmath.core import (
     EXP_RANGE,
     LN2,
@@ -18,6 +18,8 @@ from primexec.executors.llvm.vmath.core import (
     log1p,
     log1p_reduced,
     log_specials,
+    looked_up,
+    nearest,
     powers,
     reduce_exp,
     scale,
@@ -50,8 +52,31 @@ def log10(x: Value) -> Value:
 LOG10_2_HIGH = 0x4D104 / 2.0**20  # 19 bits of log10(2): its product with an exponent is exact
 
 
+Pieces = tuple[float, float, tuple[tuple[float, ...], ...]]
+
+
+def in_pieces(x: Value, pieces: Pieces, high: float) -> Value:
+    """An odd function, float32: around each multiple of a width a polynomial, whose coefficients are looked up.
+
+    What rounding the slope at zero lost is added to the last coefficient there, which is 0.
+    """
+    width, lost, columns = pieces
+    t = x.abs().at_most(high)
+    nearest_piece, number = nearest(t, 1.0 / width)
+    u = nearest_piece.fma(-width, t)
+    found = looked_up(columns[0], number)
+    for column in columns[1:-1]:
+        found = found.muladd(u, looked_up(column, number))
+    last = looked_up(columns[-1], number)
+    if lost:
+        last = u.muladd(looked_up((lost, *[0.0] * (len(columns[0]) - 1)), number), last)
+    return found.muladd(u, last).copysign(x)
+
+
 def tanh(x: Value) -> Value:
     """expm1(2|x|) / (expm1(2|x|) + 2): no cancellation anywhere, so one formula serves all arguments."""
+    if x.element == "f32" and x.e.target.has_tables:
+        return in_pieces(x, TANH_PIECES, 9.02)
     t = x.abs()
     m, power = powers((t + t).at_most(18.5 if x.element == "f32" else 40.0))
     e = m.muladd(power, power - 1.0)
@@ -112,6 +137,8 @@ def erf(x: Value) -> Value:
 
     float64: x + x P(x²) near zero; 1 - erfc beyond, which is small there, so that its errors count little.
     """
+    if x.element == "f32" and x.e.target.has_tables:
+        return in_pieces(x, ERF_PIECES, 3.93)
     t = x.abs()
     if x.element == "f32":
         t = t.at_most(3.93)
