@@ -24,7 +24,7 @@ LAYERS = (
     "dynamo", "api", "explain", "inspection", "cache", "guards", "autograd", "pipeline", "runtime",
     "verify_plan", "partition", "executors",
     "executors.registry", "executors.llvm.executor", "executors.llvm.library",
-    "executors.llvm.judge", "executors.llvm.own", "executors.llvm.arena",
+    "executors.llvm.judge", "executors.llvm.own", "executors.llvm.windows", "executors.llvm.arena",
     "executors.llvm.ordered", "executors.llvm.columns", "executors.llvm.tiles",
     "executors.llvm.codegen", "executors.llvm.pieces", "executors.llvm.memory", "executors.llvm.addresses",
     "executors.llvm.segments", "executors.llvm.spans",

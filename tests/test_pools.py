@@ -29,6 +29,8 @@ POOLS: dict[str, Callable[[Tensor], Any]] = {
     "both": lambda x: F.max_pool2d(x, 3, 2, 1, return_indices=True),
     "values": lambda x: F.max_pool2d(x, 2),
     "places": lambda x: F.max_pool2d(x, 3, 1, return_indices=True)[1],
+    "large": lambda x: F.max_pool2d(x, 5, 2, 2, return_indices=True),
+    "large values": lambda x: F.max_pool2d(x, (3, 6)),
     "ceil mode": lambda x: F.max_pool2d(x, (3, 2), (2, 3), (1, 0), ceil_mode=True, return_indices=True),
     "dilated": lambda x: F.max_pool2d(x, 2, 2, 1, (3, 2), return_indices=True),
     "written to": lambda x: F.max_pool2d(x.relu(), 3).add_(1),
@@ -52,16 +54,17 @@ def test_pools(name: str, dtype: torch.dtype) -> None:
     assert traced.cache_info().traces == 1
 
 
-@pytest.mark.parametrize(("channels", "last"), [(16, True), (3, False)])
-def test_which_are_laid_out_anew(channels: int, last: bool) -> None:
-    traced = make_traced(lambda x: F.max_pool2d(x, 2), **ON_LLVM)
+@pytest.mark.parametrize(("channels", "window", "last"), [(16, 5, True), (3, 5, False), (16, 4, False)])
+def test_which_are_laid_out_anew(channels: int, window: int, last: bool) -> None:
+    traced = make_traced(lambda x: F.max_pool2d(x, window), **ON_LLVM)
     explanation = traced.explain(torch.randn(1, channels, 8, 8))
     assert ("aten.clone" in str(explanation) or "prims.clone" in str(explanation)) == last
 
 
-def test_training() -> None:
+@pytest.mark.parametrize("window", [3, 5])
+def test_training(window: int) -> None:
     def net() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(16, 4, 3))
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(window, 2, 1), nn.Conv2d(16, 4, 3))
 
     torch.manual_seed(0)
     eager = net()

@@ -1,7 +1,11 @@
-"""Gives ATen's maximum pools channels-last images, which it pools with vector instructions, and others without."""
+"""Gives ATen's maximum pools channels-last images, which it pools with vector instructions, and others without.
+
+Pools with few elements a window are left as they are: executors that take any layout make them of simpler prims.
+"""
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +18,7 @@ from primexec.passes.emission import emit
 from primexec.program import Program
 
 _POOL = torch.ops.aten.max_pool2d_with_indices.default
+FEW_ELEMENTS = 16  # of a window: comparing each by itself costs less than copies
 _VECTOR_BYTES = 32  # of the channels at one point; with fewer, the copies cost more than they save
 
 
@@ -46,7 +51,8 @@ class PoolsChannelsLast:
 def _gains(node: fx.Node) -> bool:
     image: Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
     return (
-        image.dim() == 4
+        window_elements(node.args[1], 2) > FEW_ELEMENTS
+        and image.dim() == 4
         and image.dtype.is_floating_point
         and image.device.type == "cpu"
         and all(type(n) is int for n in image.shape)
@@ -55,6 +61,12 @@ def _gains(node: fx.Node) -> bool:
         and not image.is_contiguous(memory_format=torch.channels_last)
         and image.shape[1] * image.element_size() >= _VECTOR_BYTES
     )
+
+
+def window_elements(sizes: Any, rank: int) -> int:
+    """How many elements a window of these sizes has; one size stands for all dimensions."""
+    given = [sizes] if isinstance(sizes, int) else list(sizes)
+    return math.prod(given * rank if len(given) == 1 else given)
 
 
 def _pool(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]) -> fx.Node:

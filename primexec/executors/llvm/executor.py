@@ -86,7 +86,8 @@ class LlvmExecutor:
         lines = []
         graph = region.graph_module.graph
         lines += [f"{region.name}: {n.name} is a product through oneDNN" for n in graph.nodes if library.takes(n)]
-        schedules = [Scheduler(part, options.get("fuel")).schedule() for part in library.kernel_graphs(graph)]
+        parts = map(own.rewritten, library.kernel_graphs(graph))
+        schedules = [Scheduler(part, options.get("fuel")).schedule() for part in parts]
         for kernel in (k for s in schedules for k in s.kernels):
             over = [f"{n} (reduced)" if r else str(n) for n, r in zip(kernel.axes, kernel.reduced, strict=True)]
             lines.append(f"{region.name}: kernel {kernel.name} over {' x '.join(over) or 'one element'}")

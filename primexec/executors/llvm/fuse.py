@@ -120,7 +120,7 @@ class Scheduler(State):
                 why = "a reduction" if name in REDUCTIONS else "a scan"
             elif name in SCATTERS:
                 why = "written at places"
-            elif name not in VIEWS and (name in DEAR or size > RECOMPUTED_PRIMS) and self._is_shared(node):
+            elif name not in VIEWS and (node in dear or size > RECOMPUTED_PRIMS) and self._is_shared(node):
                 why = "shared: dear to compute again"
             elif size > INLINED_PRIMS:
                 why = "kept: its expression would grow too long"
@@ -130,6 +130,8 @@ class Scheduler(State):
     def _is_shared(self, node: fx.Node) -> bool:
         """Whether a node is computed more than once: its uses do not come together in one prim, at its own point."""
         waiting = dict.fromkeys(node.users)
+        while len(waiting) == 1 and prim(view := next(iter(waiting))) in VIEWS and view not in self.returned:
+            waiting = dict.fromkeys(view.users)
         for _ in range(MEETING_PRIMS if len(waiting) > 1 else 0):
             first = min(waiting, key=lambda n: self.order.get(n, len(self.order)))
             if not _stays(first) or first in self.returned:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec.executors.llvm import maps
+from primexec.executors.llvm import maps, windows
 from primexec.executors.llvm.schedule import SCANS, prim, step, value
 from primexec.lowering.expand import Expansion, expand_by, inline
+from primexec.passes.common import remove_no_ops
 
 _prims = torch.ops.prims
 FEW_PLACES = 4
@@ -145,6 +146,8 @@ OWN: dict[str, Rule] = {
     "aten.argmin.default": _arg("amin"),
     "aten.max.dim": _with_place("amax"),
     "aten.min.dim": _with_place("amin"),
+    "aten.max_pool2d_with_indices.default": windows.max_pool(2),
+    "aten.max_pool3d_with_indices.default": windows.max_pool(3),
 }
 
 
@@ -166,6 +169,7 @@ def rewritten(graph: fx.Graph) -> fx.Graph:
     """A graph with the simpler prims in place, and a copy before each write; itself where nothing changes."""
     while any(is_own(n) for n in graph.nodes if n.op == "call_function"):
         graph = _once(graph)
+        remove_no_ops(graph)
     if any(_is_no_view_of_memory(n) for n in graph.nodes):
         graph = _with_copies(graph)
     return graph
