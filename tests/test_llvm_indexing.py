@@ -48,7 +48,7 @@ READS: dict[str, Callable[[Tensor], Any]] = {
     "inside": lambda a: a.t().reshape(53, 1, 37)[:, torch.tensor([0, 0, -1])[:, None], P[:3]],
     "int32": lambda a: a[P.int()],
     "select rows": lambda a: a.index_select(0, P),
-    "select columns": lambda a: a.index_select(1, J.abs() % 53),
+    "select columns": lambda a: a.index_select(1, J.abs().clamp(max=52)),
     "gather": lambda a: a.gather(1, G),
     "gather, dimension 0": lambda a: a.gather(0, H),
     "take": lambda a: torch.take(a, T),

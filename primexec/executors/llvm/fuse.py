@@ -14,6 +14,7 @@ from primexec.executors.llvm import maps
 from primexec.executors.llvm.build import Builder
 from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import DEAR, REDUCTIONS
+from primexec.executors.llvm.layout import NARROW
 from primexec.executors.llvm.maps import VIEWS, Map
 from primexec.executors.llvm.piecewise import PIECEWISE
 from primexec.executors.llvm.schedule import (
@@ -36,6 +37,7 @@ from primexec.executors.llvm.writes import SCATTERS, write_of
 
 RECOMPUTED_PRIMS = 8  # as many prims are computed again for each user rather than kept
 REPEATED = 16  # times from which on what is slow is kept rather than computed for each element that repeats it
+REPEATED_DEAR = 2
 GATHERED_PRIMS = 2  # as many prims are computed again for each element that is gathered
 MEETING_PRIMS = 16  # between what is used several times and where its uses come together
 INLINED_PRIMS = 48  # as many prims stand in one expression
@@ -95,8 +97,9 @@ class Scheduler(State):
 
         for node in self.nodes:
             name, arguments = prim(node), node.all_input_nodes
-            if any(a in slow and a not in self.roots for a in arguments) and _repeats(node):
-                keep(arguments[0], "kept: slow, and repeated")
+            for kind, times in ((dear, REPEATED_DEAR), (slow, REPEATED)):
+                if any(a in kind and a not in self.roots for a in arguments) and _repeats(node, times):
+                    keep(arguments[0], "kept: slow, and repeated")
             if name in SLOW or any(a in slow and a not in self.roots for a in arguments):
                 slow.add(node)
             if name in VIEWS and step(node, maps.identity(value(node).shape), value(node).dim()) is None:
@@ -309,15 +312,18 @@ class Scheduler(State):
                         self.buffer_of[node] = self._buffer("arena", value(node))
 
 
-def _repeats(node: fx.Node) -> bool:
-    """Whether a view repeats its argument, but not along what its users walk innermost: there, loops keep it anyway."""
-    if prim(node) not in VIEWS or value(node).numel() < REPEATED * max(1, value(node.all_input_nodes[0]).numel()):
+def _repeats(node: fx.Node, times: int) -> bool:
+    """Whether a view repeats its argument so often.
+
+    Along what its users walk innermost, loops keep it anyway, unless there are too few elements to keep it for.
+    """
+    if prim(node) not in VIEWS or value(node).numel() < times * max(1, value(node.all_input_nodes[0]).numel()):
         return False
     shape, steps = value(node).shape, value(node).stride()
     for user in node.users:
         if user.op == "call_function" and isinstance(user.meta["val"], torch.Tensor) and value(user).shape == shape:
             walked = [(s, a) for a, (s, n) in enumerate(zip(value(user).stride(), shape, strict=True)) if n != 1]
-            if walked and steps[min(walked)[1]] != 0:
+            if walked and (steps[min(walked)[1]] != 0 or shape[min(walked)[1]] < NARROW):
                 return True
     return False
 

@@ -13,7 +13,7 @@ from primexec.executors.llvm.target import Target
 WIDE = 8  # bytes from which on vectors hold as few elements as float64
 GRAIN = 32768  # points of a domain that are worth a thread
 BLOCK = 2048  # elements of one unit of a kernel of one axis
-NARROW = 8  # axes of fewer elements are not worth a tile
+NARROW = 8  # axes of fewer elements are worth neither vectors nor a tile
 TILE = 64  # side of the squares of a kernel with operands that lie across
 COLUMNS = 1024  # results of a reduction that are accumulated side by side, in the first cache
 SPLIT_POINTS = 2 * GRAIN  # domains of fewer are not cut along reduced axes
@@ -180,6 +180,6 @@ def _joined(kernel: Kernel, axes: list[int], by: tuple[int, ...], strides: list[
     return found
 
 
-def _score(axis: Axis, strides: list[tuple[int, ...]]) -> tuple[int, int]:
+def _score(axis: Axis, strides: list[tuple[int, ...]]) -> tuple[bool, int, int]:
     steps = [s[axis.axis] for s in strides]
-    return sum(s == 1 for s in steps) - sum(s not in (0, 1) for s in steps), axis.size
+    return axis.size >= NARROW, sum(s == 1 for s in steps) - sum(s not in (0, 1) for s in steps), axis.size
