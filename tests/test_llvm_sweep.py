@@ -30,3 +30,17 @@ def test_complex_numbers_are_declined_with_a_reason() -> None:
     assert torch.equal(traced(x, executor=BOTH), x * 2 + 1)
     assert "llvm declined" in (text := str(traced.explain(x, executor=BOTH)))
     assert "torch.complex64 has no instructions here" in text
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_images_of_bytes_are_resized_in_fixed_point(mode: str, antialias: bool) -> None:
+    """As eager does it: in float32 the results differ by one here and there, and wrap around beyond 255."""
+    import primexec
+
+    image = torch.randint(0, 256, (1, 2, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def resize(t: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(t, size=(9, 11), mode=mode, antialias=antialias)
+
+    assert torch.equal(primexec.make_traced(resize, executor=BOTH)(image), resize(image))

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec._torch import pytree
+from primexec.lowering.rules import NoExpansionError
 from primexec.lowering.rules_special import RULES
 from primexec.passes.common import merge_equal, remove_no_ops
 from primexec.prims import is_prim
@@ -43,10 +44,6 @@ class Expansion:
     graph: fx.Graph
     prims: tuple[fx.Node, ...]
     results: tuple[fx.Node | None, ...]
-
-
-class _NoExpansionError(Exception):
-    """An operator that cannot be taken apart; the text is the reason."""
 
 
 _lock = threading.RLock()
@@ -147,7 +144,7 @@ def _key(node: fx.Node) -> Any:
         results = _results(node)
         aliases = tuple(effects.storage_of(n) == s for n in numbers for s in map(_storage, results))
         specs = tuple(None if t is None else _spec_key(t) for t in results)
-    except _NoExpansionError:
+    except NoExpansionError:
         return None
     return node.target, inputs, values, specs, aliases, torch.get_default_dtype()
 
@@ -155,14 +152,14 @@ def _key(node: fx.Node) -> Any:
 def _tensor_key(node: fx.Node) -> Any:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
-        raise _NoExpansionError
+        raise NoExpansionError
     return _spec_key(value)
 
 
 def _spec_key(t: Tensor) -> Any:
     spec = t.dtype, tuple(t.shape), t.stride(), t.device, t.is_conj(), t.is_neg(), t.layout
     if any(type(n) is not int for ns in spec[1:3] for n in ns):
-        raise _NoExpansionError
+        raise NoExpansionError
     return spec
 
 
@@ -176,7 +173,7 @@ def _value_key(value: Any, numbers: dict[fx.Node, int]) -> Any:
     if isinstance(value, (float, complex)):
         return type(value), repr(value)  # NaN equals itself, -0.0 differs from 0.0
     if isinstance(value, (*_torch.SYMBOLS, Tensor)):
-        raise _NoExpansionError
+        raise NoExpansionError
     return type(value), value
 
 
@@ -184,7 +181,7 @@ def _results(node: fx.Node) -> list[Tensor | None]:
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     if all(v is None for v in values) and node.target._schema.returns:  # type: ignore[union-attr]
-        raise _NoExpansionError
+        raise NoExpansionError
     return [v if isinstance(v, Tensor) else None for v in values]
 
 
@@ -204,11 +201,11 @@ def _expand(node: fx.Node, function: Callable[..., Any] | None = None) -> Expans
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), stand_ins.__getitem__)
         out = (function or node.target)(*args, **kwargs)  # type: ignore[operator]
         if isinstance(out, str):
-            raise _NoExpansionError(out)
+            raise NoExpansionError(out)
         results = list(out) if isinstance(out, (tuple, list)) else [out]
         expected = _results(node)
         if len(results) < len(expected):
-            raise _NoExpansionError(f"its decomposition returns {len(results)} results, not {len(expected)}")
+            raise NoExpansionError(f"its decomposition returns {len(results)} results, not {len(expected)}")
         own = {_torch.storage_key(t) for t in tensors}
         finished: list[Any] = []
         for got, like in zip(results, expected, strict=False):
@@ -224,7 +221,7 @@ def _finish(got: Any, like: Tensor, taken: set[int]) -> Tensor:
     """The result with eager's strides, in memory of its own where eager's is."""
     if not isinstance(got, Tensor) or (got.dtype, got.shape) != (like.dtype, like.shape):
         made = f"{got.dtype} {tuple(got.shape)}" if isinstance(got, Tensor) else repr(got)
-        raise _NoExpansionError(f"its decomposition makes {made}, not {like.dtype} {tuple(like.shape)}")
+        raise NoExpansionError(f"its decomposition makes {made}, not {like.dtype} {tuple(like.shape)}")
     wanted = [i for i, n in enumerate(like.shape) if n > 1]
     if like.numel() and any(got.stride(i) != like.stride(i) for i in wanted) and _is_dense(like):
         order = sorted(range(like.dim()), key=lambda i: (like.stride(i), like.shape[i]), reverse=True)
@@ -253,7 +250,7 @@ def record(run: Callable[..., list[Any]], inputs: list[Tensor]) -> Expansion | s
                 recorder.bind(t, recorder.graph.placeholder("input"))
             with recorder:
                 results = [recorder.node_of(t) if isinstance(t, Tensor) else None for t in run(*tensors)]
-    except _NoExpansionError as error:
+    except NoExpansionError as error:
         return str(error)
     except Exception as error:
         return f"its decomposition fails ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
@@ -310,7 +307,7 @@ class _Recorder(_torch.TorchDispatchMode):  # type: ignore[misc]
 
     def node_of(self, t: Tensor) -> fx.Node:
         if id(t) not in self.nodes:
-            raise _NoExpansionError("its decomposition uses a tensor that it did not make")
+            raise NoExpansionError("its decomposition uses a tensor that it did not make")
         return self.nodes[id(t)]
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -330,13 +327,13 @@ class _Recorder(_torch.TorchDispatchMode):  # type: ignore[misc]
                 out = op.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        raise _NoExpansionError(f"{op_name(op)} has no decomposition")
+        raise NoExpansionError(f"{op_name(op)} has no decomposition")
 
     def record(self, op: Any, args: Any, kwargs: Any) -> Any:
         if effects_of := [t for t in _written(op, args, kwargs) if _torch.storage_key(t) in self.inputs]:
-            raise _NoExpansionError(f"its decomposition changes {len(effects_of)} of its arguments")
+            raise NoExpansionError(f"its decomposition changes {len(effects_of)} of its arguments")
         if str(op) == "aten.as_strided.default" and _torch.storage_key(args[0]) in self.inputs:
-            raise _NoExpansionError("its decomposition reads the memory of an argument by strides")
+            raise NoExpansionError("its decomposition reads the memory of an argument by strides")
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self.node_of, (list(args), kwargs))
         out = op(*args, **kwargs)
         name = op._schema.name.partition("::")[2]

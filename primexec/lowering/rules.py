@@ -15,6 +15,10 @@ from torch import Tensor
 RULES: dict[str, Callable[..., Any]] = {}
 
 
+class NoExpansionError(Exception):
+    """An operator that cannot be taken apart; the text is the reason."""
+
+
 def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a function under qualified names of operators."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec.lowering.rules import rule, wide
+from primexec.lowering.rules import NoExpansionError, rule, wide
 from primexec.lowering.rules_indexing import RULES
 
 __all__ = ["RULES"]
@@ -215,7 +215,19 @@ def _resize_backward(taps: _Resizing, aligns: bool, grad: Tensor, output_size: A
     return _along_last(grad, [partial(apply, size, scale) for size, scale in zip(sizes, scales, strict=True)])
 
 
+def _of_floats(a: Tensor) -> None:
+    if not a.is_floating_point():
+        raise NoExpansionError("integers are resized with weights in fixed point")
+
+
+@rule("aten.upsample_bilinear2d.default")
+def _bilinear(a: Tensor, *rest: Any) -> Any:
+    _of_floats(a)
+    return NotImplemented
+
+
 def _resize(taps: _Resizing, a: Tensor, output_size: Any, align: bool, *scales: float | None) -> Any:
+    _of_floats(a)
     if list(a.shape[2:]) == list(output_size):
         return a.clone()  # as the kernel, whatever the scales
     scales = (*scales, *[None] * (len(output_size) - len(scales)))
