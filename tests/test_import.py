@@ -28,7 +28,7 @@ LAYERS = (
     "executors.llvm.ordered", "executors.llvm.columns", "executors.llvm.tiles",
     "executors.llvm.codegen", "executors.llvm.pieces", "executors.llvm.memory", "executors.llvm.addresses",
     "executors.llvm.segments", "executors.llvm.spans",
-    "executors.llvm.layout", "executors.llvm.fuse", "executors.llvm.build", "executors.llvm.schedule",
+    "executors.llvm.fuse", "executors.llvm.layout", "executors.llvm.build", "executors.llvm.schedule",
     "executors.llvm.writes",
     "executors.llvm.indirect", "executors.llvm.piecewise", "executors.llvm.maps",
     "executors.llvm.reductions", "executors.llvm.precision", "executors.llvm.instructions",
