@@ -57,7 +57,6 @@ from primexec.executors.llvm.vmath.core import exp
 
 BUSY = 2  # dear functions a point of kernels that memory does not hold up
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
-AHEAD_BYTES = 1 << 17  # of a unit that is fetched before its turn
 NEAR_BYTES = 1 << 14  # of one that is fetched into the first cache, where the present unit leaves room
 
 
@@ -105,7 +104,7 @@ class KernelWriter(Memory):
         found = [(a, a.strides[layout.outer[-1].axis]) for a in plain]
         size = sum(layout.unit_size * a.dtype.itemsize for a in plain)
         cache = 1 if size <= NEAR_BYTES else 2
-        return [(a, step, cache) for a, step in found if step] if size <= AHEAD_BYTES else []
+        return [(a, step, cache) for a, step in found if step] if size <= self.module.target.cache_bytes // 2 else []
 
     def write(self) -> list[Part]:
         """Adds the kernel's functions to the module; they are to run one after the other."""

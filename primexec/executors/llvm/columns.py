@@ -19,6 +19,8 @@ from primexec.executors.llvm.target import ELEMENT_BYTES
 
 ROWS = 4  # rows that are added at once to what was accumulated
 ROW_VALUES = 12  # of larger bodies, one row
+WIDE = 4  # vectors of a row from which on the processor does not foresee the way from row to row
+FETCH_BYTES = 1 << 13  # how far ahead rows are asked for
 
 
 class ColumnWriter(KernelWriter):
@@ -189,6 +191,8 @@ class ColumnWriter(KernelWriter):
         self, number: int, reductions: Sequence[Reduce], rows: Sequence[Positions], column: Positions, width: int
     ) -> None:
         """Some rows of one vector of columns."""
+        if self.layout.width >= WIDE * width > WIDE:
+            self._fetch(number, rows, column, width)
         states = [self._state(r, width, column) for r in reductions]
         for row in rows:
             local: dict[int, Value] = {}
@@ -200,6 +204,17 @@ class ColumnWriter(KernelWriter):
         for r, state in zip(reductions, states, strict=True):
             for v, array in zip(state, self.states[id(r)], strict=True):
                 self._write(array, v, column)
+
+    def _fetch(self, number: int, rows: Sequence[Positions], column: Positions, width: int) -> None:
+        """Asks for the same columns of rows further on."""
+        axis = self.layout.inner[-1].axis
+        loads = [v.access for v in self._varying(self._roots(number)) if isinstance(v, Load) and not v.guards]
+        for a in loads:
+            step = a.strides[axis] * len(rows)
+            if step and a.strides[self._lane_axis] == 1 and not a.indirect:
+                distance = step * -(-FETCH_BYTES // abs(step * a.dtype.itemsize))
+                for row in rows:
+                    self._prefetch(a, width, {**row, **column}, distance, 2)
 
     def _get(self, v: Expr, lanes: int, at: Positions, local: dict[int, Value]) -> Value:
         if id(v) in self.filled and id(v) not in local:

@@ -67,10 +67,10 @@ class Accumulator:
             low, high = (picked(v, range(start, start + v.lanes // 2)) for start in (0, v.lanes // 2))
             v = low + high
         parts = [v] if v.lanes == width else [picked(v, range(k, k + width)) for k in range(0, v.lanes, width)]
-        for part in parts:
-            wide = part if part.element == self.element else part.cast("fpext", self.element)
-            state = self.merge(state, [wide])
-        return state
+        parts = [p if p.element == self.element else p.cast("fpext", self.element) for p in parts]
+        while len(parts) > 1:  # joined before they meet the state, which waits for itself
+            parts = [self.merge([a], [b])[0] for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return self.merge(state, parts)
 
     def merge(self, state: list[Value], other: list[Value]) -> list[Value]:
         """With another partial result."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
 ELEMENT_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i1": 1}
+CACHE_BYTES = 1 << 18  # of a second cache of which nothing is known
+_SECOND_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +23,14 @@ class Target:
         cpu: LLVM's name of the CPU, for scheduling and tuning.
         features: LLVM feature names, each with its sign: `+avx2`, `-avx512f`.
         vector_bytes: width of the vectors that kernels use.
+        cache_bytes: size of a core's second cache.
     """
 
     triple: str
     cpu: str
     features: frozenset[str]
     vector_bytes: int
+    cache_bytes: int = CACHE_BYTES
 
     def lanes(self, dtype: str) -> int:
         """Elements of one vector: `lanes("f32")` is 8 on AVX2.
@@ -73,4 +79,11 @@ def host() -> Target:
     features = llvm.get_host_cpu_features()
     width = next((bytes_ for name, bytes_ in (("avx512f", 64), ("avx2", 32)) if features.get(name)), 16)
     signed = frozenset(("+" if on else "-") + name for name, on in features.items())
-    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), signed, width)
+    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), signed, width, _cache_bytes())
+
+
+def _cache_bytes() -> int:
+    """The second cache's size, as Linux tells it: `1024K`."""
+    with suppress(OSError, ValueError):
+        return int(_SECOND_CACHE.read_text().removesuffix("K\n")) << 10
+    return CACHE_BYTES
