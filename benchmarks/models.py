@@ -32,11 +32,12 @@ from benchmarks.model_cases import MODELS
 from benchmarks.process import answer, fresh
 from benchmarks.run import processor
 from benchmarks.timing import Call, by_turns
-from benchmarks.training import TRAINING, stepper
+from benchmarks.training import TRAINING, WHOLE_STEPS, contending, stepper
 
 Function = Callable[..., Any]
 ON_LLVM: dict[str, Any] = {"executor": ("llvm", "aten")}
 DRAWS = 2
+STEPS = TRAINING | WHOLE_STEPS
 
 CONTENDERS: dict[str, Callable[[Any], Function]] = {
     "eager": lambda model: model,
@@ -90,14 +91,14 @@ def inference(case: Case, names: Sequence[str], seconds: float) -> dict[str, Any
 
 def training(name: str, names: Sequence[str], seconds: float) -> dict[str, Any]:
     """Steps of forward, loss, backward and optimizer; the error is that of the gradients of a first step."""
-    case = TRAINING[name]
+    case = STEPS[name]
     original = case.build().train()
     steps, first, error = {}, {}, {}
     call = case.inputs()
 
-    def gradients(model: nn.Module, run: Function, args: Any, kwargs: Any) -> list[Tensor]:
+    def gradients(model: nn.Module, step: Function, args: Any, kwargs: Any) -> list[Tensor]:
         torch.manual_seed(0)
-        case.loss(run(*args, **kwargs)).backward()
+        step(*args, **kwargs)
         return [p.grad for p in model.parameters() if p.grad is not None]
 
     exact = copy.deepcopy(original).double()
@@ -106,15 +107,14 @@ def training(name: str, names: Sequence[str], seconds: float) -> dict[str, Any]:
         for d in m.modules():
             if isinstance(d, nn.Dropout):
                 d.p = 0.0  # random numbers differ between dtypes
-    expected = gradients(exact, exact, wide_args, wide_kwargs)
+    expected = gradients(exact, stepper(case, exact, exact), wide_args, wide_kwargs)
     for contender in names:
         model = copy.deepcopy(original)
         started = time.perf_counter()
-        run = CONTENDERS[contender](model)
-        got = gradients(model, run, *call)
+        steps[contender] = contending(case, model, CONTENDERS[contender])
+        got = gradients(model, steps[contender], *call)
         first[contender] = time.perf_counter() - started
         error[contender] = distance(got, expected)
-        steps[contender] = stepper(case, model, run)
     return measured(steps, error, first, case.inputs, seconds)
 
 
@@ -136,9 +136,11 @@ def measured(
 
 def cold(name: str, contender: str, preload: Sequence[str]) -> dict[str, Any]:
     """Seconds of the first call above an eager one, in this fresh process, and the modules that it imported."""
-    training_case = TRAINING.get(name)
+    training_case = STEPS.get(name)
     case = training_case or MODELS[name]
     model: nn.Module = case.build().train(training_case is not None)
+    whole = training_case is not None and training_case.whole
+    subject: Function = stepper(training_case, model, model) if training_case and whole else model
     for module in preload:
         importlib.import_module(module)
 
@@ -147,13 +149,13 @@ def cold(name: str, contender: str, preload: Sequence[str]) -> dict[str, Any]:
         started = time.perf_counter()
         with torch.set_grad_enabled(training_case is not None):
             out = run(*args, **kwargs)
-            if training_case is not None:
+            if training_case is not None and not whole:
                 training_case.loss(out).backward()
         return time.perf_counter() - started
 
-    eager = min(call(model) for _ in range(2))
+    eager = min(call(subject) for _ in range(2))
     before = set(sys.modules)
-    seconds = call(CONTENDERS[contender](model)) - eager
+    seconds = call(CONTENDERS[contender](subject)) - eager
     imported = [m for m in sys.modules if m not in before and not m.startswith(("primexec", "llvmlite"))]
     return {"seconds": seconds, "imported": imported}
 
@@ -187,7 +189,7 @@ def row(name: str, result: dict[str, Any], compiled: dict[str, float]) -> str:
     median, error = result["median"], result["error"]
     lower, upper = result["quartiles"]["primexec"]
     cells = [
-        (TRAINING.get(name) or MODELS[name]).title,
+        (STEPS.get(name) or MODELS[name]).title,
         *(milliseconds(median.get(n)) for n in CONTENDERS),
         f"{median['primexec'] / median['eager']:.3f} ({lower:.3f} to {upper:.3f})",
         f"{gain_of(median):.2f}",
@@ -214,7 +216,8 @@ def page(names: Sequence[str], seconds: float, inductor: bool, compiling: bool) 
         print(lines[-1], file=sys.stderr, flush=True)
         median = result["median"]
         short = name.partition("-")[2] in ("bf16", "autocast")
-        kind = "training" if name in TRAINING else "inference in bfloat16" if short else "inference"
+        trained = "training, whole steps" if name in WHOLE_STEPS else "training" if name in TRAINING else ""
+        kind = trained or ("inference in bfloat16" if short else "inference")
         gains[kind].append(gain_of(median))
         if "inductor freezing" in median and not short:
             frozen = median["inductor freezing"] / median["primexec freezing"]
@@ -235,7 +238,7 @@ def page(names: Sequence[str], seconds: float, inductor: bool, compiling: bool) 
 
 
 def main() -> None:
-    names = (*MODELS, *TRAINING)
+    names = (*MODELS, *STEPS)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--seconds", type=float, default=20.0, help="of warm calls for each model")
@@ -254,9 +257,9 @@ def main() -> None:
     if len(options.names) == 1 and not options.write:
         (name,) = options.names
         peers = [n for n in CONTENDERS if options.inductor or "inductor" not in n]
-        chosen = [n for n in peers if name not in TRAINING or "freezing" not in n]
+        chosen = [n for n in peers if name not in STEPS or "freezing" not in n]
         seconds = options.seconds
-        answer(**(training(name, chosen, seconds) if name in TRAINING else inference(MODELS[name], chosen, seconds)))
+        answer(**(training(name, chosen, seconds) if name in STEPS else inference(MODELS[name], chosen, seconds)))
         return
     inductor = bool(shutil.which("g++")) if options.inductor is None else options.inductor
     text = page(options.names or names, options.seconds, inductor, not options.no_cold)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,21 +22,26 @@ Optimizer = Callable[..., torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """A model that is called with `inputs`, what makes a loss of its output and the targets, and the optimizer."""
+    """A model that is called with `inputs`, what makes a loss of its output and the targets, and the optimizer.
+
+    Attributes:
+        whole: whether contenders are given the whole step, the optimizer's update included, rather than the model.
+    """
 
     title: str
     build: Callable[[], nn.Module]
     inputs: Callable[[], Call]
     loss: Callable[[Any], Tensor]
     optimizer: Optimizer
+    whole: bool = False
 
 
-def adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-4)
+def adamw(parameters: Any, **options: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-4, **options)
 
 
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
+def sgd(parameters: Any, **options: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, **options)
 
 
 def labelled_tokens() -> Call:
@@ -70,6 +76,16 @@ TRAINING = {
     ),
 }
 
+WHOLE_STEPS = {
+    f"step-{name.removeprefix('train-')}": replace(
+        TRAINING[name],
+        title=f"{TRAINING[name].title}, fused: the whole step",
+        optimizer=partial(TRAINING[name].optimizer, fused=True),
+        whole=True,
+    )
+    for name in ("train-mlp", "train-gpt2")
+}
+
 
 def stepper(case: TrainingCase, model: nn.Module, run: Callable[..., Any]) -> Callable[..., None]:
     optimizer = case.optimizer(model.parameters())
@@ -80,6 +96,11 @@ def stepper(case: TrainingCase, model: nn.Module, run: Callable[..., Any]) -> Ca
         optimizer.step()
 
     return step
+
+
+def contending(case: TrainingCase, model: nn.Module, make: Callable[[Any], Any]) -> Callable[..., None]:
+    """The step of a contender, which makes its own of the model, or of the whole step."""
+    return make(stepper(case, model, model)) if case.whole else stepper(case, model, make(model))  # type: ignore[no-any-return]
 
 
 def bytes_saved(case: TrainingCase, model: nn.Module, run: Callable[..., Any], call: Call) -> int:
