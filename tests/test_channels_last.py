@@ -146,6 +146,28 @@ def test_values_and_layouts(between: Any, end: Any, middle: Any, batch: int) -> 
     assert notes[0].startswith("channels-last: ")
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_convolutions_of_one_point_are_products(batch: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    ones = nn.Sequential(nn.Conv2d(6, 9, 1, bias=bias), nn.ReLU(), nn.Conv2d(9, 6, 1, bias=bias))
+    notes = check(Block(same, with_views, ones).eval(), torch.randn(batch, 6, 11, 13))
+    assert notes[-1] == "channels-last: matrix products in place of 2 convolutions"
+    for other in (nn.Conv2d(6, 6, 1, stride=2), nn.Conv2d(6, 6, 1, padding=1), nn.Conv2d(6, 6, 1, groups=2)):
+        notes = check(Block(same, with_views, other).eval(), torch.randn(batch, 6, 11, 13))
+        assert not any("products" in n for n in notes)
+
+
+def test_products_of_weights_that_are_no_numbers() -> None:
+    torch.manual_seed(0)
+    model = Block(same, same, nn.Conv2d(6, 6, 1)).eval()
+    weight: Any = model.middle.weight
+    with torch.no_grad():
+        weight[1, 2], weight[3, 4] = torch.inf, torch.nan
+        x = torch.randn(1, 6, 11, 13)
+        torch.testing.assert_close(make_traced(model, **ON_LLVM)(x), model(x), equal_nan=True)
+
+
 @pytest.mark.parametrize("shape", [(1, 6, 1, 1), (2, 6, 1, 7), (1, 6, 5, 1), (3, 6, 2, 2), (0, 6, 4, 4)])
 def test_small_images(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -182,6 +204,7 @@ def test_what_is_explained() -> None:
     assert check(model, x) == (
         f"channels-last: 3 convolutions, {saved:,} bytes of reorders saved, "
         f"{copied:,} bytes copied at borders and of weights",
+        "channels-last: matrix products in place of 1 convolution",
     )
     with torch.no_grad():
         shown = str(make_traced(model, **ON_LLVM).explain(x))

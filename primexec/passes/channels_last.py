@@ -22,6 +22,8 @@ from primexec.program import MADE_WHILE_TRACING, ApiCall, Program
 
 _CONVOLUTION = torch.ops.aten.convolution.default
 _CLONE = torch.ops.aten.clone.default
+_VIEW, _PERMUTE = torch.ops.aten.view.default, torch.ops.aten.permute.default
+_MM, _ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
 _FORMATS = (torch.contiguous_format, torch.channels_last)
 # Beside pointwise operators: what lays its result out as its operand is laid out.
 _FOLLOW = frozenset(
@@ -271,15 +273,22 @@ class _Rewrite:
         self.copies: dict[fx.Node, fx.Node] = {}
         self.entered: dict[fx.Node, fx.Node] = {}
         self.left: dict[fx.Node, fx.Node] = {}
+        self.products: set[fx.Node] = set()
 
     def run(self) -> Program:
         for node in self.program.graph_module.graph.nodes:
+            if node in self.flow.convolutions and self._is_product(node):
+                self.copies[node] = self._product(node)
+                self.products.add(node)
+                continue
             copy = self.copies[node] = self.graph.node_copy(node, partial(self._operand, node))
             if node in self.flow.given or self._shares(node):
                 infer(copy)
         module = _torch.graph_module(self.program.graph_module, self.graph)
         calls = (c.renamed(self._renamed(c)) for c in self.program.calls if self._is_whole(c))
-        return replace(self.program, graph_module=module, calls=tuple(calls))
+        count = len(self.products)
+        notes = [f"channels-last: matrix products in place of {count} convolution{'s' * (count > 1)}"] * (count > 0)
+        return replace(self.program, graph_module=module, calls=tuple(calls), notes=(*self.program.notes, *notes))
 
     def _operand(self, user: fx.Node, node: fx.Node) -> fx.Node:
         """What the copy of a node takes."""
@@ -308,6 +317,24 @@ class _Rewrite:
                 self.left[node] = self._clone(node, self.copies[node], form)
         return self.left[node]
 
+    def _is_product(self, node: fx.Node) -> bool:
+        """Whether a convolution multiplies each point's channels by its weight, which is not packed."""
+        names = ("input", "weight", "stride", "padding", "groups")
+        x, weight, stride, padding, groups = (effects.argument(node, k) for k in names)
+        points = weight.meta["val"].shape[2:] == (1, 1) and {*stride} == {1} and {*padding} == {0} and groups == 1
+        return points and weight.name not in self.flow.packed and _rows(self._enter(x).meta["val"]).is_contiguous()
+
+    def _product(self, node: fx.Node) -> fx.Node:
+        """Such a convolution as a matrix product, which is called faster, and computed faster where oneDNN gains."""
+        x, weight, bias = (effects.argument(node, k) for k in ("input", "weight", "bias"))
+        inner, (count, columns, height, width) = x.meta["val"].shape[1], node.meta["val"].shape
+        make = partial(emit, self.graph, node)
+        rows = make(_VIEW, make(_PERMUTE, self._enter(x), [0, 2, 3, 1]), [count * height * width, inner])
+        matrix = make(_PERMUTE, make(_VIEW, self._leave(weight), [columns, inner]), [1, 0])
+        added = [] if bias is None else [self._leave(bias)]
+        made = make(_ADDMM if added else _MM, *added, rows, matrix)
+        return make(_PERMUTE, make(_VIEW, made, [count, height, width, columns]), [0, 3, 1, 2])
+
     def _clone(self, origin: fx.Node, node: fx.Node, form: torch.memory_format) -> fx.Node:
         return emit(self.graph, origin, torch.ops.aten.clone.default, node, memory_format=form)
 
@@ -322,6 +349,8 @@ class _Rewrite:
     # A call of the API is replayed where it is one operator: with other layouts, it may choose others inside.
 
     def _is_whole(self, call: ApiCall) -> bool:
+        if not self.products.isdisjoint(call.nodes):
+            return False
         if all(self.flow.laid.isdisjoint((n, *n.all_input_nodes)) for n in call.nodes):
             return True
         return sum(n.target is not operator.getitem for n in call.nodes) == 1
@@ -332,6 +361,10 @@ class _Rewrite:
         for node in call.nodes:
             taken.update(zip(node.all_input_nodes, self.copies[node].all_input_nodes, strict=True))
         return self.copies | taken | {n: self.copies[n] for n in call.nodes}
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.permute(0, 2, 3, 1)
 
 
 def _tensors(value: Any) -> list[Tensor]:
