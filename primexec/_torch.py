@@ -448,3 +448,8 @@ def aot_autograd(
         partition_fn=private("torch._functorch.partitioners." + partitioner),
         keep_inference_input_mutations=True,
     )
+
+
+def is_tangent(placeholder: str) -> bool:
+    """Whether AOTAutograd names the gradient of a result so, among the inputs of a backward graph."""
+    return placeholder.startswith("tangents_")

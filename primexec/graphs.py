@@ -48,7 +48,7 @@ def import_graph(gm: fx.GraphModule, name: str) -> Imported:
     for node in (n for n in nodes if n.op == "placeholder"):
         copies[node] = copy = graph.placeholder(node.name)
         _set_meta(copy, node)
-        inputs.append(Input(copy.name, "argument", node.name))
+        inputs.append(Input(copy.name, "tangent" if _torch.is_tangent(node.name) else "argument", node.name))
     for node in tensors:
         target = str(node.target)
         if target not in held:

@@ -62,11 +62,15 @@ def compile_program(
 
 
 def _new_views(exact: Program, program: Program) -> list[int]:
-    """Positions of results that are views in functional form alone, of memory that the program makes."""
+    """Positions of results that are views in functional form alone, of memory that the program makes.
+
+    In graphs of AOTAutograd no fake tensor says that it is a view. Of gradients, the operator that makes them tells.
+    """
     given = {effects.storage_of(n) for n in program.graph_module.graph.find_nodes(op="placeholder")}
     outputs = enumerate(zip(exact.outputs, program.outputs, strict=True))
     made = [(i, a, b) for i, (a, b) in outputs if effects.is_view(b) and effects.storage_of(b) not in given]
-    return [i for i, a, _ in made if not a.meta["val"]._is_view()]
+    of_gradients = any(i.kind == "tangent" for i in exact.inputs)
+    return [i for i, a, _ in made if not (a.meta["val"]._is_view() or (of_gradients and effects.is_view(a)))]
 
 
 def device_of(program: Program) -> torch.device:

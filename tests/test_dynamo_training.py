@@ -11,6 +11,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from primexec import dynamo
+
 # Dynamo itself looks at the gradients of the tensors that it meets, and imports what torch has deprecated.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
@@ -185,3 +187,35 @@ def test_optimizer_inside() -> None:
     for x in data:
         torch.testing.assert_close(compiled(x), plain(x))
     torch.testing.assert_close(list(mine.parameters()), list(eager.parameters()))
+
+
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")], ids=str)
+def test_backward_graphs_transpose_nothing_twice(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = []
+    compile_program = dynamo.compile_program
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        executable = compile_program(*args, **kwargs)
+        programs.append(executable.plan.program)
+        return executable
+
+    monkeypatch.setattr(dynamo, "compile_program", spy)
+    torch.manual_seed(0)
+    eager = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    module = copy.deepcopy(eager)
+    x = torch.randn(3, 6)
+    compiled = torch.compile(module, backend="primexec", options={"executor": executor})
+    for _ in range(2):
+        compiled(x).square().sum().backward()
+        eager(x).square().sum().backward()
+    for p, q in zip(module.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+        assert p.grad is not None
+        assert q.grad is not None
+        assert p.grad.stride() == q.grad.stride()
+    (backward,) = [p for p in programs if any(i.kind == "tangent" for i in p.inputs)]
+    nodes = [n for n in backward.graph_module.graph.nodes if n.op == "call_function"]
+    assert not any(n.target is torch.ops.aten.detach.default for n in nodes)
+    transposes = [n for n in nodes if n.target is torch.ops.aten.t.default]
+    assert transposes
+    assert not any(n.args[0] in transposes for n in transposes)
