@@ -68,3 +68,20 @@ def test_a_chain_needs_two_places(compiled: list[Compiled]) -> None:  # noqa: F8
 def test_blocks_are_little_larger_than_what_is_asked_for(nbytes: int) -> None:
     assert nbytes <= pool.rounded(nbytes) <= max(4096, 1.25 * nbytes + 4096)
     assert pool.rounded(pool.rounded(nbytes)) == pool.rounded(nbytes)
+
+
+def test_programs_that_run_one_after_another_share_a_block() -> None:
+    own = pool.Arenas()
+    for nbytes in (10_000, 100, 50_000, 20_000, 50_000):
+        block = own.take(nbytes)
+        assert block.numel() >= nbytes
+        assert block.data_ptr() % pool.ALIGNMENT == 0
+        own.give_back(block)
+    assert [b.numel() for b in own._free] == [pool.rounded(50_000)]
+    first, second = own.take(50_000), own.take(1)
+    assert first.data_ptr() != second.data_ptr()
+    own.give_back(second)
+    own.give_back(first)
+    assert own.take(50_000) is first
+    own.clear()
+    assert not own._free

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -53,8 +54,8 @@ def allocated(function: Callable[[], None]) -> int:
     return sum(e.self_cpu_memory_usage for e in events)
 
 
-def arenas() -> dict[int, int]:
-    return {size: len(blocks) for size, blocks in pool.arenas._free.items()}
+def arenas() -> Counter[int]:
+    return Counter(block.numel() for block in pool.arenas._free)
 
 
 def test_what_is_kept_is_counted() -> None:

@@ -140,29 +140,34 @@ class OutputPool:
 
 
 class Arenas:
-    """Blocks for intermediates, one checked out for each run; few sizes, so that programs share them."""
+    """Blocks for intermediates, one checked out for each run: as many as ever ran at once, as large as was needed."""
 
     def __init__(self) -> None:
-        self._free: dict[int, list[Tensor]] = {}
+        self._free: list[Tensor] = []
 
     def take(self, nbytes: int) -> Tensor:
-        """A block of at least so many bytes, aligned to 64."""
-        size = rounded(nbytes)
+        """A block of at least so many bytes, aligned to 64; the last one given back, which caches may still hold."""
         try:
-            return self._free[size].pop()  # one step under the GIL: no two runs get the same block
-        except (KeyError, IndexError):
-            with torch.inference_mode(False):
-                block = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-            skip = -block.data_ptr() % ALIGNMENT
-            return block[skip : skip + size]
+            block = self._free.pop()  # one step under the GIL: no two runs get the same block
+        except IndexError:
+            pass
+        else:
+            if block.numel() >= nbytes:
+                return block
+            del block  # programs that need less can share the larger one
+        size = rounded(nbytes)
+        with torch.inference_mode(False):
+            made = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+        skip = -made.data_ptr() % ALIGNMENT
+        return made[skip : skip + size]
 
     def give_back(self, block: Tensor) -> None:
         """Return a block once no kernel writes to it any more."""
-        self._free.setdefault(block.numel(), []).append(block)
+        self._free.append(block)
 
     def clear(self) -> None:
         """Free the blocks that are not checked out."""
-        self._free = {}
+        self._free = []
 
 
 def rounded(nbytes: int) -> int:
