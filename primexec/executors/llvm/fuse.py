@@ -115,6 +115,9 @@ class Scheduler(State):
                 dear.add(node)
             if name in SCATTERS:
                 self.roots.setdefault(arguments[0], "kept: it is written to")
+                for other in arguments[1:]:
+                    if self._meets(other, arguments[0]):
+                        keep(other, "kept: it reads what is written to")
             size = expressions.size(node)
             why = ""
             if node in returned:
@@ -129,6 +132,10 @@ class Scheduler(State):
                 why = "kept: its expression would grow too long"
             if why:
                 keep(node, why)
+
+    def _meets(self, node: fx.Node, other: fx.Node) -> bool:
+        """Whether the expression of a node reads another."""
+        return node not in self.roots and any(a is other or self._meets(a, other) for a in node.all_input_nodes)
 
     def _is_shared(self, node: fx.Node) -> bool:
         """Whether a node is computed more than once: its uses do not come together in one prim, at its own point."""
