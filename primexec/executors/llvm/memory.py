@@ -14,7 +14,7 @@ from primexec.executors.llvm.target import ELEMENT_BYTES
 
 STREAM_ALIGNMENT = 32  # bytes: of every vector that is written around the caches
 CACHE_LINE = 64
-LONG = 8  # vectors of a row that are worth two more at its edges, so that those between are aligned
+LONG = 32  # vectors of a row that are worth two more at its edges, written both ways, so that those between are aligned
 Positions = dict[int, str]  # from the kernel's axes to indices
 
 
