@@ -88,6 +88,8 @@ class KernelWriter(Memory):
         self.withins = [v for v in self.values if isinstance(v, Within)]
         self.known: dict[int, bool] = {}  # conditions that are decided where code is written
         self.moving = [s for s in kernel.stores if self._moves(s)]
+        written = {s.access.buffer for s in kernel.stores}
+        self.again = not any(isinstance(v, Load) and v.access.buffer in written for v in self.values)
         self.row: dict[int, Value] = {}
         self.scratch: dict[int, str] = {}
         self.written: set[int] = set()

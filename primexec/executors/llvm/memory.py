@@ -30,6 +30,7 @@ class Memory:
         self.aligned: dict[int, int] = {}  # accesses of theirs whose every vector is aligned, to so many bytes
         self.around: dict[int, int] = {}  # those that the present loop writes around the caches
         self.streamed = False
+        self.again = True  # whether a point may be visited twice: nothing is read that is written
 
     def _offset(self, access: Access | Index | Within, positions: Positions, start: str | None = None) -> str:
         total = str(access.offset) if start is None else start
@@ -134,11 +135,11 @@ class Memory:
 
         Args:
             stores: what the loops write.
-            size: of the whole range, where points may be visited twice; else 0.
+            size: of the whole range; 0 where it is unknown, or each point is to be visited once.
         """
         lanes = self.layout.lanes
         askew = [a for a in self._streaming(stores) if id(a) not in self.aligned]
-        if not size:
+        if not (size and self.again):
             found, around = spans.once(self.e, begin, end, lanes), self.aligned
         elif askew and size >= LONG * lanes:
             first = self._first_aligned(askew[0], at, begin)
