@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from primexec.executors.llvm.emit import INTRINSIC_NAMES, Emitter, Value, type_of
-from primexec.executors.llvm.instructions import convert, splat
-from primexec.executors.llvm.ir import Place, Within
-from primexec.executors.llvm.target import ELEMENT_BYTES
+from primexec.executors.llvm.instructions import MEMORY, convert, splat
+from primexec.executors.llvm.ir import Kernel, Place, Store, Within
+from primexec.executors.llvm.layout import Layout, accesses
+from primexec.executors.llvm.target import ELEMENT_BYTES, Target
 
 SCATTERED = -1  # distance of elements that lie anywhere
 CHECK_BITS = 16  # of a report: the number of the check from 1; the index stands above them
@@ -97,6 +98,33 @@ def masked(e: Emitter, start: str, element: str, guard: Value) -> Value:
     ]
     name = e.call(vector, f"llvm.masked.load.v{guard.lanes}{suffix}.p0", operands)
     return Value(e, element, guard.lanes, name)
+
+
+def store_masked(v: Value, start: str, mask: Value) -> None:
+    """Writes the lanes of a mask to places that follow each other."""
+    suffix = INTRINSIC_NAMES.get(v.element, v.element)
+    align = str(ELEMENT_BYTES[v.element])
+    operands = [(v.type, v.name), ("ptr", start), ("i32", align), (mask.type, mask.name)]
+    v.e.call("void", f"llvm.masked.store.v{v.lanes}{suffix}.p0", operands)
+
+
+def first_lanes(e: Emitter, count: str, lanes: int) -> Value:
+    """A mask of so many lanes, the first ones."""
+    numbers = "<" + ", ".join(f"i32 {k}" for k in range(lanes)) + ">"
+    last = Value(e, "i32", 1, e.emit(f"trunc i64 {count} to i32"))
+    return Value(e, "i32", lanes, numbers).compare("ult", splat(last, lanes))
+
+
+def can_mask(target: Target, layout: Layout, kernel: Kernel, moving: Sequence[Store]) -> bool:
+    """Whether a target reads and writes some lanes of a kernel's vectors by one instruction."""
+    if not target.triple.startswith("x86_64") or "+avx2" not in target.features or layout.lane is None:
+        return False
+    if layout.columns and layout.pieces > 1:  # the workspace has no room for lanes that do not count
+        return False
+    small = any(ELEMENT_BYTES[MEMORY[a.dtype]] < 4 for a in accesses(kernel))
+    stores = [s.access for s in (kernel.stores if layout.columns else moving)]
+    plain = all(a.strides[layout.lane.axis] == 1 and not a.indirect for a in stores)
+    return plain and ("+avx512bw" in target.features or not small)
 
 
 def place(v: Place, found: Value, guard: Value | None, flags: str) -> Value:

@@ -95,6 +95,7 @@ class KernelWriter(Memory):
         self.written: set[int] = set()
         self.ahead = self._read_ahead()
         self.precision = Precision()
+        self.masks = addresses.can_mask(module.target, layout, kernel, self.moving)
 
     def _read_ahead(self) -> list[tuple[Access, int, int]]:
         """What later passes, which run from the cache, ask for: the next unit's first reads, how far, which cache."""
@@ -166,7 +167,8 @@ class KernelWriter(Memory):
                 passes.setdefault(id(v), set()).add(number)
         for v in self.values:
             if isinstance(v, Op) and v.prim in DEAR and len(passes.get(id(v), ())) > 1:
-                self.scratch[id(v)] = self.e.emit(f"alloca [{size} x {type_of(REGISTER[v.dtype])}], align 64")
+                room = size + self.layout.lanes
+                self.scratch[id(v)] = self.e.emit(f"alloca [{room} x {type_of(REGISTER[v.dtype])}], align 64")
 
     # Units ----------------------------------------------------------------------------------------------
 
@@ -179,7 +181,7 @@ class KernelWriter(Memory):
 
         def body(span: Span) -> Callable[[str, list[str]], Sequence[str]]:
             def one(i: str, _: list[str]) -> Sequence[str]:
-                self._stores(0, span.lanes, {axis.axis: span.place or i}, {})
+                self._stores(0, span.lanes, {axis.axis: self._at(span, i)}, {})
                 return ()
 
             return one
@@ -364,7 +366,7 @@ class KernelWriter(Memory):
 
         def again(inside: tuple[Axis, ...], span: Span) -> Callable[[str, list[str]], Sequence[str]]:
             def body(i: str, names: list[str]) -> Sequence[str]:
-                here = {**at, axis.axis: span.place or i}
+                here = {**at, axis.axis: self._at(span, i)}
                 if inside:
                     pairs = [(t, n) for (t, _), n in zip(carried, names, strict=True)]
                     return self._nest(number, reductions, accumulators, inside, widths, here, pairs)
@@ -402,7 +404,7 @@ class KernelWriter(Memory):
         self._stores(number, width, at, local)
         for i, (r, a) in enumerate(zip(reductions, accumulators, strict=True)):
             mine = states[widths.index(width)]
-            mine[i] = a.add(mine[i], splat(self._get(r.arg, width, at, local), width))
+            mine[i] = a.add(mine[i], splat(self._get(r.arg, width, at, local), width), self.mask)
         return [v.name for group in states for state in group for v in state]
 
     def _stores(self, number: int, width: int, at: Positions, local: dict[int, Value]) -> None:
@@ -441,7 +443,7 @@ class KernelWriter(Memory):
         match v:
             case Load(access):
                 parts = [(f, self._get(i, lanes, at, local)) for f, i in access.indirect]
-                guard = addresses.both([self._get(g, lanes, at, local) for g in v.guards if not self.known.get(id(g))])
+                guard = self._guard(v, self._limits([p for _, p in parts], access), lanes, at, local)
                 return from_memory(self._load(access, lanes, at, parts, guard), access.dtype)
             case Within() if id(v) in self.known:
                 return Value(self.e, "i1", 1, "true" if self.known[id(v)] else "false")
@@ -450,8 +452,9 @@ class KernelWriter(Memory):
                 index = addresses.total([(1, self._index(v, lanes, at)), *parts])
                 return addresses.within(v, index) if isinstance(v, Within) else index
             case Place(arg):
-                guard = addresses.both([self._get(g, lanes, at, local) for g in v.guards if not self.known.get(id(g))])
-                return addresses.place(v, self._get(arg, lanes, at, local), guard, self.flags)
+                found = self._get(arg, lanes, at, local)
+                guard = self._guard(v, self._limits([found]), lanes, at, local)
+                return addresses.place(v, found, guard, self.flags)
             case Const(number):
                 return constant(Value(self.e, "i1", 1, ""), v.dtype, number)
             case Op("where", (condition, yes, other)) if id(condition) in self.known:
@@ -460,6 +463,12 @@ class KernelWriter(Memory):
                 return self._op(v, [self._get(o, lanes, at, local) for o in v.args])
             case Reduce() | Scan():
                 return self.row[id(v)]
+
+    def _guard(
+        self, v: Load | Place, limits: list[Value], lanes: int, at: Positions, local: dict[int, Value]
+    ) -> Value | None:
+        unknown = [self._get(g, lanes, at, local) for g in v.guards if not self.known.get(id(g))]
+        return addresses.both([*unknown, *limits])
 
     def _op(self, v: Op, arguments: list[Value]) -> Value:
         source = v.args[-1].dtype

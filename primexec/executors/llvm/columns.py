@@ -14,7 +14,7 @@ from primexec.executors.llvm.ir import Expr, Index, Load, Op, Reduce, Store, Wit
 from primexec.executors.llvm.layout import Axis
 from primexec.executors.llvm.memory import Positions
 from primexec.executors.llvm.reductions import Accumulator
-from primexec.executors.llvm.spans import whole
+from primexec.executors.llvm.spans import Span, whole
 from primexec.executors.llvm.target import ELEMENT_BYTES
 
 ROWS = 4  # rows that are added at once to what was accumulated
@@ -45,7 +45,8 @@ class ColumnWriter(KernelWriter):
                     self.slots[id(v)] = self._array(REGISTER[v.dtype])
 
     def _array(self, element: str) -> str:
-        return self.e.emit(f"alloca [{self.layout.width} x {type_of(_held(element))}], align 64")
+        room = self.layout.width + self.layout.lanes
+        return self.e.emit(f"alloca [{room} x {type_of(_held(element))}], align 64")
 
     def _edge(self, number: int) -> list[Expr]:
         """What the rows of a pass use and what does not change from row to row, loads and numbers apart."""
@@ -116,25 +117,21 @@ class ColumnWriter(KernelWriter):
     # Columns --------------------------------------------------------------------------------------------
 
     def _along_columns(self, body: Callable[[Positions, int], None], rows: Positions | None = None) -> None:
-        """Vectors of columns, and what remains at the end one by one."""
+        """Vectors of columns, and what remains at the end."""
         axis, lanes = self.layout.lane, self.layout.lanes
         assert axis is not None
 
-        def step(width: int) -> Callable[[str, list[str]], Sequence[str]]:
+        def step(span: Span) -> Callable[[str, list[str]], Sequence[str]]:
             def one(i: str, _: list[str]) -> Sequence[str]:
-                body({axis.axis: i}, width)
+                body({axis.axis: self._at(span, i)}, span.lanes)
                 return ()
 
             return one
 
         for first, last in self._segments(axis, self.first, self.last):
-            if axis.size % lanes == 0 and first == self.first:
-                self.e.loop(first, last, lanes, step(lanes))
-                continue
-            middle = whole(self.e, first, last, lanes)
-            if axis.size > lanes:
-                self.e.loop(first, middle, lanes, step(lanes))
-            self.e.loop(middle, last, 1, step(1))
+            even = axis.size % lanes == 0 and first == self.first
+            for span in [Span(first, last, lanes, lanes, main=True)] if even else self._vectors(first, last, {}):
+                self.e.loop(span.start, span.stop, span.step, step(span))
 
     def _column(self, at: Positions) -> str:
         return self.e.emit(f"sub i64 {at[self._lane_axis]}, {self.first}")
@@ -200,7 +197,7 @@ class ColumnWriter(KernelWriter):
             self._stores(number, width, at, local)
             for i, r in enumerate(reductions):
                 value = splat(self._get(r.arg, width, at, local), width)
-                states[i] = Accumulator(r).add(states[i], value)
+                states[i] = Accumulator(r).add(states[i], value, self.mask)
         for r, state in zip(reductions, states, strict=True):
             for v, array in zip(state, self.states[id(r)], strict=True):
                 self._write(array, v, column)

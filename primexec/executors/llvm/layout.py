@@ -13,7 +13,7 @@ from primexec.executors.llvm.target import Target
 WIDE = 8  # bytes from which on vectors hold as few elements as float64
 GRAIN = 32768  # points of a domain that are worth a thread
 BLOCK = 2048  # elements of one unit of a kernel of one axis
-NARROW = 8  # axes of fewer elements are worth neither vectors nor a tile
+NARROW = 8  # axes of fewer elements are worth no tile, nor vectors where they are reduced; of half as many, none at all
 TILE = 64  # side of the squares of a kernel with operands that lie across
 COLUMNS = 1024  # results of a reduction that are accumulated side by side, in the first cache
 SPLIT_POINTS = 2 * GRAIN  # domains of fewer are not cut along reduced axes
@@ -104,7 +104,8 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     loads = strides[len(kernel.stores) :] or strides
     kept = _joined(kernel, [a for a in alive if not kernel.reduced[a]], strides[0], strides)
     reduced = _joined(kernel, [a for a in alive if kernel.reduced[a]], loads[0], strides)
-    lane = max((*kept, *reduced), key=lambda a: _score(a, strides), default=None)
+    narrow = NARROW if reducing else NARROW // 2
+    lane = max((*kept, *reduced), key=lambda a: _score(a, strides, narrow), default=None)
     if reducing and not reduced:
         reduced = [Axis(1, kernel.reduced.index(True))]
         lane = lane or reduced[0]
@@ -180,6 +181,6 @@ def _joined(kernel: Kernel, axes: list[int], by: tuple[int, ...], strides: list[
     return found
 
 
-def _score(axis: Axis, strides: list[tuple[int, ...]]) -> tuple[bool, int, int]:
+def _score(axis: Axis, strides: list[tuple[int, ...]], narrow: int) -> tuple[bool, int, int]:
     steps = [s[axis.axis] for s in strides]
-    return axis.size >= NARROW, sum(s == 1 for s in steps) - sum(s not in (0, 1) for s in steps), axis.size
+    return axis.size >= narrow, sum(s == 1 for s in steps) - sum(s not in (0, 1) for s in steps), axis.size

@@ -31,6 +31,8 @@ class Memory:
         self.around: dict[int, int] = {}  # those that the present loop writes around the caches
         self.streamed = False
         self.again = True  # whether a point may be visited twice: nothing is read that is written
+        self.masks = False  # whether a range may end in a vector of which some lanes do not count
+        self.mask: Value | None = None  # the lanes that count, where not all do
 
     def _offset(self, access: Access | Index | Within, positions: Positions, start: str | None = None) -> str:
         total = str(access.offset) if start is None else start
@@ -100,6 +102,9 @@ class Memory:
         v = to_memory(v if self.precise else rounded(v, access.dtype), access.dtype)
         places, step = self._places(access, lanes, at)
         align = ELEMENT_BYTES[v.element]
+        if self.mask is not None and v.lanes > 1:
+            addresses.store_masked(v, places[0], self.mask)
+            return
         if id(access) in self.around and v.lanes > 1:
             self.streamed = True
             self.e.do(f"store {v.type} {v.name}, ptr {places[0]}, align {self.around[id(access)]}, !nontemporal !0")
@@ -126,7 +131,9 @@ class Memory:
             return math.gcd(CACHE_LINE, *(n * _size(a) for n in (*steps, self.layout.lanes)))
 
         found = {id(a): alignment(a) for a in self._streaming(stores)} if even else {}
-        self.around = self.aligned = {a: n for a, n in found.items() if n >= STREAM_ALIGNMENT}
+        long = self.layout.lane is not None and self.layout.lane.size >= LONG * self.layout.lanes
+        least = STREAM_ALIGNMENT if long else CACHE_LINE
+        self.around = self.aligned = {a: n for a, n in found.items() if n >= least}
 
     def _vectors(
         self, begin: str, end: str, at: Positions, stores: Sequence[Access] = (), size: int = 0
@@ -140,7 +147,7 @@ class Memory:
         lanes = self.layout.lanes
         askew = [a for a in self._streaming(stores) if id(a) not in self.aligned]
         if not (size and self.again):
-            found, around = spans.once(self.e, begin, end, lanes), self.aligned
+            found, around = spans.once(self.e, begin, end, lanes, self.masks), self.aligned
         elif askew and size >= LONG * lanes:
             first = self._first_aligned(askew[0], at, begin)
             found, around = spans.edged(self.e, begin, first, end, lanes), self._like(askew[0], askew)
@@ -150,6 +157,21 @@ class Memory:
         for span in found:
             self.around = around if span.main else {}
             yield span
+        self.mask = None
+
+    def _at(self, span: spans.Span, index: str) -> str:
+        """Where the vector of a loop lies; from here on, its mask counts."""
+        self.mask = None
+        if span.masked:
+            self.mask = addresses.first_lanes(self.e, self.e.emit(f"sub i64 {span.stop}, {index}"), span.lanes)
+        return span.place or index
+
+    def _limits(self, places: Sequence[Value], access: Access | None = None) -> list[Value]:
+        """The mask, where what is read differs from lane to lane."""
+        if self.mask is None:
+            return []
+        differs = any(p.lanes > 1 for p in places) or (access is not None and access.strides[self._lane_axis] != 0)
+        return [self.mask] if differs else []
 
     def _first_aligned(self, access: Access, at: Positions, begin: str) -> str:
         """The first place from `begin` on where vectors of an access can start that lie on lines of the cache."""

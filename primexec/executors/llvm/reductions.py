@@ -59,9 +59,11 @@ class Accumulator:
     def values(self, e: Emitter, names: list[str], lanes: int) -> list[Value]:
         return [Value(e, self.element, min(lanes, self.most), n) for n in names]
 
-    def add(self, state: list[Value], v: Value) -> list[Value]:
-        """With one more element (in each lane)."""
+    def add(self, state: list[Value], v: Value, mask: Value | None = None) -> list[Value]:
+        """With one more element (in each lane, or in those of the mask)."""
         v = convert(v, self.source, self.dtype)
+        if mask is not None:
+            v = mask.select(v, self._neutral())
         width = state[0].lanes
         if self.paired and v.lanes >= 4 * width:
             low, high = (picked(v, range(start, start + v.lanes // 2)) for start in (0, v.lanes // 2))

@@ -18,6 +18,7 @@ class Span:
         lanes: elements of a vector.
         place: where the only vector lies; None for the index itself.
         main: whether it covers all but the edges.
+        masked: whether only lanes before `stop` count.
     """
 
     start: str
@@ -26,12 +27,14 @@ class Span:
     lanes: int
     place: str | None = None
     main: bool = False
+    masked: bool = False
 
 
-def once(e: Emitter, begin: str, end: str, lanes: int) -> list[Span]:
-    """Every point is visited once: whole vectors, then single elements."""
+def once(e: Emitter, begin: str, end: str, lanes: int, masked: bool) -> list[Span]:
+    """Every point is visited once: whole vectors, then some lanes of another, or single elements."""
     middle = whole(e, begin, end, lanes)
-    found = [Span(begin, middle, lanes, lanes, main=True), Span(middle, end, 1, 1)]
+    rest = Span(middle, end, lanes, lanes, masked=True) if masked else Span(middle, end, 1, 1)
+    found = [Span(begin, middle, lanes, lanes, main=True), rest]
     return [s for s in found if s.start != s.stop]
 
 
