@@ -33,7 +33,7 @@ class Span:
 def once(e: Emitter, begin: str, end: str, lanes: int, masked: bool) -> list[Span]:
     """Every point is visited once: whole vectors, then some lanes of another, or single elements."""
     middle = whole(e, begin, end, lanes)
-    rest = Span(middle, end, lanes, lanes, masked=True) if masked else Span(middle, end, 1, 1)
+    rest = Span(middle, end, lanes, lanes, masked=True) if masked and lanes > 1 else Span(middle, end, 1, 1)
     found = [Span(begin, middle, lanes, lanes, main=True), rest]
     return [s for s in found if s.start != s.stop]
 
