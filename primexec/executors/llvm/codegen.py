@@ -453,8 +453,7 @@ class KernelWriter(Memory):
                 return addresses.within(v, index) if isinstance(v, Within) else index
             case Place(arg):
                 found = self._get(arg, lanes, at, local)
-                guard = self._guard(v, self._limits([found]), lanes, at, local)
-                return addresses.place(v, found, guard, self.flags)
+                return addresses.place(v, found, self._guard(v, self._limits([found]), lanes, at, local), self.flags)
             case Const(number):
                 return constant(Value(self.e, "i1", 1, ""), v.dtype, number)
             case Op("where", (condition, yes, other)) if id(condition) in self.known:
