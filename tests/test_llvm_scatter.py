@@ -79,6 +79,18 @@ def test_sums_at_places_are_in_the_order_of_eager() -> None:
         assert torch.equal(run(fn, a, b), fn(a, b))
 
 
+def test_inputs_are_copied_before_they_are_added_to() -> None:
+    """Also where nobody but this program sees the sum."""
+    a, b, index = data(5, 3), data(5, 3), MANY[:15].reshape(5, 3) % 5
+    fns: list[Callable[..., Tensor]] = [
+        lambda a, b: a.scatter_add(0, index, b).gather(0, index.flip(0)).tanh(),
+        lambda a, b: a.index_put((index[:, 0],), b, accumulate=True).t().sum(0),
+        lambda a, b: a.scatter(0, index[:1], b[:1]) * a + a.scatter_reduce(0, index, b, "amax"),
+    ]
+    for fn in fns:
+        torch.testing.assert_close(run(fn, a, b), fn(a, b))
+
+
 def test_written_twice_and_read_between() -> None:
     def fn(a: Tensor) -> Tensor:
         b = a * 2

@@ -167,9 +167,11 @@ def expansion(node: fx.Node) -> Expansion | str:
 
 def rewritten(graph: fx.Graph) -> fx.Graph:
     """A graph with the simpler prims in place, and a copy before each write; itself where nothing changes."""
-    while any(is_own(n) for n in graph.nodes if n.op == "call_function"):
+    while any(is_own(n) and isinstance(expansion(n), Expansion) for n in graph.nodes if n.op == "call_function"):
         graph = _once(graph)
         remove_no_ops(graph)
+    if any(is_own(n) for n in graph.nodes if n.op == "call_function"):
+        graph = _before_writes(graph)
     if any(_is_no_view_of_memory(n) for n in graph.nodes):
         graph = _with_copies(graph)
     return graph
@@ -201,6 +203,21 @@ def _with_copies(graph: fx.Graph) -> fx.Graph:
     return made
 
 
+def _before_writes(graph: fx.Graph) -> fx.Graph:
+    """A copy of what each write changes: last, for it would be taken for one that changes nothing."""
+    made = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = copy = made.node_copy(node, copies.__getitem__)
+        if node.op == "call_function" and is_own(node):
+            with made.inserting_before(copy):
+                fresh = made.call_function(_prims.clone.default, (copy.args[0],))
+            fresh.meta.update(copy.meta)
+            copy.meta["written"] = True
+            copy.args = (fresh, *copy.args[1:])
+    return made
+
+
 def _once(graph: fx.Graph) -> fx.Graph:
     made = fx.Graph()
     copies: dict[fx.Node, Any] = {}
@@ -213,13 +230,7 @@ def _once(graph: fx.Graph) -> fx.Graph:
             results = inline(parts, node, made, [copies[n] for n in node.all_input_nodes])
             copies[node] = results if isinstance(node.meta["val"], (tuple, list)) else results[0]
             continue
-        copies[node] = copy = made.node_copy(node, copies.__getitem__)
-        if parts is not None:
-            with made.inserting_before(copy):
-                fresh = made.call_function(_prims.clone.default, (copy.args[0],))
-            fresh.meta.update(copy.meta)
-            copy.meta["written"] = True
-            copy.args = (fresh, *copy.args[1:])
+        copies[node] = made.node_copy(node, copies.__getitem__)
     for node in made.find_nodes(op="call_function", target=operator.getitem):
         scan: Any = node.args[0]  # a running extreme: its values alone
         scan.meta["val"] = node.meta["val"]
