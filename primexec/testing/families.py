@@ -59,7 +59,8 @@ def _same_bits(a: Tensor, dtype: torch.dtype) -> Tensor:
 def _neighbour(a: Tensor, b: Tensor) -> Tensor:
     """References hold 16-bit floats as float32, which has other neighbours."""
     if a.dtype not in HALVES:
-        return torch.from_numpy(np.asarray(np.nextafter(a.numpy(), b.numpy())))
+        with np.errstate(over="ignore"):  # the largest number's neighbour is infinite
+            return torch.from_numpy(np.asarray(np.nextafter(a.numpy(), b.numpy())))
     bits = a.view(torch.int16).to(torch.int32)
     place = torch.where(bits < 0, -32768 - bits, bits)  # the numbers of the dtype in order; both zeros are 0
     place = place + (b > a).int() - (b < a).int()
