@@ -48,7 +48,7 @@ def test_places(fn: Callable[[Tensor], Tensor], compiled: list[Compiled]) -> Non
     for a, b in combinations(numbers, 2):
         apart = kept[a][1] <= kept[b][0] or kept[b][1] <= kept[a][0]
         assert apart or max(lives[a]) < min(lives[b]) or max(lives[b]) < min(lives[a])
-    assert all(o % arena.ALIGNMENT == 0 and end <= size for o, end in kept.values())
+    assert all(o % pool.ALIGNMENT == 0 and end <= size for o, end in kept.values())
 
 
 def _nbytes(made: Compiled, number: int) -> int:

@@ -51,7 +51,7 @@ class PoolsChannelsLast:
 def _gains(node: fx.Node) -> bool:
     image: Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
     return (
-        window_elements(node.args[1], 2) > FEW_ELEMENTS
+        math.prod(spread(node.args[1], 2)) > FEW_ELEMENTS
         and image.dim() == 4
         and image.dtype.is_floating_point
         and image.device.type == "cpu"
@@ -63,10 +63,10 @@ def _gains(node: fx.Node) -> bool:
     )
 
 
-def window_elements(sizes: Any, rank: int) -> int:
-    """How many elements a window of these sizes has; one size stands for all dimensions."""
-    given = [sizes] if isinstance(sizes, int) else list(sizes)
-    return math.prod(given * rank if len(given) == 1 else given)
+def spread(given: Any, rank: int) -> list[int]:
+    """A number for each dimension that windows move along; one stands for all."""
+    values = [given] if isinstance(given, int) else list(given)
+    return values * rank if len(values) == 1 else values
 
 
 def _pool(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]) -> fx.Node:

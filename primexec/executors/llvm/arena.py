@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from primexec.executors.llvm.ir import Kernel, Load, roots_of, walk
+from primexec.executors.llvm.ir import Kernel
+from primexec.executors.llvm.layout import accesses
+from primexec.executors.llvm.pool import ALIGNMENT
 from primexec.executors.llvm.schedule import Buffer, Schedule
-
-ALIGNMENT = 64
 
 
 def slots(schedule: Schedule) -> tuple[list[int], int]:
@@ -35,8 +35,7 @@ def slots(schedule: Schedule) -> tuple[list[int], int]:
 
 def touched(kernel: Kernel) -> set[int]:
     """The numbers of the buffers that a kernel reads or writes."""
-    read = {e.access.buffer for e in walk(roots_of(kernel)) if isinstance(e, Load)}
-    return read | {s.access.buffer for s in kernel.stores}
+    return {a.buffer for a in accesses(kernel)}
 
 
 def _nbytes(b: Buffer) -> int:

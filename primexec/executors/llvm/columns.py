@@ -116,7 +116,7 @@ class ColumnWriter(KernelWriter):
 
     # Columns --------------------------------------------------------------------------------------------
 
-    def _along_columns(self, body: Callable[[Positions, int], None], rows: Positions | None = None) -> None:
+    def _along_columns(self, body: Callable[[Positions, int], None]) -> None:
         """Vectors of columns, and what remains at the end."""
         axis, lanes = self.layout.lane, self.layout.lanes
         assert axis is not None

@@ -170,11 +170,17 @@ def rewritten(graph: fx.Graph) -> fx.Graph:
     while any(is_own(n) and isinstance(expansion(n), Expansion) for n in graph.nodes if n.op == "call_function"):
         graph = _once(graph)
         remove_no_ops(graph)
-    if any(is_own(n) for n in graph.nodes if n.op == "call_function"):
-        graph = _before_writes(graph)
+    if any(_is_write(n) for n in graph.nodes):  # last: it would be taken for a copy that changes nothing
+        graph = _with_copies(graph, _is_write, value)
+        for node in filter(_is_write, graph.nodes):
+            node.meta["written"] = True
     if any(_is_no_view_of_memory(n) for n in graph.nodes):
-        graph = _with_copies(graph)
+        graph = _with_copies(graph, _is_no_view_of_memory, lambda n: _contiguous(value(n.args[0])))  # type: ignore[arg-type]
     return graph
+
+
+def _is_write(node: fx.Node) -> bool:
+    return node.op == "call_function" and is_own(node)
 
 
 def _is_no_view_of_memory(node: fx.Node) -> bool:
@@ -189,31 +195,20 @@ def _is_no_view_of_memory(node: fx.Node) -> bool:
     return False
 
 
-def _with_copies(graph: fx.Graph) -> fx.Graph:
+def _contiguous(t: Tensor) -> Tensor:
+    return torch.empty(t.shape, dtype=t.dtype, device="meta")
+
+
+def _with_copies(graph: fx.Graph, chosen: Callable[[fx.Node], bool], laid_out: Callable[[fx.Node], Tensor]) -> fx.Graph:
+    """A graph where the chosen nodes take copies of their first arguments; `laid_out` gives a copy's metadata."""
     made = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copies[node] = copy = made.node_copy(node, copies.__getitem__)
-        if _is_no_view_of_memory(node):
+        if chosen(node):
             with made.inserting_before(copy):
                 fresh = made.call_function(_prims.clone.default, (copy.args[0],))
-            t = value(copy.args[0])  # type: ignore[arg-type]
-            fresh.meta.update(copy.meta, val=torch.empty(t.shape, dtype=t.dtype, device="meta"))
-            copy.args = (fresh, *copy.args[1:])
-    return made
-
-
-def _before_writes(graph: fx.Graph) -> fx.Graph:
-    """A copy of what each write changes: last, for it would be taken for one that changes nothing."""
-    made = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        copies[node] = copy = made.node_copy(node, copies.__getitem__)
-        if node.op == "call_function" and is_own(node):
-            with made.inserting_before(copy):
-                fresh = made.call_function(_prims.clone.default, (copy.args[0],))
-            fresh.meta.update(copy.meta)
-            copy.meta["written"] = True
+            fresh.meta.update(copy.meta, val=laid_out(node))
             copy.args = (fresh, *copy.args[1:])
     return made
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from primexec.passes.pools import FEW_ELEMENTS, window_elements
+from primexec.passes.pools import FEW_ELEMENTS, spread
 
 _slice: Callable[..., Tensor] = torch.ops.aten.slice.Tensor
 
@@ -57,11 +57,11 @@ def max_pool(rank: int) -> Callable[..., Any]:
         dilation: Sequence[int] | int = 1,
         ceil_mode: bool = False,
     ) -> Any:
-        sizes = _spread(kernel_size, rank)
-        if window_elements(kernel_size, rank) > FEW_ELEMENTS:
+        sizes = spread(kernel_size, rank)
+        if math.prod(sizes) > FEW_ELEMENTS:
             return f"a window of more than {FEW_ELEMENTS} elements"
-        rows = zip(a.shape[-rank:], sizes, _spread(stride, rank) if stride else sizes, _spread(padding, rank),
-                   _spread(dilation, rank), strict=True)  # fmt: skip
+        steps = spread(stride, rank) if stride else sizes
+        rows = zip(a.shape[-rank:], sizes, steps, spread(padding, rank), spread(dilation, rank), strict=True)
         dims = [_Dim.of(*row, ceil_mode) for row in rows]
         return _largest(a, dict(enumerate(dims, a.dim() - rank)))
 
@@ -105,8 +105,3 @@ def _number(rank: int, dims: dict[int, _Dim], along: dict[int, Tensor]) -> Tenso
     for at, d in dims.items():
         found = found * d.size + along[at].reshape([-1 if i == at else 1 for i in range(rank)])
     return found
-
-
-def _spread(given: Sequence[int] | int, rank: int) -> list[int]:
-    values = [given] if isinstance(given, int) else list(given)
-    return values * rank if len(values) == 1 else values
