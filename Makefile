@@ -43,7 +43,7 @@ test: $(READY)
 test-all: $(READY)
 	rm -rf build/sweeps
 	mkdir -p build/sweeps
-	$(PYTEST) --exhaustive --keep build/sweeps
+	$(PYTEST) --exhaustive --keep=build/sweeps
 	$(BIN)/python -m tests.coverage --keep build/sweeps --write docs/coverage.md
 
 lint: $(READY)
