@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -62,23 +61,14 @@ def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
     return kept
 
 
-@cache
-def _elsewhere() -> Any:
-    """An autograd node that no backward pass reaches."""
-    with torch.inference_mode(False), torch.enable_grad():
-        return torch.zeros(0, requires_grad=True).clone().grad_fn
-
-
-def needed_gradients(ctx: Any, possible: tuple[bool, ...]) -> tuple[bool, ...]:
-    """Which gradients of a custom function's tensors the backward pass that runs asks for.
-
-    Args:
-        possible: which may ever be asked for, as `ctx.needs_input_grad` tells.
-    """
+def needed_gradients(ctx: Any) -> tuple[bool, ...]:
+    """Which gradients of a custom function's tensors the backward pass that runs asks for."""
     executes = private("torch._C._will_engine_execute_node")
-    if executes(_elsewhere()):  # a backward pass without `inputs` runs everything
-        return possible
-    return tuple(following is not None and _executes(executes, following) for following, _ in ctx.next_functions)
+    following = [node for node, _ in ctx.next_functions]
+    try:
+        return tuple([node is not None and executes(node) for node in following])
+    except RuntimeError:
+        return tuple([node is not None and _executes(executes, node) for node in following])
 
 
 def _executes(executes: Callable[[Any], bool], node: Any) -> bool:

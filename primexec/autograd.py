@@ -184,7 +184,7 @@ class _Run(torch.autograd.Function):
                 "create_graph=True, and its backward program cannot be differentiated\nWhat to do: call the function "
                 "inside `with primexec.disable():` where second derivatives are needed"
             )
-        needed = _torch_autograd.needed_gradients(ctx, ctx.needs_input_grad[_NOT_DIFFERENTIABLE:])
+        needed = _torch_autograd.needed_gradients(ctx)
         return ctx.training.backward(ctx, gradients, needed)
 
 

@@ -26,6 +26,25 @@ def test_pipeline() -> None:
     assert (RemoveRenames(), RemoveLastCopies(), RemoveDeadCode(), ShareConstants(), FoldConstants()) == passes.PIPELINE
 
 
+def test_backward_of_a_linear_layer_has_no_renames() -> None:
+    layer = torch.nn.Linear(3, 4)
+    x = torch.randn(2, 3, requires_grad=True)
+    program = make_traced(layer).trace(x)
+    assert program.backward is not None
+    assert [n.target for n in program.backward.nodes if n.op == "call_function"] == [
+        torch.ops.aten.mm.default,
+        torch.ops.aten.t.default,
+        torch.ops.aten.mm.default,
+        torch.ops.aten.sum.dim_IntList,
+    ]
+    gradient = torch.randn(2, 4)
+    tensors = (x, *layer.parameters())
+    mine, eagers = (torch.autograd.grad(f(x), tensors, gradient) for f in (make_traced(layer), layer))
+    for a, b in zip(mine, eagers, strict=True):
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride()
+
+
 # Dead code ----------------------------------------------------------------------------------------------
 
 DEAD: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {

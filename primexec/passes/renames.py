@@ -1,12 +1,17 @@
-"""Removes what autograd leaves in backward programs: other names for one tensor, and transposes of transposes."""
+"""Removes what autograd leaves in backward programs.
+
+Other names for one tensor, transposes of transposes, and dimensions that a sum keeps for a view to drop.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
+from primexec.passes.emission import infer
 from primexec.program import Program
 
 
@@ -34,4 +39,18 @@ def _same_tensor(node: fx.Node) -> fx.Node | None:
         return source
     if node.target is torch.ops.aten.t.default and source.target is node.target:
         return source.args[0]  # type: ignore[return-value]
+    if node.target is torch.ops.aten.view.default and _drops_kept(node, source):
+        source.args = (*source.args[:2], False)
+        infer(source)
+        return source
     return None
+
+
+def _drops_kept(view: fx.Node, source: fx.Node) -> bool:
+    """Whether a view drops the dimensions of size 1 that a sum of which nobody else knows has kept: all of them."""
+    if source.target is not torch.ops.aten.sum.dim_IntList or source.args[2:] != (True,) or len(source.users) != 1:
+        return False
+    summed: Any = source.args[1]
+    shape = source.meta["val"].shape
+    dropped = {d % len(shape) for d in summed}
+    return list(view.meta["val"].shape) == [n for d, n in enumerate(shape) if d not in dropped]
