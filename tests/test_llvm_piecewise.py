@@ -116,6 +116,31 @@ def test_sizes(size: int) -> None:
         assert torch.equal(got, torch.cat([*parts, parts[0]], dim) * 2)
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_padding_by_what_is_there(rank: int, mode: str, compiled: list[Compiled]) -> None:  # noqa: F811
+    """In one loop; negative numbers cut off, sides may be as wide as what is padded, axes of size 1 may be repeated."""
+    small = 1 if mode == "replicate" else 4
+    sizes = (*(9, 5, 12)[3 - rank : 2], small, 67)[-rank:]
+    wide = [(3, 2), (0, small - 1 if mode == "reflect" else 1), (4, 1)][:rank]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64):
+        a = (data(2, 3, *sizes, dtype=torch.float32) * 9).to(dtype)
+        for pads in (wide, [(-1, 2), *wide[1:]], [(3, -2), *wide[1:]], [(0, 0)] * rank, [(66, 66), *wide[1:]]):
+            padding = [n for pair in pads for n in pair]
+            if dtype is torch.float32 or pads is wide:
+                for b in (a, a.transpose(-1, -2).contiguous().transpose(-1, -2)) if rank > 1 else (a,):
+                    expected = F.pad(b, padding, mode=mode)
+                    got = run(lambda b, p=padding: F.pad(b, p, mode=mode), b)
+                    assert torch.equal(got, expected), (dtype, padding)
+                    assert (got.dtype, got.stride()) == (expected.dtype, expected.stride())
+                    assert all(k == 1 for k in kernels(compiled))
+                    compiled.clear()
+    a = data(2, 3, *sizes)
+    padding = [n for pair in wide for n in pair]
+    got = run(lambda a: (F.pad(a.exp() * 2 - 1, padding, mode=mode) * 3).sum(-1), a)
+    torch.testing.assert_close(got, (F.pad(a.exp() * 2 - 1, padding, mode=mode) * 3).sum(-1))
+
+
 def test_memory_beyond_a_part_is_not_read() -> None:
     """What stands behind a part would show: it is NaN."""
     big = torch.full((6, 100), float("nan"))

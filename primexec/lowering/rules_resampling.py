@@ -66,6 +66,30 @@ def _along_last(a: Tensor, maps: Sequence[Callable[[Tensor, int], Any]]) -> Any:
 # Padding ------------------------------------------------------------------------------------------------
 
 
+def _padded(a: Tensor, padding: list[int], edge: Callable[[Tensor, int, int, bool], Tensor]) -> Any:
+    """Each dimension between its edges; a negative number cuts off. `edge`: argument, dimension, size, whether last."""
+    for dim, before, after in zip(range(a.dim() - 1, -1, -1), padding[::2], padding[1::2], strict=False):
+        inside = a.narrow(dim, max(0, -before), a.shape[dim] + min(before, 0) + min(after, 0))
+        edges = [edge(a, dim, n, last) if n > 0 else None for n, last in ((before, False), (after, True))]
+        parts = [t for t in (edges[0], inside, edges[1]) if t is not None]
+        a = torch.cat(parts, dim) if len(parts) > 1 else inside
+    return a.clone()
+
+
+def _reflected(a: Tensor, dim: int, count: int, last: bool) -> Tensor:
+    return a.narrow(dim, a.shape[dim] - 1 - count if last else 1, count).flip(dim)
+
+
+def _repeated(a: Tensor, dim: int, count: int, last: bool) -> Tensor:
+    sizes = [count if d == dim else -1 for d in range(a.dim())]
+    return a.narrow(dim, a.shape[dim] - 1 if last else 0, 1).expand(sizes)
+
+
+for _rank in (1, 2, 3):
+    rule(f"aten.reflection_pad{_rank}d.default")(partial(_padded, edge=_reflected))
+    rule(f"aten.replication_pad{_rank}d.default")(partial(_padded, edge=_repeated))
+
+
 @rule(*(f"aten.replication_pad{n}d_backward.default" for n in (1, 2, 3)))
 def _replication_pad_backward(grad: Tensor, a: Tensor, padding: list[int]) -> Any:
     def apply(before: int, size: int, g: Tensor, dim: int) -> Any:
