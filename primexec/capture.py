@@ -372,7 +372,7 @@ def _join(
     made = [_result(node) for node in outputs]
     roots = list(dict.fromkeys(root for node, (root, _) in zip(outputs, made, strict=True) if node in differentiable))
     roots = [r for r in roots if r.op != "placeholder"]
-    recorder = Recorder(tracer, name, roots, wanted, save)
+    recorder = Recorder(tracer, name, roots, wanted, outputs, save)
     try:
         backward = recorder.record(recorder.gradients, recorder.needed)
     except RuntimeError as error:

@@ -12,26 +12,36 @@ from torch import Tensor, fx
 from primexec import effects
 
 
-def smallest_to_save(needed: Iterable[fx.Node]) -> set[fx.Node]:
-    """The values to save so that the needed ones can be made again from them by cheap operators, with fewest bytes.
+def made_again(needed: Iterable[fx.Node], results: Iterable[fx.Node]) -> set[fx.Node]:
+    """What backward computes again by cheap operators, so that the fewest bytes are saved; views are made anyhow.
 
-    Parameters and other state cost nothing: they live on anyhow. A minimum cut between what cannot be made again
-    and what is needed (Chen and others, 2016, and the min-cut partitioner of functorch, for the idea).
+    Memory that the caller can see, of inputs and results, is saved only where eager saves it: a change of it before
+    the backward pass is an error then, and only then. Parameters cost nothing: they live on. A minimum cut between
+    what cannot be made again and what is needed (Chen and others, 2016, and the min-cut partitioner of functorch, for
+    the idea); of equal ones the cut nearest to what is needed.
     """
     networkx = importlib.import_module("networkx")  # 0.1 s that few need
     needed = list(needed)
-    written = {effects.storage_of(w) for n in needed[:1] for node in n.graph.nodes for w in effects.writes(node)}
+    nodes = [n for node in needed[:1] for n in node.graph.nodes]
+    written = {effects.storage_of(w) for n in nodes for w in effects.writes(n)}
+    seen = {effects.storage_of(n) for n in (*results, *(n for n in nodes if n.op == "placeholder"))}
+    seen -= {effects.storage_of(n) for n in needed}
     flow = networkx.DiGraph()
     flow.add_nodes_from(("source", "sink"))
     reached: set[fx.Node] = set()
+    again: set[fx.Node] = set()
     stack = list(needed)
     while stack:
         node = stack.pop()
         if node in reached:
             continue
         reached.add(node)
-        flow.add_edge((node, "made"), (node, "kept"), capacity=_bytes(node))
-        if is_cheap(node) and effects.storage_of(node) not in written:
+        view = effects.is_view(node)
+        kept = math.inf if view or effects.storage_of(node) in seen else _bytes(node)
+        flow.add_edge((node, "made"), (node, "kept"), capacity=kept)
+        memory = {effects.storage_of(n) for n in (node, *node.all_input_nodes)}
+        if view or (is_cheap(node) and memory.isdisjoint(written)):
+            again.add(node)
             for source in node.all_input_nodes:
                 flow.add_edge((source, "kept"), (node, "made"), capacity=math.inf)
                 stack.append(source)
@@ -39,8 +49,8 @@ def smallest_to_save(needed: Iterable[fx.Node]) -> set[fx.Node]:
             flow.add_edge("source", (node, "made"), capacity=math.inf)
     for node in needed:
         flow.add_edge((node, "kept"), "sink", capacity=math.inf)
-    _, (before, after) = networkx.minimum_cut(flow, "source", "sink")
-    return {n for n in reached if (n, "made") in before and (n, "kept") in after}
+    _, (before, _) = networkx.minimum_cut(flow, "source", "sink")
+    return {n for n in again if (n, "made") not in before}
 
 
 def is_cheap(node: fx.Node) -> bool:

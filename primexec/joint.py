@@ -10,7 +10,7 @@ returns logits): a gradient that is absent in eager is never replaced by zeros, 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch, _torch_autograd, _torch_capture, _torch_formulas, effects
-from primexec.cut import smallest_to_save
+from primexec.cut import made_again
 from primexec.errors import CaptureError
 from primexec.higher_order import add_placeholder
 from primexec.program import Input, Program, Static
@@ -28,6 +28,7 @@ from primexec.tracer import Scope, Tracer
 # strides depend on data has none to name.
 CONTIGUOUS = ()
 Gradients = tuple[tuple[int, ...] | None, ...]
+_Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # an operator and its arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,17 @@ class Recorder:
     """The autograd graph that a capture left behind, and the backward programs recorded from it."""
 
     def __init__(
-        self, tracer: Tracer, name: str, roots: Sequence[fx.Node], inputs: Sequence[fx.Node], save: str
+        self,
+        tracer: Tracer,
+        name: str,
+        roots: Sequence[fx.Node],
+        inputs: Sequence[fx.Node],
+        results: Sequence[fx.Node],
+        save: str,
     ) -> None:
         self.tracer, self.name, self.save = tracer, name, save
-        self._kept: set[fx.Node] | None = None
+        self.results = tuple(results)
+        self._again: dict[fx.Node, _Call] | None = None  # what backward programs compute again
         self.roots, self.inputs = tuple(roots), tuple(inputs)
         strides = [n.meta["val"].stride() for n in roots]
         self.unknown = tuple(any(isinstance(s, _torch.SYMBOLS) for s in of_root) for of_root in strides)
@@ -165,8 +173,11 @@ class Recorder:
         taken: dict[fx.Node, fx.Node] = {}
         made: dict[fx.Node, fx.Node] = {}
         at = {source: placeholder for placeholder, source in lifted.items()}
-        if self.save == "less" and self._kept is None:
-            self._kept = smallest_to_save(lifted.values())
+        if self._again is None:
+            cheap = made_again(lifted.values(), self.results) if self.save == "less" else set()
+            nodes = [n for n in self.tracer.graph.nodes if n in cheap and n not in self._steps]
+            self._again = {n: (n.target, n.args, n.kwargs) for n in nodes}
+        again = self._again
         last = next((n for n in reversed(graph.nodes) if n.op == "placeholder"), graph._root)
 
         def make(node: fx.Node) -> fx.Node:
@@ -175,12 +186,8 @@ class Recorder:
                 return made[node]
             source: Any
             source, step = self._steps.get(node, (None, None))
-            if step is None and self._kept is not None and node.op == "call_function" and node not in self._kept:
-                sources = {n: make(n) for n in node.all_input_nodes}
-                with graph.inserting_after(max((last, *sources.values()))):
-                    last = new = graph.node_copy(node, sources.__getitem__)
-                new.meta.pop("val")
-                self.tracer.taken[new] = node
+            if node in again:
+                last = new = self._made(graph, node, fx.node.map_arg(again[node], make), last)
             elif step is None or (step.op in _FRESH and node in node.graph.nodes):
                 new = at.get(node) or add_placeholder(graph, node.name)
                 new.name = new.target = graph._graph_namespace.create_name(f"saved_{node.name}", None)
@@ -189,21 +196,49 @@ class Recorder:
             elif step.op in _SAME:
                 new = make(source)
             else:
-                base = make(source)
-                with graph.inserting_after(max(last, base)):
-                    last = new = graph.call_function(step.op, (base, *step.args), step.kwargs)
-                new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
-                self.tracer.taken[new] = node
+                last = new = self._made(graph, node, (step.op, (make(source), *step.args), step.kwargs), last)
             made[node] = new
             return new
 
+        wanted = _sources(lifted.values(), again, self._steps)
+        for node in again:  # in order: a chain of them may be longer than Python's stack is deep
+            if node in wanted:
+                make(node)
         for placeholder, node in lifted.items():
             new = make(node)
             if new is not placeholder:
                 placeholder.replace_all_uses_with(new)
                 graph.erase_node(placeholder)
+        if not any(effects.writes(n) for n in graph.nodes if n.op == "call_function"):
+            for new in reversed(made.values()):
+                if new.op == "call_function" and new.users:
+                    min(new.users).prepend(new)  # what is made early is kept long
         self.tracer.taken.update(taken)
         return taken
+
+    def _made(self, graph: fx.Graph, node: fx.Node, call: _Call, last: fx.Node) -> fx.Node:
+        """A node of a backward graph that makes the value of a node of the forward graph again."""
+        sources: list[fx.Node] = []
+        fx.node.map_arg(call, sources.append)
+        with graph.inserting_after(max((last, *sources))):
+            new = graph.call_function(*call)
+        new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        self.tracer.taken[new] = node
+        return new
+
+
+def _sources(
+    nodes: Iterable[fx.Node], again: Mapping[fx.Node, _Call], steps: Mapping[fx.Node, tuple[Any, View]]
+) -> set[fx.Node]:
+    """The nodes, and what they are made again from."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            fx.node.map_arg(again.get(node) or steps.get(node, (None,))[0], waiting.append)
+    return found
 
 
 _FRESH = frozenset({torch.ops.aten.lift_fresh_copy.default})

@@ -1,0 +1,101 @@
+"""What backward computes again where less is saved: values, and memory that the caller can see and change."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from primexec import make_traced
+from primexec.autograd import Training
+
+EXECUTORS: list[Any] = ["aten", ("llvm", "aten")]
+X = torch.linspace(-2, 2, 48).reshape(8, 6)
+W = torch.linspace(-1, 1, 48).reshape(6, 8).roll(5)
+
+
+def pieces_and_their_views(x: Tensor, w: Tensor) -> Any:
+    first, second = (x @ w).split(4, 1)
+    return (first.view(4, 2, 4).sin() * second.view(4, 2, 4).exp()).square().sum()
+
+
+def drawn(x: Tensor, w: Tensor) -> Any:
+    return torch.nn.functional.dropout((x @ w).view(4, 16), 0.5).view(8, 8).tanh().square().sum()
+
+
+def changed_in_the_end(x: Tensor, w: Tensor) -> Any:
+    small = x.detach()[:, :1] * 3
+    out = (small + w.t().exp()).sin().sum()
+    small.zero_()
+    return out
+
+
+def result_changed_later(x: Tensor, w: Tensor) -> Any:
+    made = x @ w
+    return (made * 2).exp().sum(), made
+
+
+def argument_changed_later(x: Tensor, w: Tensor) -> Any:
+    return ((w * 2).t() + x.detach()[:, :1]).exp().sum()
+
+
+def parameter_changed_later(x: Tensor, w: Tensor) -> Any:
+    return (x + w.t()[:, :6]).exp().sum()
+
+
+def long_chain(x: Tensor, w: Tensor) -> Any:
+    out = x @ w
+    for i in range(400):
+        out = out.sigmoid() * 1.5 if i % 2 else out.square() - 0.3
+    return out.sum()
+
+
+# Each with what changes before the backward pass: x, w, and results behind the loss.
+FUNCTIONS: dict[Callable[..., Any], slice] = {
+    pieces_and_their_views: slice(0),
+    drawn: slice(0),
+    changed_in_the_end: slice(0),
+    result_changed_later: slice(2, None),
+    argument_changed_later: slice(1),
+    parameter_changed_later: slice(2),
+    long_chain: slice(0),
+}
+
+
+def trained(run: Callable[..., Any], changed: slice) -> list[Tensor]:
+    """The loss and the gradients."""
+    torch.manual_seed(0)
+    x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
+    loss, *others = out if isinstance(out := run(x, w), tuple) else (out,)
+    with torch.no_grad():
+        for t in (x, w, *others)[changed]:
+            t.zero_()
+    loss.backward()
+    return [loss.detach(), *(t.grad if t.grad is not None else torch.zeros(0) for t in (x, w))]
+
+
+def saved_bytes(traced: Any) -> tuple[int, int]:
+    training = traced._cache.entries[0].executable.training
+    assert isinstance(training, Training)
+    return training.saved_bytes()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
+def test_gradients_are_eagers(fn: Callable[..., Any], executor: Any) -> None:
+    traced = make_traced(fn, executor=executor, executor_parameters={"save": "less"})
+    expected = trained(fn, FUNCTIONS[fn])
+    for _ in range(2):
+        torch.testing.assert_close(trained(traced, FUNCTIONS[fn]), expected, rtol=1e-5, atol=1e-5)
+    assert traced.cache_info().traces == 1
+    ours, theirs = saved_bytes(traced)
+    assert ours <= theirs
+
+
+@pytest.mark.parametrize("fn", [pieces_and_their_views, long_chain], ids=lambda fn: fn.__name__)
+def test_less_is_saved(fn: Callable[..., Any]) -> None:
+    traced = make_traced(fn, executor_parameters={"save": "less"})
+    trained(traced, FUNCTIONS[fn])
+    ours, theirs = saved_bytes(traced)
+    assert ours < theirs
