@@ -112,7 +112,7 @@ def test_short_products_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_other_dtypes_stay_with_aten() -> None:
     traced = primexec.make_traced(F.linear, executor=("llvm", "aten"))
-    x, w = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    x, w = torch.randn(30, 40, dtype=torch.float64), torch.randn(50, 40, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(traced(x, w), F.linear(x, w), rtol=0, atol=0)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec.executors.base import YES, Support, no
-from primexec.executors.llvm import indirect, own, piecewise, writes
+from primexec.executors.llvm import indirect, own, piecewise, products, writes
 from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import (
     COPIES,
@@ -70,6 +70,8 @@ def _judge_own(node: fx.Node) -> Support:
         reason = unfit(operand.meta.get("val"))
         if reason:
             return no(reason)
+    if own.OWN[str(node.target)] is products.product and (reason := products.why_not(node)):
+        return no(reason)
     expansion = own.expansion(node)
     if isinstance(expansion, str):
         return no(expansion)

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from primexec.executors.base import RegionFunction
 from primexec.executors.llvm.launch import Operand
+from primexec.executors.llvm.products import widened_from
 from primexec.placement import Group, is_free, place
 
 SMALLEST = 1 << 22  # multiplications from which on a measurement is worth its time
@@ -54,7 +55,7 @@ def takes(node: fx.Node) -> bool:
     operands = [n.meta.get("val") if isinstance(n, fx.Node) else None for n in node.args]
     if not all(_fit(t) for t in operands) or len({t.dtype for t in operands}) > 1:  # type: ignore[union-attr]
         return False
-    sources = {_widened_from(n) for n in node.args} - {None}
+    sources = {widened_from(n) for n in node.args} - {None}
     if sources & {*_dtypes()}:  # the product of the 16-bit numbers is the faster one
         return False
     bias, x, weight = [None, *operands][-3:]
@@ -69,14 +70,6 @@ def takes(node: fx.Node) -> bool:
         return True
     transposed = weight.stride() == (1, inner)  # type: ignore[union-attr]
     return _gains(rows, inner, columns, transposed, bias is not None, x.dtype)  # type: ignore[union-attr]
-
-
-def _widened_from(operand: Any) -> torch.dtype | None:
-    """The 16-bit dtype that an operand was made float32 of."""
-    if str(operand.target) != "prims.convert_element_type.default":
-        return None
-    dtype: torch.dtype = operand.args[0].meta["val"].dtype
-    return dtype if dtype.is_floating_point and dtype.itemsize == 2 else None
 
 
 def _fit(t: Any) -> bool:

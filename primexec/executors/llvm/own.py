@@ -1,4 +1,4 @@
-"""Prims that are made of simpler ones here: extremes with their places, writes at few places."""
+"""Prims that are made of simpler ones here: extremes with their places, writes at few places, small products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec.executors.llvm import maps, windows
+from primexec.executors.llvm import maps, products, windows
 from primexec.executors.llvm.schedule import SCANS, prim, step, value
 from primexec.lowering.expand import Expansion, expand_by, inline
 from primexec.passes.common import remove_no_ops
@@ -146,6 +146,8 @@ OWN: dict[str, Rule] = {
     "aten.argmin.default": _arg("amin"),
     "aten.max.dim": _with_place("amax"),
     "aten.min.dim": _with_place("amin"),
+    "aten.mm.default": products.product,
+    "aten.bmm.default": products.product,
     "aten.max_pool2d_with_indices.default": windows.max_pool(2),
     "aten.max_pool3d_with_indices.default": windows.max_pool(3),
 }

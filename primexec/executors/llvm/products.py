@@ -1,0 +1,39 @@
+"""Small matrix products as sums of products: a call of a library takes as long as some thousand multiplications."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec.executors.llvm.instructions import COPIES
+from primexec.executors.llvm.maps import VIEWS
+from primexec.executors.llvm.schedule import prim, value
+
+LARGEST = 1 << 13  # multiplications; a kernel of twice as many takes as long as torch.mm, and ends a region less
+
+
+def product(a: Tensor, b: Tensor) -> Any:
+    """The operators `mm` and `bmm`."""
+    if a.dtype not in (torch.float32, torch.float64):
+        return f"a product of {a.dtype} is the library's"
+    if a.numel() * b.shape[-1] > LARGEST:
+        return f"it takes more than {LARGEST} multiplications"
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
+
+
+def widened_from(operand: Any) -> torch.dtype | None:
+    """The 16-bit dtype that an operand, or what it is a view or copy of, was made float32 of."""
+    while prim(operand) in VIEWS or prim(operand) in COPIES:
+        operand = operand.args[0]
+    if prim(operand) != "convert_element_type":
+        return None
+    dtype: torch.dtype = value(operand.args[0]).dtype
+    return dtype if dtype.is_floating_point and dtype.itemsize == 2 else None
+
+
+def why_not(node: fx.Node) -> str:
+    """Why the operands of a product are not for a kernel; empty where they may be."""
+    widened = any(map(widened_from, node.all_input_nodes))
+    return "a product of 16-bit numbers is the library's" if widened else ""

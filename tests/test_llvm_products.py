@@ -1,0 +1,104 @@
+"""The executor `llvm`: small matrix products, as kernels among others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import primexec
+from primexec.executors.llvm.executor import Compiled
+from primexec.executors.llvm.products import LARGEST
+from primexec.testing import check_executor
+from tests.test_llvm import BOTH, compiled, data, kernels, run  # noqa: F401
+
+DTYPES = [torch.float32, torch.float64]
+SHAPES = [(1, 1, 1), (3, 5, 7), (1, 64, 64), (17, 19, 11), (64, 1, 33), (0, 4, 5), (4, 0, 5), (4, 5, 0)]
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda a: a,
+    "transposed": lambda a: a.mT.contiguous().mT,
+    "every other": lambda a: torch.stack([a, a], -1).flatten(-2)[..., ::2],
+    "repeated": lambda a: a[..., :1, :].expand(a.shape),
+}
+
+
+def close(got: Tensor, fn: Callable[..., Tensor], *args: Tensor) -> None:
+    """Within the rounding of a sum of terms as large as these."""
+    exact, terms = fn(*(a.double() for a in args)), fn(*(a.double().abs() for a in args))
+    assert got.dtype == args[0].dtype
+    assert got.shape == exact.shape
+    assert ((got.double() - exact).abs() <= 8 * torch.finfo(got.dtype).eps * terms).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    rows, inner, columns = shape
+    a, b = data(rows, inner, dtype=dtype), data(inner, columns, dtype=dtype, seed=1)
+    close(run(torch.mm, a, b), torch.mm, a, b)
+    a, b = torch.stack([a, -a]), torch.stack([b, b * 2])
+    close(run(torch.bmm, a, b), torch.bmm, a, b)
+
+
+@pytest.mark.parametrize("left", LAYOUTS)
+@pytest.mark.parametrize("right", LAYOUTS)
+def test_layouts(left: str, right: str) -> None:
+    a, b = LAYOUTS[left](data(2, 9, 21)), LAYOUTS[right](data(2, 21, 18, seed=1))
+    close(run(torch.matmul, a, b), torch.matmul, a, b)
+    assert run(torch.matmul, a, b).stride() == torch.matmul(a, b).stride()
+
+
+def test_numbers_that_are_none() -> None:
+    a, b = data(6, 8), data(8, 5, seed=1)
+    a[0, 3], a[1, 2], a[2], b[7, 4] = math.nan, math.inf, 0.0, -math.inf
+    torch.testing.assert_close(run(torch.mm, a, b), torch.mm(a, b), equal_nan=True)
+
+
+@pytest.mark.parametrize(("beta", "alpha"), [(1, 1), (0, 1), (0.5, -2)])
+def test_added_to_another(beta: float, alpha: float) -> None:
+    c, a, b = data(5), data(6, 8), data(8, 5, seed=1)
+    c[2] = math.nan if not beta else 1.0
+    got = primexec.make_traced(torch.addmm)(c, a, b, beta=beta, alpha=alpha, executor=BOTH)
+    torch.testing.assert_close(got, torch.addmm(c, a, b, beta=beta, alpha=alpha))
+
+
+def test_layers_are_one_program(compiled: list[Compiled]) -> None:  # noqa: F811
+    net = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)).requires_grad_(
+        False
+    )
+    x = data(4, 6)
+    got = primexec.make_traced(net, executor="llvm", executor_parameters={"strict": True})(x)
+    torch.testing.assert_close(got, net(x))
+    assert kernels(compiled) == [3]
+
+
+def test_training() -> None:
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    exact = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    exact.load_state_dict(net.state_dict())
+    traced, x = primexec.make_traced(net, executor="llvm", executor_parameters={"strict": True}), data(4, 6)
+    for model, given in ((traced, x), (exact, x.double())):
+        F.cross_entropy(model(given), torch.tensor([0, 1, 2, 1])).backward()
+    for p, q in zip(net.parameters(), exact.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        torch.testing.assert_close(p.grad, q.grad.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "reason"),
+    [(data(32, 32), f"more than {LARGEST} multiplications"), (data(8, 8, dtype=torch.bfloat16), "is the library's")],
+    ids=["large", "bfloat16"],
+)
+def test_other_products_are_the_library_s(a: Tensor, reason: str) -> None:
+    traced = primexec.make_traced(lambda a: a @ a + 1)
+    assert torch.equal(traced(a, executor=BOTH), a @ a + 1)
+    assert reason in str(traced.explain(a, executor=BOTH))
+
+
+def test_conformance() -> None:
+    assert not check_executor("llvm", names=["aten.mm.default", "aten.bmm.default"], random_programs=0).findings
