@@ -100,5 +100,10 @@ def test_other_products_are_the_library_s(a: Tensor, reason: str) -> None:
     assert reason in str(traced.explain(a, executor=BOTH))
 
 
+def test_operands_that_are_one_of_several_results() -> None:
+    traced, a = primexec.make_traced(lambda a, b: a.sort(1)[0] @ b.chunk(2, 1)[1]), data(160, 160)
+    torch.testing.assert_close(traced(a, a, executor=BOTH), a.sort(1)[0] @ a.chunk(2, 1)[1])
+
+
 def test_conformance() -> None:
     assert not check_executor("llvm", names=["aten.mm.default", "aten.bmm.default"], random_programs=0).findings

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from primexec import _torch
 from primexec.errors import IndexOutOfRangeError
 from primexec.executors.llvm import maps
 from primexec.executors.llvm.indirect import INDIRECT
@@ -84,8 +85,8 @@ class Group:
 
 
 def prim(node: fx.Node) -> str:
-    """`exp`, for a node of `prims.exp`."""
-    return str(node.target._schema.name).partition("::")[2] if node.op == "call_function" else ""  # type: ignore[union-attr]
+    """`exp`, for a node of `prims.exp`; empty for what is no operator."""
+    return str(node.target._schema.name).partition("::")[2] if isinstance(node.target, _torch.OpOverload) else ""
 
 
 def value(node: fx.Node) -> Any:
