@@ -130,6 +130,23 @@ def test_slope_of_hardsigmoid_is_eagers(dtype: torch.dtype) -> None:
     assert torch.equal(traced(grad, x, executor="numpy"), torch.ops.aten.hardsigmoid_backward(grad, x))
 
 
+@pytest.mark.parametrize("exponent", [3, 3.0, -1, -2.0, -0.5])
+def test_powers_that_the_kernel_takes_apart(exponent: float) -> None:
+    fn = make_traced(lambda x: x**exponent, executor=("llvm", "aten"))
+    edges = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, -1.0])
+    for x in (edges, edges.double(), torch.linspace(-3, 3, 1001)):
+        assert "prims.pow" not in str(fn.trace(x).lower())
+        torch.testing.assert_close(fn(x), x**exponent, rtol=1e-6, atol=0, equal_nan=True)
+        assert torch.equal(fn(x).signbit()[~x.isnan()], (x**exponent).signbit()[~x.isnan()])
+    short = torch.linspace(0.1, 3, 999, dtype=torch.bfloat16)
+    exact = (short.double() ** exponent).to(torch.bfloat16)
+    torch.testing.assert_close(fn(short), exact, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
+    whole = torch.arange(1, 5)
+    assert (
+        torch.equal(fn(whole), whole**exponent) if exponent == 3 else "prims.pow" in str(fn.trace(whole + 1j).lower())
+    )
+
+
 PRECISE = {
     "var": lambda x: x.var(-1),
     "softmax": lambda x: x.softmax(-1),

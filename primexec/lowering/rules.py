@@ -271,3 +271,18 @@ def _hardsigmoid_backward(grad: Tensor, a: Tensor) -> Any:
     wide = torch.float32 if grad.dtype in (torch.bfloat16, torch.float16) else grad.dtype
     slope = grad.to(wide) * 0.1666666716337204
     return torch.where((a > -3) & (a < 3), slope, _full([], 0.0, wide, a.device)).to(grad.dtype)
+
+
+_POWERS: dict[float, Callable[[Tensor], Tensor]] = {
+    3.0: lambda a: a * a * a,
+    -1.0: torch.reciprocal,
+    -2.0: lambda a: torch.reciprocal(a * a),
+    -0.5: torch.rsqrt,
+}
+
+
+@rule("aten.pow.Tensor_Scalar")
+def _power(a: Tensor, exponent: Any) -> Any:
+    """As the kernel, which takes a few exponents apart; PyTorch's rule does so with 2 and a half alone."""
+    way = _POWERS.get(exponent) if type(exponent) in (int, float) and a.dtype.is_floating_point else None
+    return NotImplemented if way is None else way(a.to(wide(a.dtype))).to(a.dtype)
