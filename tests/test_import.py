@@ -32,7 +32,7 @@ LAYERS = (
     "executors.llvm.fuse", "executors.llvm.layout", "executors.llvm.build", "executors.llvm.schedule",
     "executors.llvm.writes",
     "executors.llvm.indirect", "executors.llvm.piecewise", "executors.llvm.maps",
-    "executors.llvm.reductions", "executors.llvm.precision", "executors.llvm.instructions",
+    "executors.llvm.costs", "executors.llvm.reductions", "executors.llvm.precision", "executors.llvm.instructions",
     "executors.llvm.ir", "executors.llvm.repeats", "executors.llvm.launch", "executors.llvm.entry",
     "executors.llvm.pool", "executors.llvm.profiling",
     "executors.llvm.threads", "executors.llvm.engine", "executors.llvm.vmath", "executors.llvm.vmath.special",

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import primexec
+from primexec.errors import IndexOutOfRangeError
 from primexec.executors.llvm.executor import Compiled
+from primexec.passes.constants import FoldConstants
 from tests.test_llvm import BOTH, compiled, data, kernels, run  # noqa: F401
 
 DTYPES = [
@@ -74,6 +76,59 @@ def test_reads(dtype: torch.dtype, compiled: list[Compiled]) -> None:  # noqa: F
             assert (got.dtype, got.stride()) == (expected.dtype, expected.stride()), name
             assert kernels(compiled) == [1], name
             compiled.clear()
+
+
+COUNTED: dict[str, Callable[[Tensor], Any]] = {
+    "all": lambda a: a[torch.arange(37)],
+    "some": lambda a: a[torch.arange(20) + 3],
+    "steps": lambda a: a[:, torch.arange(17) * 3 + 1],
+    "backwards": lambda a: a[36 - torch.arange(37)] + a[torch.arange(36, -1, -1)],
+    "from the end": lambda a: a[torch.arange(37) - 37],
+    "int32": lambda a: a[:, torch.arange(53, dtype=torch.int32)],
+    "matrix": lambda a: a[:, torch.arange(52).reshape(4, 13).t()],
+    "diagonal": lambda a: a[torch.arange(37), torch.arange(37) + 9],
+    "outer": lambda a: a[torch.arange(37)[:, None], torch.arange(53)] * 2,
+    "gather": lambda a: a.gather(1, torch.arange(40).expand(37, 40)),
+    "one": lambda a: a[torch.arange(1)],
+    "beside data": lambda a: a[torch.arange(23), J],
+    "of a part": lambda a: torch.cat([a[:, :3], a], 1)[:, torch.arange(56)],
+}
+
+
+@pytest.fixture
+def unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What depends on constants alone is computed at every call."""
+    monkeypatch.setattr(FoldConstants, "__call__", lambda self, program: program)
+
+
+@pytest.mark.usefixtures("unfolded")
+def test_places_that_count(compiled: list[Compiled]) -> None:  # noqa: F811
+    """Nothing is left to be checked when it is known from the sizes."""
+    a = data(37, 53)
+    for name, fn in COUNTED.items():
+        assert torch.equal(run(fn, a), fn(a)), name
+        assert ("place(" in str(compiled[-1].schedule)) == (name in ("backwards", "beside data")), name
+    wraps: Callable[[Tensor], Tensor] = lambda a: a.view(-1)[(torch.arange(3, dtype=torch.int8) * 100).long()]  # noqa: E731
+    assert torch.equal(run(wraps, a), wraps(a))  # -56, not 200
+
+
+@pytest.mark.parametrize("bad", [lambda a: a[torch.arange(38)], lambda a: a[torch.arange(37) - 38],
+                                 lambda a: a.gather(1, torch.arange(-1, 5).expand(37, 6))])  # fmt: skip
+def test_places_that_count_beyond(bad: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(IndexOutOfRangeError):
+        run(bad, data(37, 53))
+
+
+@pytest.mark.usefixtures("unfolded")
+def test_writes_at_places_that_count() -> None:
+    a, b = data(37, 53), data(17, 53, seed=8)
+    for start, step in ((0, 1), (3, 2), (16, -1), (-17, 1)):
+        for accumulate in (False, True):
+
+            def fn(a: Tensor, b: Tensor, start: int = start, step: int = step, add: bool = accumulate) -> Tensor:
+                return torch.index_put(a, (torch.arange(17) * step + start,), b, add)
+
+            torch.testing.assert_close(run(fn, a, b), fn(a, b))
 
 
 def test_reads_of_strided_tensors() -> None:

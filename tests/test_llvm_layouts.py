@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import primexec
+from primexec.errors import IndexOutOfRangeError
 from primexec.executors.llvm import executor as llvm
 from primexec.executors.llvm import layout
 from primexec.executors.llvm.layout import Layout
@@ -325,3 +327,82 @@ def odd_ends(x: Tensor) -> tuple[Tensor, ...]:
 def test_ends_of_rows_and_columns(size: int, dtype: torch.dtype) -> None:
     check(odd_ends, data(9, size, dtype=dtype) + 3)
     check(odd_ends, -data(70, size, dtype=dtype) - 3)
+
+
+def busy(y: Tensor) -> Tensor:
+    """Many cheap operations."""
+    y = ((y * 2 + 1).round() / 4).floor() * 2 - y.abs()
+    return torch.where(y > 0, y * 3 - 1, 1 - y).clamp(-3, 5) + (y - 2).abs().maximum(y)
+
+
+TABLE = data(70) * 3
+SHARED: dict[str, Callable[..., Any]] = {  # of shapes (6, 20, 70) and (20, 70)
+    "matrix": lambda x, y: x * busy(y),
+    "vector": lambda x, y: (x - y) * busy(TABLE.to(x.dtype) * y[0]),
+    "places": lambda x, y: x[:, :, (torch.arange(70) * y[0, 0].abs() * 0.1).long()] + 1,
+    "places of data": lambda x, y: x[..., (y[0].float().abs() * 9).round().long()] * x,
+    "parts": lambda x, y: torch.cat((x[:, 3:], x[:, :3] + 2), 1) * busy(torch.cat((y[:, 60:] * 3, y[:, :60]), 1)),
+    "parts of rows": lambda x, y: F.pad(x, (0, 0, 2, 1), value=3.0) + busy(y[:1]),
+    "truth": lambda x, y: torch.where((busy(y) > 1) & (y < 2), x, -x),
+    "two results": lambda x, y: (x * busy(y), (x + 1) / (busy(y) + 4), (x > y)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SHARED)
+def test_what_rows_share_is_computed_once(name: str, dtype: torch.dtype, layouts: list[Layout]) -> None:
+    x, y = data(6, 20, 70, dtype=dtype), data(20, 70, dtype=dtype)
+    check(SHARED[name], x, y)
+    check(SHARED[name], x.transpose(0, 1).contiguous().transpose(0, 1), y)
+    assert any(made.columns for made in layouts)
+
+
+@pytest.mark.parametrize("shape", [(1000, 64), (64, 3, 700), (40, 5, 2101), (4, 8), (3, 70), (1000, 7)], ids=str)
+def test_blocks_of_shared_columns(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, layouts: list[Layout]
+) -> None:
+    """Rows are cut into parts for threads, columns into blocks that fit the first cache; few of either are not."""
+    monkeypatch.setattr(layout, "GRAIN", 512)
+    x, y = data(*shape), data(shape[-1])
+    check(lambda x, y: x * busy(y), x, y)
+    check(lambda x, y: (x.bfloat16() * busy(y).bfloat16(), x + 1), x, y)
+    assert all(made.columns == (shape[0] >= 4 and shape[-1] >= 8) for made in layouts if made.outer or made.columns)
+
+
+def test_shared_places_out_of_range() -> None:
+    x, i = data(3, 20, 70), torch.arange(70) % 20
+    for bad in (20, -21):
+        i[66] = bad
+        with pytest.raises(IndexOutOfRangeError, match=str(bad)):
+            run(lambda x, i: x[:, i] * 2, x.transpose(1, 2).contiguous().transpose(1, 2), i)
+        with pytest.raises(IndexOutOfRangeError, match=str(bad)):
+            run(lambda x, i: x[..., i] * 2, x[..., :20], i)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 16])
+def test_sampling(channels: int, layouts: list[Layout]) -> None:
+    """Places and weights are the same for all channels."""
+    image, grid = data(2, channels, 13, 11), data(2, 9, 17, 2) * 1.3
+    for mode, padding in itertools.product(("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")):
+        if mode == "bilinear" or padding == "zeros":
+
+            def fn(x: Tensor, g: Tensor, mode: str = mode, padding: str = padding) -> Tensor:
+                return F.grid_sample(x, g, mode, padding, align_corners=False)
+
+            torch.testing.assert_close(run(fn, image, grid), fn(image, grid))
+            torch.testing.assert_close(run(fn, image.double(), grid.double()), fn(image.double(), grid.double()))
+    assert any(made.columns for made in layouts) == (channels > 1)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic"])
+def test_resizing(mode: str) -> None:
+    for shape in ((2, 5, 13, 11), (1, 1, 1, 40), (3, 9, 32, 1)):
+        for scale in (2, 0.6) if shape[0] == 2 else (1.7,):
+            x = data(*shape)
+            if all(int(n * scale) for n in shape[2:]):
+
+                def fn(x: Tensor, scale: float = scale) -> Tensor:
+                    return F.interpolate(x, scale_factor=scale, mode=mode)
+
+                torch.testing.assert_close(run(fn, x), fn(x))
+                check(fn, x.bfloat16())

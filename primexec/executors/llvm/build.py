@@ -26,6 +26,7 @@ class Builder:
         self.rank = len(group.shape)
         self.memo: dict[tuple[fx.Node, Map, Guards], Expr] = {}
         self.places: dict[tuple[Read, Guards], Place] = {}
+        self.sums: dict[tuple[tuple[tuple[int, Read], ...], Guards], Index] = {}
         self.withins: dict[tuple[Term, int, int, Guards], Within] = {}
 
     def kernel(self) -> Kernel:
@@ -83,7 +84,14 @@ class Builder:
         return Access(number, term.offset, term.strides, buffer.dtype, self._indirect(term, guards))
 
     def _indirect(self, term: Term, guards: Guards) -> tuple[tuple[int, Expr], ...]:
-        return tuple((factor, self._place(read, guards)) for factor, read in term.reads)
+        """The part of an index that is data; one value where it is a sum, which several operands may share."""
+        if len(term.reads) < 2:
+            return tuple((factor, self._place(read, guards)) for factor, read in term.reads)
+        key = term.reads, guards
+        if key not in self.sums:
+            parts = tuple((factor, self._place(read, guards)) for factor, read in term.reads)
+            self.sums[key] = Index(0, (0,) * self.rank, parts)
+        return ((1, self.sums[key]),)
 
     def _place(self, read: Read, guards: Guards) -> Place:
         key = read, guards

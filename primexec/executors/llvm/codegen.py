@@ -125,7 +125,7 @@ class KernelWriter(Memory):
         }
         if any(isinstance(v, Place) for v in self.values):
             self.flags = addresses.pointer(self.e, len(self.order))
-        if self.layout.pieces > 1:
+        if self.workspace.nbytes and self.layout.pieces > 1:
             self.workspace.pointer = addresses.pointer(self.e, WORKSPACE)
         cuts = segments.edges(self.withins, self.layout.lane)[:-1] if self.layout.lane else []
         self._align([s.access for s in self.kernel.stores], all(cut % self.layout.lanes == 0 for cut in cuts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,60 @@ from primexec.executors.llvm import maps
 from primexec.executors.llvm.maps import Map, Read, Term, ViewMap
 
 _INDICES = frozenset({torch.int64, torch.int32})
+_COUNTING = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
+# Factor and summand.
+_LINEAR: dict[str, Callable[[int], tuple[int, int]]] = {
+    "add": lambda n: (1, n),
+    "sub": lambda n: (1, -n),
+    "mul": lambda n: (n, 0),
+}
 
 
 def _term(read: Read, rank: int) -> Term:
+    """The index that data gives; where that is known to go up or down in equal steps, and inside, without the data."""
+    known = _counted(read.node, read.index, rank)
+    if known is not None:
+        term, low, high = known
+        if low >= 0 and high < read.size:
+            return term
+        if read.wraps and low >= -read.size and high < 0:
+            return term.times(1, read.size)
     return Term(0, (0,) * rank, ((1, read),))
+
+
+def _counted(node: fx.Node, index: Map, rank: int) -> tuple[Term, int, int] | None:
+    """What counts in equal steps along each dimension, at an index, and its least and largest elements."""
+    made: Any = node.meta["val"]
+    if node.op != "call_function" or not made.numel() or made.dtype not in _COUNTING:
+        return None
+    name = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
+    if name == "iota":
+        start, step = node.kwargs["start"], node.kwargs["step"]
+        if not isinstance(start, int) or not isinstance(step, int):
+            return None
+        last = start + step * (made.shape[0] - 1)
+        return index[0].times(step, start), min(start, last), max(start, last)
+    if name in maps.VIEWS:
+        source: Any = node.args[0]
+        at = maps.VIEWS[name](node, source.meta["val"].shape, index, rank)
+        return None if at is None else _counted(source, at, rank)
+    if name in _LINEAR or name == "convert_element_type":
+        return _linear(name, node, made.dtype, index, rank)
+    return None
+
+
+def _linear(name: str, node: fx.Node, dtype: torch.dtype, index: Map, rank: int) -> tuple[Term, int, int] | None:
+    """A conversion of what counts, or its sum or product with a number, where the dtype has room for all of it."""
+    source, number = node.args[0], node.args[1] if name in _LINEAR else 0
+    if not isinstance(source, fx.Node) or not isinstance(number, int) or node.kwargs.keys() - {"dtype"}:
+        return None
+    known = _counted(source, index if source.meta["val"].dim() else (), rank)
+    if known is None:
+        return None
+    factor, more = _LINEAR[name](number) if name in _LINEAR else (1, 0)
+    low, high = sorted((known[1] * factor + more, known[2] * factor + more))
+    room = torch.iinfo(dtype)
+    return (known[0].times(factor, more), low, high) if room.min <= low and high <= room.max else None
 
 
 def _gather(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:

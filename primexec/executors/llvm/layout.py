@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 
+from primexec.executors.llvm import costs
 from primexec.executors.llvm.instructions import DEAR
 from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Op, Reduce, Within, roots_of, walk
 from primexec.executors.llvm.target import Target
@@ -18,6 +19,9 @@ TILE = 64  # side of the squares of a kernel with operands that lie across
 COLUMNS = 1024  # results of a reduction that are accumulated side by side, in the first cache
 SPLIT_POINTS = 2 * GRAIN  # domains of fewer are not cut along reduced axes
 WORKSPACE = 1 << 18  # bytes of partial results
+HOISTED = 8  # operations that are saved at each point, from which on loops walk rows inside of blocks of columns
+HOISTED_BYTES = 1 << 14  # of what the rows of such a block share
+FEW_ROWS = 4
 PROCESSORS = os.cpu_count() or 1
 
 
@@ -35,9 +39,11 @@ class Layout:
 
     Attributes:
         outer: kept axes, from the outermost; their product is cut into units for threads.
-        inner: loops of each unit: the reduced axes, or the last axis of a kernel without reductions.
+        inner: loops of each unit: the reduced axes, or the last axis of a kernel without reductions, or rows that share
+            what is computed for their columns.
         lane: the axis along vector lanes: the last of `inner`, or with `columns` a kept axis of its own.
-        columns: whether lanes hold different results of a reduction; units then are blocks of `width` columns.
+        columns: whether lanes hold different results of a reduction, or what rows share; units then are blocks of
+            `width` columns.
         flat: whether the units are blocks of `width` elements of the only axis.
         lanes: elements of a vector.
         across: an axis that joins the lane's: units are squares of the two.
@@ -127,7 +133,30 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     if across is not None:
         rest = tuple(a for a in outer if a != across)
         return Layout(rest, (across, lane), lane, False, False, lanes, TILE * TILE, across=across)
+    rows = _rows(kernel, lane, outer)
+    if rows is not None:
+        return _over_rows(kernel, lane, rows, outer, lanes)
     return Layout(outer, (lane,), lane, False, not outer, lanes, 1 if outer else BLOCK)
+
+
+def _rows(kernel: Kernel, lane: Axis, outer: tuple[Axis, ...]) -> Axis | None:
+    """The axis from which most of what is computed along the lanes does not depend; None where that is little."""
+    fit = [a for a in outer if a.size >= FEW_ROWS and lane.size >= NARROW]
+    gains = {a: costs.saved(kernel, lane.axis, a.axis) for a in fit}
+    best = max(reversed(fit), key=gains.__getitem__, default=None)
+    return best if best is not None and gains[best] >= HOISTED else None
+
+
+def _over_rows(kernel: Kernel, lane: Axis, rows: Axis, outer: tuple[Axis, ...], lanes: int) -> Layout:
+    """Blocks of columns, for which what all rows share is computed first; as many rows as are worth a thread."""
+    nbytes = sum(v.dtype.itemsize for v in costs.shared(kernel, lane.axis, rows.axis))
+    width = max(lanes, min(HOISTED_BYTES // max(1, nbytes) // lanes * lanes, -(-lane.size // lanes) * lanes))
+    layout = Layout(tuple(a for a in outer if a != rows), (rows,), lane, True, False, lanes, width)
+    pieces = min(rows.size // FEW_ROWS, layout.unit_size // GRAIN)
+    if pieces < 2:
+        return layout
+    chunk = -(-rows.size // pieces)
+    return replace(layout, pieces=-(-rows.size // chunk), chunk=chunk)
 
 
 def lies_across(access: Access, lane: int, across: int) -> bool:

@@ -58,11 +58,13 @@ class Memory:
         step = access.strides[self._lane_axis] if lanes > 1 else 0
         pointer = self.pointers[access.buffer]
         if parts:
-            index = addresses.total([(1, Value(self.e, "i64", 1, total)), *parts])
+            index = addresses.total(parts)
             if index.lanes > 1:
-                steps = [(1, addresses.ramp(Value(self.e, "i64", 1, "0"), step, lanes))]
-                return addresses.scattered(addresses.total([*steps, (1, index)]), element, pointer), addresses.SCATTERED
-            total = index.name
+                start = self.e.emit(f"getelementptr {element}, ptr {pointer}, i64 {total}")
+                if step:
+                    index = index + addresses.ramp(Value(self.e, "i64", 1, "0"), step, lanes)
+                return addresses.scattered(index, element, start), addresses.SCATTERED
+            total = addresses.total([(1, Value(self.e, "i64", 1, total)), (1, index)]).name
         count = lanes if step not in (0, 1) else 1
         places = []
         for k in range(count):
