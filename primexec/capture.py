@@ -29,6 +29,7 @@ from primexec.bytecode import RANDOM, SEEDS, stores_attribute, user_source_of
 from primexec.config import logger
 from primexec.errors import CaptureError, SourceLine
 from primexec.gradients import GradientOf, read_place
+from primexec.instances import taken_apart
 from primexec.joint import Joint, Recorder, Result, View, result_of
 from primexec.program import Program, Static
 from primexec.reads import Reads
@@ -298,7 +299,7 @@ def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
 
 
 def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str, runs_backward: bool) -> Captured:
-    leaves, tree = _torch.flatten(result)
+    leaves, tree = _torch.flatten(taken_apart(result))
     outputs: list[fx.Node] = []
     places: list[int | Static] = []
     for leaf in leaves:
@@ -310,8 +311,9 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
             if statics.freeze_argument(value) is None or tracer.reads.made_inside(value):
                 raise CaptureError(
                     f"the function returns an object of type {type(leaf).__qualname__}, which cannot be rebuilt",
-                    hint="return tensors and plain values in tuples, lists and dicts, or register the class "
-                    "with torch.utils._pytree.register_pytree_node; for models with a cache pass use_cache=False",
+                    hint="return tensors and plain values in tuples, lists and dicts, or in an object of plain "
+                    "attributes that nobody else holds, or register the class with "
+                    "torch.utils._pytree.register_pytree_node",
                 )
             places.append(Static(value))
         else:

@@ -332,15 +332,21 @@ def test_dropout_draws_what_eager_draws(name: str) -> None:
 
 
 @torch.no_grad()
-def test_caches_are_refused() -> None:
+def test_caches_are_returned_and_not_taken() -> None:
     """A cache of keys and values is an object that the model changes."""
     model = MODEL["GPT2"].build()
     traced = primexec.make_traced(model)
-    with pytest.raises(primexec.CaptureError, match=r"DynamicCache(.|\n)*use_cache=False"):
-        traced(**text(8))
-    cache = model(**text(8)).past_key_values
+    for _ in range(2):
+        inputs, following = text(8), ids(2, 1)
+        cache, expected = (call(**inputs).past_key_values for call in (traced, model))
+        assert type(cache) is type(expected)
+        for mine, eagers in zip(cache.layers, expected.layers, strict=True):
+            assert vars(mine).keys() == vars(eagers).keys()
+            assert_same((mine.keys, mine.values), (eagers.keys, eagers.values))
+        assert_same(*(model(input_ids=following, past_key_values=c).logits for c in (cache, expected)))
+    assert counts(traced) == (1, 1, 1)
     with pytest.raises(primexec.CaptureError, match=r"past_key_values(.|\n)*DynamicCache"):
-        traced(input_ids=ids(2, 1), past_key_values=cache)
+        traced(input_ids=ids(2, 1), past_key_values=expected)
 
 
 @torch.no_grad()
