@@ -119,7 +119,7 @@ class Traced:
             raise PrimexecError("trace() was called inside another trace or transform")
         executors = registry.resolve(cache.options, torch.device("cpu"))
         with capture_lock():
-            captured = capture(self._fn, args, kwargs, self._signature, cache.options.save)
+            captured = capture(self._fn, args, kwargs, self._signature, registry.saving(cache.options, executors))
             captured, _ = compile_captured(captured, cache.options, executors)
         return captured.program
 
@@ -239,8 +239,8 @@ def make_traced(
             of an exported program a module that shares the program's. Without fn, a decorator.
         executor: a name, or names in order of priority; "auto" is the best one for the inputs' device.
         executor_parameters: options of the executors; `{"strict": True}` forbids falling back to `aten`;
-            `{"save": "less"}` computes cheap values again in backward rather than save them ("default" and
-            "more" save what eager saves).
+            `{"save": "less"}` computes cheap values again in backward rather than save them, as is done unasked
+            where an executor fuses ("default" and "more" save what eager saves).
         cache_size: how many programs are kept; the least recently used one goes first.
 
     Returns:

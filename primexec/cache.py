@@ -104,7 +104,7 @@ class Cache:
     ) -> Entry:
         devices = [t.device for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
-        captured = capture(fn, args, kwargs, self.signature, self.options.save)
+        captured = capture(fn, args, kwargs, self.signature, registry.saving(self.options, executors))
         self.traces += 1
         captured, executable = compile_captured(captured, self.options, executors)
         self.compiles += executable.compiles

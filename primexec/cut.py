@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Iterable
 
 import torch
@@ -53,10 +54,13 @@ def made_again(needed: Iterable[fx.Node], results: Iterable[fx.Node]) -> set[fx.
     return {n for n in again if (n, "made") not in before}
 
 
+_DEAR = re.compile(r"aten\.(special_|.*gamma|erfinv|i0)")  # series and iterations: a load costs far less
+
+
 def is_cheap(node: fx.Node) -> bool:
     """Whether making the node's value again costs about as much as reading it: views, casts, pointwise operators."""
     tags = getattr(node.target, "tags", ())
-    if node.op != "call_function" or effects.has_effect(node):
+    if node.op != "call_function" or effects.has_effect(node) or _DEAR.match(str(node.target)):
         return False
     return torch.Tag.pointwise in tags or node.target is torch.ops.aten._to_copy.default or effects.is_view(node)
 

@@ -81,7 +81,7 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     executors = registry.resolve(cache.options, tensors[0].device if tensors else torch.get_default_device())
     with capture_lock():
-        captured = capture(fn, args, kwargs, cache.signature, cache.options.save)
+        captured = capture(fn, args, kwargs, cache.signature, registry.saving(cache.options, executors))
         captured, executable = compile_captured(captured, cache.options, executors)
     reads = captured.reads
     counts = {

@@ -85,4 +85,4 @@ def test_calls_leave_memory_where_it_was(use: Callable[..., None], rows: int) ->
     before = pool.outputs.nbytes, arenas()
     assert allocated(calls) == 0
     assert (pool.outputs.nbytes, arenas()) == before
-    assert (rows == WIDTH) == (before[0] > 0)
+    assert (rows == WIDTH and use is infer) == (before[0] > 0)  # steps of training keep nothing

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import primexec
 from primexec import make_traced
+from primexec.executors.llvm import library, pool
 
 EXECUTORS: list[Any] = ["aten", ("llvm", "aten")]
 LAYERS = 8
@@ -24,9 +25,16 @@ def deep(x: Tensor, *weights: Tensor) -> Tensor:
     return x.sum()
 
 
-def arguments() -> tuple[Tensor, ...]:
+def activated(x: Tensor, *weights: Tensor) -> Tensor:
+    for w in weights:
+        h = x @ w
+        x = 0.5 * h * (1.0 + torch.tanh(0.8 * (h + 0.04 * torch.pow(h, 3.0))))
+    return x.sum()
+
+
+def arguments(rows: int = 1024) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1024, 64, generator=generator)
+    x = torch.randn(rows, 64, generator=generator)
     return x, *((torch.randn(64, 64, generator=generator) / 8).requires_grad_() for _ in range(LAYERS))
 
 
@@ -49,8 +57,8 @@ def peak(function: Callable[[], object]) -> int:
     return most
 
 
-def step(function: Callable[..., Tensor]) -> Callable[[], None]:
-    given = arguments()
+def step(function: Callable[..., Tensor], rows: int = 1024) -> Callable[[], None]:
+    given = arguments(rows)
 
     def run() -> None:
         for w in given[1:]:
@@ -68,6 +76,24 @@ def test_a_step_holds_no_more_than_eagers(executor: Any) -> None:
     primexec.empty_cache()
     assert peak(ours) <= 1.02 * peak(eagers)
     assert traced.cache_info().traces == 1
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+def test_later_steps_keep_nothing_for_one_another(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_gains", lambda *_: False)
+    rows = 8192  # tensors of 2 MiB
+    ours, eagers = step(make_traced(deep, executor=executor), rows), step(deep, rows)
+    primexec.empty_cache()
+    ours()
+    assert pool.outputs.nbytes == 0
+    assert peak(ours) <= 1.02 * peak(eagers)
+
+
+def test_activations_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_gains", lambda *_: False)
+    rows = 8192
+    ours, eagers = step(make_traced(activated, executor=("llvm", "aten")), rows), step(activated, rows)
+    assert peak(ours) <= 0.5 * peak(eagers)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS, ids=str)

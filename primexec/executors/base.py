@@ -48,6 +48,7 @@ class Region:
         ambient_inference: whether the program is called inside inference mode.
         boxed: for `aten` only: the callable takes its inputs in one list and empties it, so that they can be
             freed while it runs. Arguments of a call are held by the caller.
+        training: whether the program takes part in autograd: what it returns is kept for backward, or made there.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Region:
     calls: tuple[ApiCall, ...] = ()
     ambient_inference: bool = False
     boxed: bool = False
+    training: bool = False
 
 
 RegionFunction = Callable[..., Sequence[Tensor]]

@@ -124,6 +124,12 @@ def resolve(options: Options, device: torch.device) -> tuple[Executor, ...]:
     return tuple(chosen)
 
 
+def saving(options: Options, executors: tuple[Executor, ...]) -> str:
+    """How much a forward program saves for backward: where an executor fuses, cheap values are made again unasked."""
+    fusing = "save" not in dict(options.parameters) and any(getattr(e, "fuses", True) for e in executors)
+    return "less" if fusing else options.save
+
+
 def asked_for(options: Options, device: torch.device) -> list[str]:
     """The names that the options hold, "auto" replaced by what is best for this device."""
     return [n for name in options.executors for n in (_best(device) if name == "auto" else (name,))]

@@ -148,7 +148,7 @@ def train(function: Function, calls: Sequence[Sequence[Tensor]], seed: int) -> l
 
 
 def traced(executor: Executor, function: Function, inputs: Sequence[Tensor]) -> tuple[Function, bool]:
-    """The function as `make_traced` would run it, and whether any of it runs on the executor."""
+    """The function as `make_traced` runs it where all is saved, and whether any of it runs on the executor."""
     options = Options((executor.name,))
     executors = tuple({e.name: e for e in (executor, registry.load("aten"))}.values())
     leaves = tuple(t.detach().requires_grad_(t.dtype.is_floating_point) for t in inputs)

@@ -96,9 +96,11 @@ class LlvmExecutor:
 
     def compile(self, region: Region, options: Mapping[str, Any]) -> RegionFunction:
         graph = region.graph_module.graph
+        # What is saved dies in the middle of the backward pass: kept for later calls, it would add to its peak.
+        chosen = {**options, "pooled": not region.training}
         if any(map(library.takes, graph.nodes)):
-            return library.joined(graph, lambda part: _compiled(part, region.name, options))
-        return _compiled(graph, region.name, options)
+            return library.joined(graph, lambda part: _compiled(part, region.name, chosen))
+        return _compiled(graph, region.name, chosen)
 
 
 def _compiled(graph: fx.Graph, name: str, options: Mapping[str, Any]) -> RegionFunction:
@@ -108,7 +110,7 @@ def _compiled(graph: fx.Graph, name: str, options: Mapping[str, Any]) -> RegionF
         symbols = {**threads.symbols(), **profiling.symbols()}
         module = engine.compile_module(compiled.llvm, compiled.target, symbols)
         _check_results(graph, name, compiled.schedule)
-        return _bound(compiled.schedule, module)
+        return _bound(compiled.schedule, module, pooled=options["pooled"])
 
     return repeats.once(graph, options, make)
 
@@ -188,7 +190,7 @@ def _check_results(graph: fx.Graph, name: str, schedule: Schedule) -> None:
         raise ExecutorError(f"the loops of {name} return {made}, and the region {wanted}")
 
 
-def _bound(schedule: Schedule, module: engine.Module) -> RegionFunction:
+def _bound(schedule: Schedule, module: engine.Module, *, pooled: bool) -> RegionFunction:
     buffers = schedule.buffers
     operands = [launch.Operand(b.shape, b.strides, b.dtype) for b in buffers]
     inputs = [o for o, b in zip(operands, buffers, strict=True) if b.kind == "input"]
@@ -196,7 +198,7 @@ def _bound(schedule: Schedule, module: engine.Module) -> RegionFunction:
     slots, size = arena.slots(schedule)
     work = sum(i.dtype.itemsize * _numel(i.shape) for i in inputs)
     call = launch.bind(module.address("program"), inputs, [operands[i] for i in made], slots=slots, arena_bytes=size,
-                       work_bytes=work, keep=module, failed=_failure(schedule))  # fmt: skip
+                       work_bytes=work, keep=module, failed=_failure(schedule), pooled=pooled)  # fmt: skip
     picked = [made.index(b) if b in made else ~b for b in schedule.outputs]
     if picked == list(range(len(made))):
         return call

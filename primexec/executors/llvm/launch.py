@@ -34,12 +34,12 @@ class Operand:
     def nbytes(self) -> int:
         return pool.storage_bytes(self.shape, self.strides, self.dtype)
 
-    @property
-    def maker(self) -> entry.Make:
-        """What makes such a tensor."""
+    def maker(self, *, pooled: bool) -> entry.Make:
+        """What makes such a tensor, of a storage of the pool where it is large and `pooled`."""
         layout = self.shape, self.strides, self.dtype
         nbytes = self.nbytes
-        return (pool.outputs.empty, (*layout, nbytes)) if nbytes >= pool.SMALLEST else (empty_strided_cpu, layout)
+        large = pooled and nbytes >= pool.SMALLEST
+        return (pool.outputs.empty, (*layout, nbytes)) if large else (empty_strided_cpu, layout)
 
     def fitted(self, t: Tensor, place: int) -> Tensor:
         """The tensor laid out like this: results of other executors may differ from the fake ones."""
@@ -63,6 +63,7 @@ def bind(
     work_bytes: int = 0,
     keep: object = None,
     failed: Callable[[int], None] | None = None,
+    pooled: bool = True,
 ) -> Callable[..., list[Tensor]]:
     """A callable from tensors to new tensors around `void @program(ptr %args)`.
 
@@ -77,6 +78,7 @@ def bind(
         work_bytes: bytes that the program reads and writes, about; the GIL is released where they are many.
         failed: for a program that returns an i64 instead of nothing: called with it where it is not 0; raises.
         keep: lives as long as the callable, the module of the address for instance.
+        pooled: whether large outputs come from the pool, and a large arena is kept for later calls.
 
     Raises:
         ExecutorError: by the callable, for tensors of other shapes or dtypes, or on other devices.
@@ -98,14 +100,15 @@ def bind(
     >>> twice(torch.tensor([21.0]))
     [tensor([42.])]
     """
+    shared = pooled or arena_bytes < pool.SMALLEST
     touched = work_bytes + sum(o.nbytes for o in outputs) + arena_bytes
     job = entry.Job(
         program=address,
         inputs=[(i.dtype, i.shape, i.strides) for i in inputs],
-        makers=[o.maker for o in outputs],
+        makers=[o.maker(pooled=pooled) for o in outputs],
         slots=slots,
-        take=(pool.arenas.take, (arena_bytes,)),
-        give_back=pool.arenas.give_back,
+        take=(pool.arenas.take if shared else pool.aligned, (arena_bytes,)),
+        give_back=pool.arenas.give_back if shared else pool.dropped,
         # A thread that never ran ATen has not heard of torch.set_num_threads.
         before=torch.get_num_threads if touched > RELEASE_GIL_BYTES else None,
         failed=failed,

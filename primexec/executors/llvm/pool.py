@@ -155,11 +155,7 @@ class Arenas:
             if block.numel() >= nbytes:
                 return block
             del block  # programs that need less can share the larger one
-        size = rounded(nbytes)
-        with torch.inference_mode(False):
-            made = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-        skip = -made.data_ptr() % ALIGNMENT
-        return made[skip : skip + size]
+        return aligned(rounded(nbytes))
 
     def give_back(self, block: Tensor) -> None:
         """Return a block once no kernel writes to it any more."""
@@ -168,6 +164,18 @@ class Arenas:
     def clear(self) -> None:
         """Free the blocks that are not checked out."""
         self._free = []
+
+
+def aligned(nbytes: int) -> Tensor:
+    """A new block of so many bytes, aligned to 64."""
+    with torch.inference_mode(False):
+        made = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+    skip = -made.data_ptr() % ALIGNMENT
+    return made[skip : skip + nbytes]
+
+
+def dropped(block: Tensor) -> None:
+    """Takes back a block that nobody else gets: it goes with its last reference."""
 
 
 def rounded(nbytes: int) -> int:
