@@ -8,7 +8,7 @@ tensor, has no region of its own: each region makes what it uses.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Reversible
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -133,12 +133,26 @@ class _Placer:
                 and not any(self.memory(n) in written for n in node.all_input_nodes)
             ):
                 loose[node] = None
+        ends = self._ends(loose)
         for node in reversed(loose):
-            if node not in self.returned and (users := self._users(node)):
+            if node not in self.returned and (users := self._users(node) - ends):
                 last = min(self.region[u] for u in users)
                 while last > self.region[node] and self.executors[last] != self.homes[node]:
                     last -= 1
                 self.region[node] = last
+        for node in loose:
+            if node in ends:
+                self.region[node] = max(self.region[node], *(self.region[n] for n in self._sources(node)))
+
+    def _ends(self, loose: Reversible[fx.Node]) -> set[fx.Node]:
+        """Results, and what nothing but results is made of: they run where what they are made of runs."""
+        ends: set[fx.Node] = set()
+        for node in reversed(loose):
+            users, sources = self._users(node), self._sources(node)
+            alike = all(self.homes[n] == self.homes[node] for n in sources)
+            if sources and alike and users <= ends and (users or node in self.returned):
+                ends.add(node)
+        return ends
 
     def _sources(self, node: fx.Node) -> set[fx.Node]:
         """The nodes with a region that a node is computed from."""

@@ -54,6 +54,18 @@ def test_program_is_cut_into_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_results_run_where_what_they_are_made_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fn(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        early = (x + y) * y
+        return early * 2.0 + y, early * x.sin()
+
+    install(monkeypatch, toy=Toy)
+    traced = make_traced(fn, executor="toy")
+    torch.testing.assert_close(traced(X, Y), fn(X, Y), rtol=0, atol=0)
+    add, mul = "aten.add.Tensor", "aten.mul.Tensor"
+    assert regions(traced.explain(X, Y)) == [("aten", ["aten.sin.default"]), ("toy", [add, mul, mul, add, mul])]
+
+
 def test_whole_program_on_one_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, toy=Toy)
     traced = make_traced(lambda x, y: x * y + x, executor="toy")
