@@ -295,6 +295,22 @@ def test_sums_of_numbers_without_sign(size: int) -> None:
     check(lambda x: (x * x).sum(1), x * 1e19)
 
 
+@pytest.mark.parametrize("size", [511, 512, 1000, 3137])
+def test_long_sums(size: int) -> None:
+    """Not less exact than eager's where elements cancel, and exact where pairs of them are."""
+    x = data(70, size)
+    wide = x * (data(70, size, seed=5) * 3).exp()
+    for y in (x, wide, x - x.mean(1, keepdim=True), x + 100, x.abs(), torch.cat((x, -x.flip(1)), 1)):
+        check(lambda y: (y.sum(1), y.mean(1)), y)
+        check(lambda y: (y * 2 - y.square()).sum((0, 1)), y)
+    whole = (x * 1000).round()
+    assert torch.equal(run(lambda y: y.sum(1), whole), whole.double().sum(1).float())
+    for value in (math.nan, math.inf, -math.inf):
+        check(lambda y: y.sum(1), torch.where(x > 2, value, x))
+    for dtype in (torch.bfloat16, torch.float16):
+        check(lambda y: (y.sum(1), y.mean(1)), x.to(dtype))
+
+
 def test_view_that_memory_does_not_allow() -> None:
     """Fake tensors flatten some columns of one row that no view flattens."""
     x, index = data(1, 2, 1, 2), torch.arange(4).reshape(1, 2, 1, 2)

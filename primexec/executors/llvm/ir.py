@@ -266,5 +266,5 @@ def never_positive(v: Expr) -> bool:
 
 
 def never_negative(v: Expr) -> bool:
-    """Whether a value is an exponential: a number without a sign, NaN apart, with a rounding error of its own."""
-    return isinstance(v, Op) and v.prim in ("exp", "exp2")
+    """Whether a value is an exponential or a square: without a sign, NaN apart, with a rounding error of its own."""
+    return isinstance(v, Op) and (v.prim in ("exp", "exp2") or (v.prim == "mul" and v.args[0] is v.args[1]))

@@ -1,7 +1,8 @@
 """Accumulators: how partial results of a reduction are kept, joined and finished.
 
 Sums of float32 and half precision are accumulated in float64, those of float64 with the rounding error of every
-addition (Knuth's TwoSum), so that the error does not grow with the number of elements.
+addition (Knuth's TwoSum), so that the error does not grow with the number of elements. In long sums along lanes, and in
+those of numbers that do not cancel, two elements are added in float32 first, for conversions take most of the time.
 """
 
 from __future__ import annotations
@@ -15,24 +16,28 @@ from primexec.executors.llvm.instructions import F64, FLOATS, REGISTER, SIGNED, 
 from primexec.executors.llvm.ir import Reduce, never_negative
 
 FOLDED_LANES = 8
+LONG = 512  # elements, whose sum has an error like that of two in float32 anyway, unless they cancel
 
 
 class Accumulator:
     """The accumulator of one reduction.
 
     Args:
-        folded: whether a vector's lanes may be added to fewer lanes of the state, which so takes fewer registers.
+        along: how many elements come along lanes, which may be added to fewer lanes of the state; 0 where the lanes are
+            different results.
     """
 
-    def __init__(self, reduction: Reduce, folded: bool = False) -> None:
+    def __init__(self, reduction: Reduce, along: int = 0) -> None:
         self.kind, self.dtype, self.source = reduction.kind, reduction.dtype, reduction.arg.dtype
         self.floats = self.dtype in FLOATS
         wide = self.floats and self.kind in ("sum", "prod")
         self.element = "f64" if wide else REGISTER[self.dtype]
         self.compensated = self.kind == "sum" and self.dtype is F64
-        self.most = FOLDED_LANES if folded and wide and self.dtype is not F64 else 1 << 20
+        self.most = FOLDED_LANES if along and wide and self.dtype is not F64 else 1 << 20
         # Numbers without a sign do not cancel: adding two in float32 first costs half a unit of their sum at most.
-        self.paired = self.most == FOLDED_LANES and self.kind == "sum" and never_negative(reduction.arg)
+        self.paired = (
+            self.most == FOLDED_LANES and self.kind == "sum" and (along >= LONG or never_negative(reduction.arg))
+        )
 
     def initial(self, lanes: int) -> list[tuple[str, str]]:
         """Types and values before the first element, for vectors of so many lanes."""
