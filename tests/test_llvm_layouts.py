@@ -382,7 +382,7 @@ def test_blocks_of_shared_columns(
     x, y = data(*shape), data(shape[-1])
     check(lambda x, y: x * busy(y), x, y)
     check(lambda x, y: (x.bfloat16() * busy(y).bfloat16(), x + 1), x, y)
-    assert all(made.columns == (shape[0] >= 4 and shape[-1] >= 8) for made in layouts if made.outer or made.columns)
+    assert all(made.columns == (shape[-1] >= 8) for made in layouts if made.outer or made.columns)
 
 
 def test_shared_places_out_of_range() -> None:

@@ -21,7 +21,7 @@ SPLIT_POINTS = 2 * GRAIN  # domains of fewer are not cut along reduced axes
 WORKSPACE = 1 << 18  # bytes of partial results
 HOISTED = 8  # operations that are saved at each point, from which on loops walk rows inside of blocks of columns
 HOISTED_BYTES = 1 << 14  # of what the rows of such a block share
-FEW_ROWS = 4
+FEW_ROWS = 4  # of such a block that are worth a thread
 PROCESSORS = os.cpu_count() or 1
 
 
@@ -141,8 +141,8 @@ def plan(kernel: Kernel, target: Target) -> Layout:
 
 def _rows(kernel: Kernel, lane: Axis, outer: tuple[Axis, ...]) -> Axis | None:
     """The axis from which most of what is computed along the lanes does not depend; None where that is little."""
-    fit = [a for a in outer if a.size >= FEW_ROWS and lane.size >= NARROW]
-    gains = {a: costs.saved(kernel, lane.axis, a.axis) for a in fit}
+    fit = [a for a in outer if a.size > 1 and lane.size >= NARROW]
+    gains = {a: costs.saved(kernel, lane.axis, a.axis) * (a.size - 1) // a.size for a in fit}
     best = max(reversed(fit), key=gains.__getitem__, default=None)
     return best if best is not None and gains[best] >= HOISTED else None
 
