@@ -422,3 +422,20 @@ def test_resizing(mode: str) -> None:
 
                 torch.testing.assert_close(run(fn, x), fn(x))
                 check(fn, x.bfloat16())
+
+
+KEPT: dict[str, Callable[..., Any]] = {
+    "layer_norm": lambda x, y: F.layer_norm(x + y, x.shape[-1:]),
+    "softmax": lambda x, y: torch.softmax(x * 2 - y, -1),
+    "chain": lambda x, y: F.layer_norm(torch.where(x > 0, x * 2 + y, x.abs() - y).clamp(-2, 2) * x + 1, x.shape[-1:]),
+    "parts": lambda x, y: torch.softmax(torch.cat((x[:, 1:] * 2 - y[:, 1:], y[:, :3] + x[:, :1]), 1), 1),
+    "truth": lambda x, y: (x / y.abs().sum(1, keepdim=True), (x * 2 + y * 3 > 1) & (x - y < x.amax(1, keepdim=True))),
+    "two": lambda x, y: ((x * y - 1).softmax(1) * (x * y - 1), (x + y).sum(1, keepdim=True) - (x + y)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", KEPT)
+def test_what_passes_keep_for_later_ones(name: str, dtype: torch.dtype) -> None:
+    for size in (1, 7, 64, 515):
+        check(KEPT[name], data(9, size, dtype=dtype), data(9, size, dtype=dtype, seed=4))

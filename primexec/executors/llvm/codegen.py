@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from primexec.executors.llvm import addresses, segments
+from primexec.executors.llvm import addresses, costs, segments
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import (
     COPIES,
@@ -165,10 +165,9 @@ class KernelWriter(Memory):
         for number in self.passes:
             for v in self._varying(self._roots(number)):
                 passes.setdefault(id(v), set()).add(number)
-        for v in self.values:
-            if isinstance(v, Op) and v.prim in DEAR and len(passes.get(id(v), ())) > 1:
-                room = size + self.layout.lanes
-                self.scratch[id(v)] = self.e.emit(f"alloca [{room} x {type_of(REGISTER[v.dtype])}], align 64")
+        for v in costs.kept(self.values, {k for k, found in passes.items() if len(found) > 1}):
+            room = size + self.layout.lanes
+            self.scratch[id(v)] = self.e.emit(f"alloca [{room} x {type_of(REGISTER[v.dtype])}], align 64")
 
     # Units ----------------------------------------------------------------------------------------------
 

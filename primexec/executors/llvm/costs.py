@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from primexec.executors.llvm.instructions import COPIES, DEAR
+from primexec.executors.llvm.instructions import BF16, COPIES, DEAR, F16, FLOATS
 from primexec.executors.llvm.ir import Const, Expr, Index, Kernel, Load, Op, Place, Within, operands, roots_of, walk
+from primexec.executors.llvm.precision import CHOICES
 
 # In additions of a vector.
 DEAR_COST = 16
@@ -11,6 +12,8 @@ SLOW_COST = 4  # a division or a root
 PLACE_COST = 8  # an index that is checked
 GATHER_COST = 16
 READ_COST = 2  # what is read again from the first cache
+ROUNDING_COST = 5  # to half precision
+KEPT = 8  # what is computed again rather than kept for later passes costs less
 SLOW = frozenset({"div", "reciprocal", "rsqrt", "sqrt"})
 
 
@@ -18,7 +21,8 @@ def cost(v: Expr) -> int:
     """What one value costs beyond its operands."""
     match v:
         case Op(prim):
-            return DEAR_COST if prim in DEAR else SLOW_COST if prim in SLOW else int(prim not in COPIES)
+            own = DEAR_COST if prim in DEAR else SLOW_COST if prim in SLOW else int(prim not in COPIES)
+            return own + ROUNDING_COST if v.dtype in (BF16, F16) and prim not in CHOICES else own
         case Place():
             return PLACE_COST
         case Load(access):
@@ -55,3 +59,22 @@ def saved(kernel: Kernel, lane: int, rows: int) -> int:
     along, across = _depends(values, lane), _depends(values, rows)
     once = sum(cost(v) for v in values if id(v) in along and id(v) not in across)
     return once - READ_COST * len(shared(kernel, lane, rows))
+
+
+def kept(values: list[Expr], again: set[int]) -> list[Expr]:
+    """Of the values that several passes need (`again`, by id), those that are kept from the first one for the others.
+
+    That is what is dear, and what ends a computation that costs as much.
+    """
+    ends = {id(o) for v in values if id(v) not in again for o in operands(v)}
+    found: list[Expr] = []
+    total: dict[int, int] = {}
+    for v in values:
+        if id(v) in again:
+            work = cost(v) + sum(total.get(id(o), 0) for o in operands(v))
+            long = id(v) in ends and work >= KEPT
+            if isinstance(v, Op) and v.dtype in FLOATS and (v.prim in DEAR or long):
+                found.append(v)
+                work = 0
+            total[id(v)] = work
+    return found
