@@ -17,7 +17,20 @@ from primexec.testing import check_executor
 from tests.test_llvm import BOTH, compiled, data, kernels, run  # noqa: F401
 
 DTYPES = [torch.float32, torch.float64]
-SHAPES = [(1, 1, 1), (3, 5, 7), (1, 64, 64), (17, 19, 11), (64, 1, 33), (0, 4, 5), (4, 0, 5), (4, 5, 0)]
+SHAPES = [
+    (1, 1, 1),
+    (3, 5, 7),
+    (1, 64, 64),
+    (17, 19, 11),
+    (64, 1, 33),
+    (1, 700, 90),
+    (1, 90, 700),
+    (130, 70, 1),
+    (1, 5000, 1),
+    (0, 4, 5),
+    (4, 0, 5),
+    (4, 5, 0),
+]
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda a: a,
     "transposed": lambda a: a.mT.contiguous().mT,
@@ -74,6 +87,16 @@ def test_layers_are_one_program(compiled: list[Compiled]) -> None:  # noqa: F811
     got = primexec.make_traced(net, executor="llvm", executor_parameters={"strict": True})(x)
     torch.testing.assert_close(got, net(x))
     assert kernels(compiled) == [3]
+
+
+@torch.no_grad()
+def test_attention_of_one_query_is_one_program(compiled: list[Compiled]) -> None:  # noqa: F811
+    q, k, v = data(2, 3, 1, 16), data(2, 3, 50, 16, seed=1), data(2, 3, 50, 16, seed=2)
+    mask = data(1, 50, seed=3) > -1
+    got = run(lambda *a: F.scaled_dot_product_attention(*a[:3], attn_mask=a[3]), q, k, v, mask)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask)
+    torch.testing.assert_close(got, exact.float(), rtol=1e-5, atol=1e-6)
+    assert len(compiled) == 1
 
 
 def test_training() -> None:
