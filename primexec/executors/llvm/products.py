@@ -29,13 +29,15 @@ def product(a: Tensor, b: Tensor) -> Any:
 
 
 def widened_from(operand: Any) -> torch.dtype | None:
-    """The 16-bit dtype that an operand, or what it is a view or copy of, was made float32 of."""
+    """The 16-bit dtype that an operand, or what it is a view or copy of, was made float32 of; before lowering, too."""
     while prim(operand) in VIEWS or prim(operand) in COPIES:
         operand = operand.args[0]
-    if prim(operand) != "convert_element_type":
+    if operand.op != "call_function" or len(operand.all_input_nodes) != 1:
         return None
-    dtype: torch.dtype = value(operand.args[0]).dtype
-    return dtype if dtype.is_floating_point and dtype.itemsize == 2 else None
+    t, source = value(operand), value(operand.all_input_nodes[0])
+    if not isinstance(t, Tensor) or not isinstance(source, Tensor) or t.dtype is not torch.float32:
+        return None
+    return source.dtype if source.dtype in (torch.bfloat16, torch.float16) else None
 
 
 def why_not(node: fx.Node) -> str:
