@@ -46,6 +46,35 @@ def llama() -> nn.Module:
     )
 
 
+class Decoding(nn.Module):
+    """The next token of a Llama, after 64 others whose keys and values lie in a cache of fixed size."""
+
+    def __init__(self) -> None:
+        from transformers import StaticCache
+
+        super().__init__()
+        self.model: Any = llama().eval()
+        self.cache = StaticCache(config=self.model.config, max_cache_len=128)
+        with torch.no_grad():
+            self.model(torch.randint(8192, (1, 64)), past_key_values=self.cache)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for layer in self.cache.layers:
+            layer.keys, layer.values = fn(layer.keys), fn(layer.values)
+        return super()._apply(fn, recurse)
+
+    def forward(self, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        for layer in self.cache.layers:
+            layer.cumulative_length.fill_(64)  # else each call would take the next place
+        given = {"position_ids": position[None], "cache_position": position, "past_key_values": self.cache}
+        found: torch.Tensor = self.model(token, **given).logits
+        return found
+
+
+def next_token() -> Call:
+    return (torch.randint(8192, (1, 1)), torch.tensor([64])), {}
+
+
 class WhisperEncoder(nn.Module):
     """The encoder of Whisper-tiny."""
 
@@ -109,6 +138,7 @@ MODELS = {
     "convnext": Case("ConvNeXt-tiny, 224x224", convnext, pixels),
     "mobilenet": Case("MobileNetV2, 224x224", mobilenet, pixels),
     "llama": Case("Llama, 8 layers of 512, grouped queries, 1x64 tokens", llama, tokens(8192, 1, 64, use_cache=False)),
+    "llama-decode": Case("the same Llama, one token after 64, static cache", Decoding, next_token),
     "whisper": Case("Whisper-tiny's encoder, 30 s", WhisperEncoder, tensors((1, 80, 3000))),
     "minilm": Case("MiniLM, real weights, 4x32 tokens", minilm, tokens(30522, 4, 32)),
     "t5": Case("T5-small, 1x64 tokens, 16 decoded", t5_small, sequences),
