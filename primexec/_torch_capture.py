@@ -166,16 +166,24 @@ def _recorded_rng(name: str) -> Callable[[Any], Any]:
 
 
 def as_kernels_have_it(op: Any, args: tuple[Any, ...], out: Any) -> Any:
-    """out with the shapes that the kernel gives, where PyTorch's rule for fake tensors gives others."""
+    """out with the shapes and strides that the kernel gives, where PyTorch's rule for fake tensors gives others."""
     correct = _corrections().get(op)
     return correct(args, out) if correct else out
 
 
 @cache
 def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
-    return {torch.ops.aten.multilabel_margin_loss_forward.default: _loss_of_one_row}
+    aten = torch.ops.aten
+    pointwise = (aten.floor_divide.default, aten.copysign.Tensor, aten.xlogy.Tensor)
+    return {aten.multilabel_margin_loss_forward.default: _loss_of_one_row, **dict.fromkeys(pointwise, _like_a_sum)}
 
 
 def _loss_of_one_row(args: tuple[Any, ...], out: Any) -> Any:
     loss, is_target = out
     return (loss.new_empty(()) if args[0].dim() < 2 else loss), is_target
+
+
+def _like_a_sum(args: tuple[Any, ...], out: Any) -> Any:
+    """With the strides of other pointwise operators: PyTorch's rules let the second argument choose."""
+    strides = torch.add(*args).stride()
+    return out if out.stride() == strides else out.new_empty_strided(out.shape, strides)

@@ -242,3 +242,7 @@ def unpack(x: Tensor) -> Any:
 def shape_arithmetic(x: Tensor) -> Any:
     rows, columns = x.shape
     return x.view(rows * 2, columns // 2)[: x.size(0) - 1], x.view(x.numel() // 3, 3)
+
+
+for op in (torch.floor_divide, torch.copysign, torch.xlogy, torch.div):
+    FAMILY.add(f"transposed_{op.__name__}", lambda x, op=op: (op(x, x.t()), op(x.t(), x)), tensors((4, 4)))
