@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from primexec import _torch, statics
-
-pytree = _torch.pytree
+from primexec._torch import pytree
 
 
 @dataclass(frozen=True, slots=True)

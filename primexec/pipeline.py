@@ -69,8 +69,7 @@ def _new_views(exact: Program, program: Program) -> list[int]:
     given = {effects.storage_of(n) for n in program.graph_module.graph.find_nodes(op="placeholder")}
     outputs = enumerate(zip(exact.outputs, program.outputs, strict=True))
     made = [(i, a, b) for i, (a, b) in outputs if effects.is_view(b) and effects.storage_of(b) not in given]
-    of_gradients = any(i.kind == "tangent" for i in exact.inputs)
-    return [i for i, a, _ in made if not (a.meta["val"]._is_view() or (of_gradients and effects.is_view(a)))]
+    return [i for i, a, _ in made if not (a.meta["val"]._is_view() or (exact.is_backward and effects.is_view(a)))]
 
 
 def device_of(program: Program) -> torch.device:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import fx
 
+from primexec import _torch
 from primexec.errors import SourceLine
 
 _Stage = TypeVar("_Stage", bound=Callable[..., Any])
@@ -124,6 +125,11 @@ class Program:
         return list(self.graph_module.graph.output_node().args[0])  # type: ignore[arg-type]
 
     @property
+    def is_backward(self) -> bool:
+        """Whether the program computes gradients from arriving ones."""
+        return any(i.kind == "tangent" for i in self.inputs)
+
+    @property
     def nodes(self) -> list[fx.Node]:
         """The nodes that compute something, in order."""
         return [n for n in self.graph_module.graph.nodes if n.op == "call_function"]
@@ -229,6 +235,12 @@ def op_name(target: Any) -> str:
     """`aten.add.Tensor`, without the overload where it is the default one."""
     name = str(target).removeprefix("torch.ops.")
     return name.removesuffix(".default")
+
+
+def base_name(node: fx.Node) -> str:
+    """`exp`, for a node of `prims.exp.default`; empty for what is no operator."""
+    op: Any = node.target
+    return str(op._schema.name).partition("::")[2] if isinstance(op, _torch.OpOverload) else ""
 
 
 def show_argument(arg: Any) -> str:

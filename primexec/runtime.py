@@ -41,7 +41,7 @@ def compile_plan(
     Raises:
         ExecutorError: where an executor fails to compile a region that it claimed.
     """
-    training = plan.program.backward is not None or any(i.kind == "tangent" for i in plan.program.inputs)
+    training = plan.program.backward is not None or plan.program.is_backward
     regions = [replace(r, boxed=boxed and r.executor == "aten", training=training) for r in plan.regions]
     with closing(progress.shown(regions, f"compiling {plan.program.name}")) as shown:
         functions = [_compile(region, executors[region.executor], options) for region in shown]

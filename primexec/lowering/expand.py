@@ -231,10 +231,10 @@ def _rounded(t: Tensor, argument: fx.Node, node: fx.Node) -> Tensor:
 
     Eager's kernels of products and quotients take a second operand that is a single number with all its digits.
     """
-    floats = {v.dtype for n in node.all_input_nodes if (v := n.meta["val"]).is_floating_point()}
     pointwise = node.target in _UNTAGGED or torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
     if t.dtype not in _LONG or not pointwise:
         return t
+    floats = {v.dtype for n in node.all_input_nodes if (v := n.meta["val"]).is_floating_point()}
     if floats not in ({torch.bfloat16}, {torch.float16}):
         return t
     if node.target in _WIDE_SCALARS and not t.dim() and argument is node.args[1]:

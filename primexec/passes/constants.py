@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec.higher_order import add_placeholder
-from primexec.program import MADE_WHILE_TRACING, Input, Program
+from primexec.program import MADE_WHILE_TRACING, Input, Program, base_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +101,18 @@ _SPLATS = frozenset(["full", "full_like", "zeros", "zeros_like", "ones", "ones_l
                      "new_zeros", "new_ones", "fill"])  # fmt: skip
 
 
-def _name(node: fx.Node) -> str:
-    return node.target._schema.name.partition("::")[2] if isinstance(node.target, _torch.OpOverload) else ""
-
-
 def _is_splat(node: fx.Node) -> bool:
     """Whether all elements of the result are one number, by the look of the node."""
     while effects.is_view(node) and node.args[0].op == "call_function":  # type: ignore[union-attr]
         node = node.args[0]  # type: ignore[assignment]
-    return _name(node) in _SPLATS
+    return base_name(node) in _SPLATS
 
 
 def _is_constant(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return True
     computes = isinstance(node.target, _torch.OpOverload) and not effects.has_effect(node)
-    return computes and "empty" not in _name(node)
+    return computes and "empty" not in base_name(node)
 
 
 def _results(node: fx.Node) -> list[Tensor]:

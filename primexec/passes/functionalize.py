@@ -18,7 +18,7 @@ from torch import fx
 
 from primexec import _torch, effects
 from primexec.passes.emission import emit
-from primexec.program import Program
+from primexec.program import Program, base_name
 
 _RENAMED = {
     "aten.normal_.default": "aten.normal_functional.default",
@@ -119,7 +119,7 @@ def _can_carry(node: fx.Node, written: fx.Node, base: fx.Node) -> bool:
     if len(effects.writes(node)) != 1 or functional(node.target) is None or node.users or not _draws_in_order(node):
         return False
     while written is not base:
-        if _name(written) not in _INVERSES or (_name(written) == "as_strided" and written.args[0] is not base):
+        if base_name(written) not in _INVERSES or (base_name(written) == "as_strided" and written.args[0] is not base):
             return False
         written = written.args[0]  # type: ignore[assignment]
     return True
@@ -190,11 +190,6 @@ _INVERSES: dict[str, Callable[[_Emit, fx.Node, fx.Node, fx.Node], fx.Node]] = {
 }
 
 
-def _name(node: fx.Node) -> str:
-    op: Any = node.target
-    return op._schema.name.partition("::")[2] if isinstance(op, _torch.OpOverload) else ""
-
-
 # The rewriting ------------------------------------------------------------------------------------------
 
 
@@ -263,7 +258,7 @@ class _Rewrite:
         base = self.bases[storage]
         while part is not base:
             view, part = part, part.args[0]  # type: ignore[assignment]
-            inverse = _INVERSES[_name(view)]
+            inverse = _INVERSES[base_name(view)]
             value = inverse(lambda op, *a, **k: self._emit(node, op, *a, **k), self._value(part), value, view)
         self.copies[base] = value
         self.versions[storage] += 1

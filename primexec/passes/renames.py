@@ -20,7 +20,7 @@ class RemoveRenames:
     """Works on backward programs only: nothing in them can be seen or told apart from outside but their outputs."""
 
     def __call__(self, program: Program) -> Program:
-        if not any(i.kind == "tangent" for i in program.inputs):
+        if not program.is_backward:
             return program
         graph = program.graph_module.graph
         for node in list(graph.nodes):

@@ -119,10 +119,8 @@ def can_mask(target: Target, layout: Layout, kernel: Kernel, moving: Sequence[St
     """Whether a target reads and writes some lanes of a kernel's vectors by one instruction."""
     if not target.triple.startswith("x86_64") or "+avx2" not in target.features or layout.lane is None:
         return False
-    if (
-        any(kernel.reduced) and layout.columns and layout.pieces > 1
-    ):  # the workspace has no room for lanes that do not count
-        return False
+    if any(kernel.reduced) and layout.columns and layout.pieces > 1:
+        return False  # the workspace has no room for lanes that do not count
     small = any(ELEMENT_BYTES[MEMORY[a.dtype]] < 4 for a in accesses(kernel))
     stores = [s.access for s in (kernel.stores if layout.columns else moving)]
     plain = all(a.strides[layout.lane.axis] == 1 and not a.indirect for a in stores)

@@ -14,14 +14,16 @@ GATHER_COST = 16
 READ_COST = 2  # what is read again from the first cache
 ROUNDING_COST = 5  # to half precision
 KEPT = 8  # what is computed again rather than kept for later passes costs less
-SLOW = frozenset({"div", "reciprocal", "rsqrt", "sqrt"})
+ROOTS = frozenset({"reciprocal", "rsqrt", "sqrt"})
 
 
 def cost(v: Expr) -> int:
     """What one value costs beyond its operands."""
     match v:
         case Op(prim):
-            own = DEAR_COST if prim in DEAR else SLOW_COST if prim in SLOW else int(prim not in COPIES)
+            own = (
+                DEAR_COST if prim in DEAR else SLOW_COST if prim in ROOTS or prim == "div" else int(prim not in COPIES)
+            )
             return own + ROUNDING_COST if v.dtype in (BF16, F16) and prim not in CHOICES else own
         case Place():
             return PLACE_COST

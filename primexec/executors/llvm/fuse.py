@@ -12,6 +12,7 @@ from torch import fx
 
 from primexec.executors.llvm import maps
 from primexec.executors.llvm.build import Builder
+from primexec.executors.llvm.costs import ROOTS
 from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import DEAR, REDUCTIONS
 from primexec.executors.llvm.layout import NARROW
@@ -43,7 +44,6 @@ MEETING_PRIMS = 16  # between what is used several times and where its uses come
 INLINED_PRIMS = 48  # as many prims stand in one expression
 KERNEL_PRIMS = 160
 KERNEL_BUFFERS = 40
-SLOW = frozenset({"sqrt", "reciprocal", "rsqrt"})
 
 
 class Scheduler(State):
@@ -100,7 +100,7 @@ class Scheduler(State):
             for kind, times in ((dear, REPEATED_DEAR), (slow, REPEATED)):
                 if any(a in kind and a not in self.roots for a in arguments) and _repeats(node, times):
                     keep(arguments[0], "kept: slow, and repeated")
-            if name in SLOW or any(a in slow and a not in self.roots for a in arguments):
+            if name in ROOTS or any(a in slow and a not in self.roots for a in arguments):
                 slow.add(node)
             if name in VIEWS and step(node, maps.identity(value(node).shape), value(node).dim()) is None:
                 if arguments[0] not in self.buffer_of and arguments[0] not in self.roots:

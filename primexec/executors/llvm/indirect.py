@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from primexec.executors.llvm import maps
 from primexec.executors.llvm.maps import Map, Read, Term, ViewMap
+from primexec.program import base_name
 
 _INDICES = frozenset({torch.int64, torch.int32})
 _COUNTING = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
@@ -38,7 +39,7 @@ def _counted(node: fx.Node, index: Map, rank: int) -> tuple[Term, int, int] | No
     made: Any = node.meta["val"]
     if node.op != "call_function" or not made.numel() or made.dtype not in _COUNTING:
         return None
-    name = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
+    name = base_name(node)
     if name == "iota":
         start, step = node.kwargs["start"], node.kwargs["step"]
         if not isinstance(start, int) or not isinstance(step, int):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from primexec import _torch
 from primexec.errors import IndexOutOfRangeError
 from primexec.executors.llvm import maps
 from primexec.executors.llvm.indirect import INDIRECT
@@ -17,6 +16,7 @@ from primexec.executors.llvm.instructions import REDUCTIONS
 from primexec.executors.llvm.ir import Kernel
 from primexec.executors.llvm.maps import VIEWS, Map
 from primexec.executors.llvm.writes import SCATTERS, write_of
+from primexec.program import base_name
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,7 @@ class Group:
     why: list[str] = field(default_factory=list)
 
 
-def prim(node: fx.Node) -> str:
-    """`exp`, for a node of `prims.exp`; empty for what is no operator."""
-    return str(node.target._schema.name).partition("::")[2] if isinstance(node.target, _torch.OpOverload) else ""
+prim = base_name  # of operators of the table
 
 
 def value(node: fx.Node) -> Any:
