@@ -297,6 +297,19 @@ def test_neighbours_are_those_of_the_dtype(dtype: torch.dtype) -> None:
     assert same_bits(torch.nextafter(a, b), traced(a, b))
 
 
+@pytest.mark.parametrize("n", [1, 3, 64])
+def test_the_sign_of_a_power_of_half_precision(n: int) -> None:
+    """A float64 rounded twice: the sign of what comes after must not be taken from it before it was rounded."""
+    x = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).half() + 0.5
+
+    def chain(x: Tensor) -> tuple[Tensor, ...]:
+        power = torch.pow(x, x)
+        return torch.tanh(power), torch.copysign(x, -power)
+
+    for got, expected in zip(run(chain, x), chain(x), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_number_of_half_precision(dtype: torch.dtype) -> None:
     """Results that fit as they are need no rounding; those around them do."""

@@ -322,7 +322,10 @@ class Value:
         return self.intrinsic("fabs") if self.is_float else (self.compare("slt", 0)).select(-self, self)
 
     def copysign(self, other: Value) -> Value:
-        return self.intrinsic("copysign", other)
+        # LLVM's intrinsic looks for the sign through roundings, and asks for `__truncdfhf2` when it found a float64's.
+        a, b = self.bits(), other.bits()
+        sign = -(1 << int(a.element[1:]) - 1)
+        return ((a & ~sign) | (b & sign)).as_float()
 
     def fma(self, factor: Value | Number, addend: Value | Number) -> Value:
         """`self * factor + addend`, rounded once (float32 without the instruction: once to 53 bits, then to 24)."""
