@@ -40,6 +40,14 @@ def test_backward_programs_are_shown_too() -> None:
     assert "\nbackward region0\n" in program.inspect_loops()
 
 
+def test_what_two_operators_compute_alike_is_computed_once() -> None:
+    x = X.clone().requires_grad_()
+    program = primexec.make_traced(lambda x: torch.nn.functional.gelu(x), executor_parameters={"save": "less"}).trace(x)
+    assert program.inspect_loops().count("erf(") == 2  # forward, and backward
+    same = primexec.make_traced(lambda x: torch.sigmoid(x) + torch.nn.functional.silu(x)).trace(X)
+    assert same.inspect_loops().count("exp(") == 1
+
+
 def test_nothing_on_llvm_says_so() -> None:
     program = primexec.make_traced(lambda x: torch.sort(x)[0]).trace(X)
     assert {f() for f in (program.inspect_loops, program.inspect_llvm, program.inspect_asm)} == {

@@ -360,7 +360,7 @@ SHARED: dict[str, Callable[..., Any]] = {  # of shapes (6, 20, 70) and (20, 70)
     "parts": lambda x, y: torch.cat((x[:, 3:], x[:, :3] + 2), 1) * busy(torch.cat((y[:, 60:] * 3, y[:, :60]), 1)),
     "parts of rows": lambda x, y: F.pad(x, (0, 0, 2, 1), value=3.0) + busy(y[:1]),
     "truth": lambda x, y: torch.where((busy(y) > 1) & (y < 2), x, -x),
-    "two results": lambda x, y: (x * busy(y), (x + 1) / (busy(y) + 4), (x > y)),
+    "two results": lambda x, y: (x * busy(y), (x + 1) / (busy(y + 1) + 4), (x > y)),
 }
 
 

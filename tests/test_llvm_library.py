@@ -98,6 +98,19 @@ def test_training(dtype: torch.dtype) -> None:
     assert_as_near(*found, [p.grad for p in exact.parameters()])
 
 
+def test_the_gradient_of_a_weight_reads_rows() -> None:
+    """Kernels transpose what it is a product of, and nothing else happens in these."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+    traced = primexec.make_traced(model, executor=("llvm", "aten"))
+    x = torch.randn(24, 16)
+    traced(x).sum().backward()
+    assert "backward: region0 on llvm: " in str(traced.explain(x))
+    assert "backward: region1" not in str(traced.explain(x))
+    backward = traced.trace(x).inspect_loops().partition("backward ")[2].split("kernel ")[1:]
+    assert [kernel.split()[0] for kernel in backward if "clone" in kernel] == ["k1_clone", "k3_clone"]
+
+
 @torch.no_grad()
 def test_short_products_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs them, and only where oneDNN has code for them."""
@@ -117,9 +130,10 @@ def test_other_dtypes_stay_with_aten() -> None:
         torch.testing.assert_close(traced(x, w), F.linear(x, w), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @torch.no_grad()
-def test_a_measurement_leaves_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_leaves_random_state_alone(monkeypatch: pytest.MonkeyPatch, turned: bool) -> None:
     monkeypatch.undo()
     state = torch.get_rng_state()
-    assert library._gains(8, 8, 8, True, True, torch.float32) in (True, False)
+    assert library._gains(8, 8, 8, True, True, turned, torch.float32) in (True, False)
     assert torch.equal(state, torch.get_rng_state())

@@ -191,6 +191,7 @@ class Scheduler(State):
         group.axes = axes if group.axes is None else group.axes
         group.why.append(why)
         group.buffers |= {root, *(n for n, _ in reads)}
+        group.lanes |= _lanes(root, reads)
         self.place[root] = number
 
     def _obstacle(
@@ -220,9 +221,12 @@ class Scheduler(State):
             inside = fitted(shape, group.shape, reduced)
         if inside is None:
             return "another domain"
-        for node, _ in reads:
-            if self.place.get(node) != number:
-                continue
+        inner = [n for n, _ in reads if self.place.get(n) == number]
+        if (axes is None) != (group.axes is None) and shape == group.shape and not inner:
+            lanes = _lanes(root, reads)
+            if lanes and group.lanes and lanes != group.lanes:  # it would turn squares, which sums do not
+                return "walks memory along other axes"
+        for node in inner:
             wanted = embedding(node, group.shape, reduced)
             rank = len(group.shape)
             found = [m for n, m in self._reads(root, group.shape, None if axes is not None else inside) if n is node]
@@ -317,6 +321,15 @@ class Scheduler(State):
                 for node, _ in self._reads(root, group.shape if whole else value(root).shape):
                     if node not in self.buffer_of and self.place[node] != number:
                         self.buffer_of[node] = self._buffer("arena", value(node))
+
+
+def _lanes(root: fx.Node, reads: list[tuple[fx.Node, Map | None]]) -> frozenset[int]:
+    """The axes along which elements lie next to each other, in what a root reads and writes along several axes."""
+    shape = domain_of(root).shape
+    found = [maps.linear(index, value(node).stride(), len(shape)).strides for node, index in reads if index]
+    if tuple(value(root).shape) == shape:
+        found.append(tuple(s if n != 1 else 0 for s, n in zip(value(root).stride(), shape, strict=True)))
+    return frozenset(strides.index(1) for strides in found if 1 in strides and sum(map(bool, strides)) > 1)
 
 
 def _repeats(node: fx.Node, times: int) -> bool:

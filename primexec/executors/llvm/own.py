@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from primexec.executors.llvm import maps, products, windows
 from primexec.executors.llvm.schedule import SCANS, prim, step, value
 from primexec.lowering.expand import Expansion, expand_by, inline
-from primexec.passes.common import remove_no_ops
+from primexec.passes.common import merge_equal, remove_no_ops
 
 _prims = torch.ops.prims
 FEW_PLACES = 4
@@ -168,16 +168,18 @@ def expansion(node: fx.Node) -> Expansion | str:
 
 
 def rewritten(graph: fx.Graph) -> fx.Graph:
-    """A graph with the simpler prims in place, and a copy before each write; itself where nothing changes."""
+    """A copy with the simpler prims in place, equal ones merged, and copies before writes."""
+    graph = _once(graph)
     while any(is_own(n) and isinstance(expansion(n), Expansion) for n in graph.nodes if n.op == "call_function"):
         graph = _once(graph)
-        remove_no_ops(graph)
+    remove_no_ops(graph)
+    merge_equal(graph)
     if any(_is_write(n) for n in graph.nodes):  # last: it would be taken for a copy that changes nothing
-        graph = _with_copies(graph, _is_write, value)
+        graph, _ = with_copies(graph, _is_write, value)
         for node in filter(_is_write, graph.nodes):
             node.meta["written"] = True
     if any(_is_no_view_of_memory(n) for n in graph.nodes):
-        graph = _with_copies(graph, _is_no_view_of_memory, lambda n: _contiguous(value(n.args[0])))  # type: ignore[arg-type]
+        graph, _ = with_copies(graph, _is_no_view_of_memory, lambda n: _contiguous(value(n.args[0])))  # type: ignore[arg-type]
     return graph
 
 
@@ -201,8 +203,13 @@ def _contiguous(t: Tensor) -> Tensor:
     return torch.empty(t.shape, dtype=t.dtype, device="meta")
 
 
-def _with_copies(graph: fx.Graph, chosen: Callable[[fx.Node], bool], laid_out: Callable[[fx.Node], Tensor]) -> fx.Graph:
-    """A graph where the chosen nodes take copies of their first arguments; `laid_out` gives a copy's metadata."""
+def with_copies(
+    graph: fx.Graph, chosen: Callable[[fx.Node], bool], laid_out: Callable[[fx.Node], Tensor]
+) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A graph where the chosen nodes take copies of their first arguments, and the nodes that stand for those before.
+
+    `laid_out` gives a copy's metadata.
+    """
     made = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -212,7 +219,7 @@ def _with_copies(graph: fx.Graph, chosen: Callable[[fx.Node], bool], laid_out: C
                 fresh = made.call_function(_prims.clone.default, (copy.args[0],))
             fresh.meta.update(copy.meta, val=laid_out(node))
             copy.args = (fresh, *copy.args[1:])
-    return made
+    return made, copies
 
 
 def _once(graph: fx.Graph) -> fx.Graph:

@@ -72,12 +72,19 @@ class Schedule:
 
 @dataclass
 class Group:
-    """A kernel in the making: its domain, and the roots in it."""
+    """A kernel in the making: its domain, and the roots in it.
+
+    Attributes:
+        axes: reduced ones; None as long as no reduction is in it.
+        ordered: axes that a scan or a write walks in order.
+        lanes: axes along which elements of what it reads and writes lie next to each other.
+    """
 
     shape: tuple[int, ...]
-    axes: frozenset[int] | None  # reduced ones; None as long as no reduction is in it
+    axes: frozenset[int] | None
     strides: tuple[int, ...] | None
-    ordered: tuple[int, ...] | None = None  # axes that a scan or a write walks in order
+    ordered: tuple[int, ...] | None = None
+    lanes: frozenset[int] = frozenset()
     roots: list[fx.Node] = field(default_factory=list)
     work: int = 0
     buffers: set[fx.Node] = field(default_factory=set)
