@@ -174,8 +174,29 @@ def as_kernels_have_it(op: Any, args: tuple[Any, ...], out: Any) -> Any:
 @cache
 def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
     aten = torch.ops.aten
-    pointwise = (aten.floor_divide.default, aten.copysign.Tensor, aten.xlogy.Tensor)
-    return {aten.multilabel_margin_loss_forward.default: _loss_of_one_row, **dict.fromkeys(pointwise, _like_a_sum)}
+    pointwise = (
+        aten.floor_divide.default, aten.copysign.Tensor, aten.xlogy.Tensor, aten.special_xlog1py.default,
+        aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default, aten.heaviside.default,
+        aten.logaddexp.default, aten.logaddexp2.default, aten.div.Tensor_mode, aten.native_dropout_backward.default,
+    )  # fmt: skip
+    formatted = (
+        aten.native_batch_norm.default, aten._native_batch_norm_legit.default, aten._native_batch_norm_legit.no_stats,
+        aten._native_batch_norm_legit_functional.default, aten._native_batch_norm_legit_no_training.default,
+        aten._batch_norm_with_update.default, aten._batch_norm_with_update_functional.default,
+        aten._batch_norm_no_update.default, aten.max_unpool2d.default, aten.channel_shuffle.default,
+        aten.reflection_pad3d.default, aten.replication_pad3d.default,
+    )  # fmt: skip
+    return {
+        aten.multilabel_margin_loss_forward.default: _loss_of_one_row,
+        aten.log_sigmoid_forward.default: lambda args, out: tuple(t.contiguous() if t.is_cpu else t for t in out),
+        aten.pow.Scalar: lambda args, out: out.contiguous(),
+        aten.isin.Tensor_Tensor: lambda args, out: out.contiguous(),
+        aten.isin.Tensor_Scalar: lambda args, out: out.contiguous(),
+        aten.ldexp.Tensor: lambda args, out: args[0] * torch.pow(2.0, args[1]).contiguous(),
+        aten.native_batch_norm_backward.default: lambda args, out: _in_format_of(args[1], out),
+        **dict.fromkeys(pointwise, _like_a_sum),
+        **dict.fromkeys(formatted, lambda args, out: _in_format_of(args[0], out)),
+    }
 
 
 def _loss_of_one_row(args: tuple[Any, ...], out: Any) -> Any:
@@ -185,5 +206,16 @@ def _loss_of_one_row(args: tuple[Any, ...], out: Any) -> Any:
 
 def _like_a_sum(args: tuple[Any, ...], out: Any) -> Any:
     """With the strides of other pointwise operators: PyTorch's rules let the second argument choose."""
-    strides = torch.add(*args).stride()
+    strides = torch.add(*args[:2]).stride()
     return out if out.stride() == strides else out.new_empty_strided(out.shape, strides)
+
+
+def _in_format_of(operand: Tensor, out: Any) -> Any:
+    """As on CPUs: in channels last where the operand is, else contiguous. PyTorch's rules keep any order or none."""
+    if isinstance(out, tuple):
+        return (_in_format_of(operand, out[0]), *out[1:])
+    if out is None or not operand.is_cpu:
+        return out
+    format = private("torch._prims_common.suggest_memory_format")(operand)
+    formatted = out.contiguous(memory_format=format)
+    return out if out.stride() == formatted.stride() else formatted

@@ -126,6 +126,36 @@ def test_loss_of_one_row_is_a_number() -> None:
     assert torch.equal(mine.grad, x.grad)  # type: ignore[arg-type]
 
 
+class FlatGradient(torch.autograd.Function):
+    """A view, of which a gradient with other strides than eager's raises."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.view(-1).view(gradient.shape)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_batch_norm_have_the_strides_of_its_kernel(training: bool) -> None:
+    """PyTorch's rule for fake tensors keeps the order of the operand's dimensions."""
+    norm = nn.BatchNorm1d(4).train(training)
+
+    def flat(x: Tensor) -> Tensor:
+        return norm(FlatGradient.apply(x.transpose(1, 2))).view(-1)
+
+    results = []
+    for fn in (flat, make_traced(flat)):
+        norm.reset_running_stats()
+        x = leaf(torch.arange(60.0).view(5, 3, 4).sin())
+        y = fn(x)
+        (y * torch.arange(60.0)).sum().backward()
+        results.append((y, x.grad))
+    torch.testing.assert_close(*results)
+
+
 ZEROS = {"none": [], "one": [(0, 1)], "two": [(0, 1), (2, 3)]}
 
 

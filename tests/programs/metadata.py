@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tests.programs.table import Family, Inputs, cases, draw, of, tensors
 
@@ -65,9 +66,26 @@ STRIDES: dict[str, Callable[[Tensor], Any]] = {
     "reduce": lambda x: (x.sum(1), x.mean((0, 3), keepdim=True), x.sum()),
     "shape": lambda x: (x.flatten(1), x.contiguous(), x.transpose(1, 2), torch.cat([x, x], 1), x[..., None]),
 }
+
+
+def norms(x: Tensor) -> Any:
+    channels = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    sides = [x, x.flatten(2), x.flatten(2).transpose(0, 2), x.unsqueeze(2)]
+    return [functional.batch_norm(s, *channels) for s in sides if s.shape[1] == x.shape[1]]
+
+
+def windows(x: Tensor) -> Any:
+    indices = torch.arange(x[0, 0].numel()).view(x[0, 0].shape).expand(x.shape)
+    shuffled = torch.channel_shuffle(x, x.shape[1])
+    return functional.max_unpool2d(x, indices, 2), functional.pad(x, [1] * 6, "replicate"), shuffled
+
+
+STRIDES["norm"] = norms
 for layout, inputs in LAYOUTS.items():
     for name, function in STRIDES.items():
         FAMILY.add(f"{layout}_{name}", function, inputs)
+    if layout != "empty":
+        FAMILY.add(f"{layout}_windows", windows, inputs)
 FAMILY.add("two_layouts", lambda x, y: x + y, lambda i: (draw(i, 3, 4), draw(i, 4, 3).t()))
 FAMILY.add("broadcast_layouts", lambda x, y: x * y, lambda i: (draw(i, 4, 3).t(), draw(i, 4)))
 FAMILY.add(

@@ -244,5 +244,12 @@ def shape_arithmetic(x: Tensor) -> Any:
     return x.view(rows * 2, columns // 2)[: x.size(0) - 1], x.view(x.numel() // 3, 3)
 
 
-for op in (torch.floor_divide, torch.copysign, torch.xlogy, torch.div):
+for op in (
+    torch.floor_divide, torch.copysign, torch.xlogy, torch.div, torch.special.xlog1py, torch.logical_and,
+    torch.logical_or, torch.logical_xor, torch.heaviside, torch.logaddexp, torch.logaddexp2,
+):  # fmt: skip
     FAMILY.add(f"transposed_{op.__name__}", lambda x, op=op: (op(x, x.t()), op(x.t(), x)), tensors((4, 4)))
+FAMILY.add("transposed_ldexp", lambda x: torch.ldexp(x, x.t().int()), tensors((4, 4)))
+FAMILY.add("transposed_exponent", lambda x: (2.0 ** x.t(), torch.isin(x.t(), x)), tensors((3, 4)))
+FAMILY.add("transposed_logsigmoid", lambda x: torch.nn.functional.logsigmoid(x.t()), tensors((3, 4)))
+FAMILY.add("transposed_floor", lambda x: x.div(x.t(), rounding_mode="floor"), tensors((4, 4)))
