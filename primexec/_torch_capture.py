@@ -165,10 +165,33 @@ def _recorded_rng(name: str) -> Callable[[Any], Any]:
     return stand_in
 
 
-def as_kernels_have_it(op: Any, args: tuple[Any, ...], out: Any) -> Any:
+def as_kernels_have_it(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """out with the shapes and strides that the kernel gives, where PyTorch's rule for fake tensors gives others."""
     correct = _corrections().get(op)
-    return correct(args, out) if correct else out
+    if correct is not None:
+        return correct(args, out)
+    if torch.Tag.pointwise in op.tags and not op._schema.is_mutable:
+        stand_ins = _in_float32(args)
+        return out if stand_ins is args else _with_strides_of(op(*stand_ins, **kwargs), out)
+    return out
+
+
+def _in_float32(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Stand-ins for expanded operands of half precision and what they are combined with, if anything is expanded.
+
+    PyTorch's rules compute in float32, on dense copies, which have lost the order of dimensions that kernels look at.
+    Kernels make such copies only of operands that are not of the type in which they compute.
+    """
+    tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+    dtypes = {t.dtype for t in tensors if t.dim()}
+    if not (dtypes == {torch.bfloat16} or dtypes == {torch.float16}) or not any(0 in t.stride() for t in tensors):
+        return args
+    stand_ins = {id(t): t.new_empty_strided(t.shape, t.stride(), dtype=torch.float32) for t in tensors}
+    return tuple(stand_ins.get(id(a), a) for a in args)
+
+
+def _with_strides_of(like: Tensor, out: Tensor) -> Tensor:
+    return out if out.stride() == like.stride() else out.new_empty_strided(out.shape, like.stride())
 
 
 @cache
@@ -186,16 +209,20 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         aten._batch_norm_no_update.default, aten.max_unpool2d.default, aten.channel_shuffle.default,
         aten.reflection_pad3d.default, aten.replication_pad3d.default,
     )  # fmt: skip
+    contiguous = (
+        aten.pow.Scalar, aten.isin.Tensor_Tensor, aten.isin.Tensor_Scalar, aten._softmax_backward_data.default,
+        aten._log_softmax_backward_data.default, aten.mse_loss_backward.default, aten.huber_loss_backward.default,
+        aten.smooth_l1_loss_backward.default,
+    )  # fmt: skip
     return {
         aten.multilabel_margin_loss_forward.default: _loss_of_one_row,
         aten.log_sigmoid_forward.default: lambda args, out: tuple(t.contiguous() if t.is_cpu else t for t in out),
-        aten.pow.Scalar: lambda args, out: out.contiguous(),
-        aten.isin.Tensor_Tensor: lambda args, out: out.contiguous(),
-        aten.isin.Tensor_Scalar: lambda args, out: out.contiguous(),
         aten.ldexp.Tensor: lambda args, out: args[0] * torch.pow(2.0, args[1]).contiguous(),
-        aten.native_batch_norm_backward.default: lambda args, out: _in_format_of(args[1], out),
+        **dict.fromkeys(contiguous, lambda args, out: out.contiguous()),
         **dict.fromkeys(pointwise, _like_a_sum),
         **dict.fromkeys(formatted, lambda args, out: _in_format_of(args[0], out)),
+        aten.native_batch_norm_backward.default: lambda args, out: _in_format_of(args[1], out),
+        aten.replication_pad2d_backward.default: lambda args, out: _in_format_of(args[1], out),
     }
 
 
@@ -206,8 +233,7 @@ def _loss_of_one_row(args: tuple[Any, ...], out: Any) -> Any:
 
 def _like_a_sum(args: tuple[Any, ...], out: Any) -> Any:
     """With the strides of other pointwise operators: PyTorch's rules let the second argument choose."""
-    strides = torch.add(*args[:2]).stride()
-    return out if out.stride() == strides else out.new_empty_strided(out.shape, strides)
+    return _with_strides_of(torch.add(*_in_float32(args[:2])), out)
 
 
 def _in_format_of(operand: Tensor, out: Any) -> Any:
@@ -217,5 +243,4 @@ def _in_format_of(operand: Tensor, out: Any) -> Any:
     if out is None or not operand.is_cpu:
         return out
     format = private("torch._prims_common.suggest_memory_format")(operand)
-    formatted = out.contiguous(memory_format=format)
-    return out if out.stride() == formatted.stride() else formatted
+    return out.contiguous(memory_format=format)

@@ -231,7 +231,7 @@ class Tracer:
         args, kwargs = self._stand_ins(args), self._stand_ins(kwargs)
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
-        out = _torch_capture.as_kernels_have_it(op, args, self._fake_call(op, args, kwargs))
+        out = _torch_capture.as_kernels_have_it(op, args, kwargs, self._fake_call(op, args, kwargs))
         if op is torch.ops.aten.scalar_tensor.default:
             with _torch.modes_off():
                 out.constant = op(*args, **kwargs)  # as that of `torch.tensor(1)`; torch.cov asks for it

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from primexec import PrimexecError, make_traced
 from primexec.autograd import Training
@@ -138,22 +139,31 @@ class FlatGradient(torch.autograd.Function):
         return gradient.view(-1).view(gradient.shape)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_gradients_of_batch_norm_have_the_strides_of_its_kernel(training: bool) -> None:
-    """PyTorch's rule for fake tensors keeps the order of the operand's dimensions."""
-    norm = nn.BatchNorm1d(4).train(training)
+LAYERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch_norm": lambda x: functional.batch_norm(x, None, None, training=True),
+    "batch_norm_in_inference": lambda x: functional.batch_norm(x, torch.zeros(4), torch.ones(4)),
+    "softmax": lambda x: x.softmax(1),
+    "log_softmax": lambda x: x.log_softmax(2),
+    "mse_loss": lambda x: functional.mse_loss(x, x.detach() + 1, reduction="none"),
+    "smooth_l1_loss": lambda x: functional.smooth_l1_loss(x, x.detach() + 1, reduction="none"),
+    "huber_loss": lambda x: functional.huber_loss(x, x.detach() + 1, reduction="none"),
+}
 
-    def flat(x: Tensor) -> Tensor:
-        return norm(FlatGradient.apply(x.transpose(1, 2))).view(-1)
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gradients_have_the_strides_of_their_kernels(layer: str) -> None:
+    """PyTorch's rules for fake tensors keep the order of the operand's dimensions."""
+
+    def function(x: Tensor) -> Tensor:
+        return LAYERS[layer](FlatGradient.apply(x.transpose(1, 2)))
 
     results = []
-    for fn in (flat, make_traced(flat)):
-        norm.reset_running_stats()
+    for fn in (function, make_traced(function)):
         x = leaf(torch.arange(60.0).view(5, 3, 4).sin())
         y = fn(x)
-        (y * torch.arange(60.0)).sum().backward()
+        (y.contiguous().view(-1) * torch.arange(60.0)).sum().backward()
         results.append((y, x.grad))
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*results, check_stride=True)
 
 
 ZEROS = {"none": [], "one": [(0, 1)], "two": [(0, 1), (2, 3)]}

@@ -87,6 +87,12 @@ for layout, inputs in LAYOUTS.items():
     if layout != "empty":
         FAMILY.add(f"{layout}_windows", windows, inputs)
 FAMILY.add("two_layouts", lambda x, y: x + y, lambda i: (draw(i, 3, 4), draw(i, 4, 3).t()))
+for dtype in (torch.bfloat16, torch.float16):
+    FAMILY.add(
+        f"expanded_{dtype}".replace("torch.", ""),
+        lambda x, y: (y * x, torch.maximum(x, y), torch.addcmul(y, x, y), y * x.float(), y.reshape(-1)),
+        lambda i, dtype=dtype: (draw(i, 4, 3, dtype=dtype).t(), draw(i, dtype=dtype).expand(3, 4)),
+    )
 FAMILY.add("broadcast_layouts", lambda x, y: x * y, lambda i: (draw(i, 4, 3).t(), draw(i, 4)))
 FAMILY.add(
     "to_channels_last",
