@@ -60,12 +60,6 @@ LAYOUTS: dict[str, Inputs] = {
     "ones": of(lambda x: (x.as_strided((2, 1, 4, 1), (4, 77, 1, 99)),), 8),
     "empty": tensors((2, 0, 4, 5)),
 }
-STRIDES: dict[str, Callable[[Tensor], Any]] = {
-    "pointwise": lambda x: (x + 1, x * x, x.relu(), x.to(torch.float64), x > 0),
-    "like": lambda x: (torch.zeros_like(x), x.clone(), torch.ones_like(x, dtype=torch.int32)),
-    "reduce": lambda x: (x.sum(1), x.mean((0, 3), keepdim=True), x.sum()),
-    "shape": lambda x: (x.flatten(1), x.contiguous(), x.transpose(1, 2), torch.cat([x, x], 1), x[..., None]),
-}
 
 
 def norms(x: Tensor) -> Any:
@@ -80,7 +74,13 @@ def windows(x: Tensor) -> Any:
     return functional.max_unpool2d(x, indices, 2), functional.pad(x, [1] * 6, "replicate"), shuffled
 
 
-STRIDES["norm"] = norms
+STRIDES: dict[str, Callable[[Tensor], Any]] = {
+    "pointwise": lambda x: (x + 1, x * x, x.relu(), x.to(torch.float64), x > 0),
+    "like": lambda x: (torch.zeros_like(x), x.clone(), torch.ones_like(x, dtype=torch.int32)),
+    "reduce": lambda x: (x.sum(1), x.mean((0, 3), keepdim=True), x.sum()),
+    "shape": lambda x: (x.flatten(1), x.contiguous(), x.transpose(1, 2), torch.cat([x, x], 1), x[..., None]),
+    "norm": norms,
+}
 for layout, inputs in LAYOUTS.items():
     for name, function in STRIDES.items():
         FAMILY.add(f"{layout}_{name}", function, inputs)
