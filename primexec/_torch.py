@@ -229,6 +229,10 @@ def is_fake(t: object) -> bool:
     return fake is not None and isinstance(t, fake.FakeTensor)
 
 
+def is_fake_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, private("torch._subclasses.fake_tensor.FakeTensor"))
+
+
 def holds_fake(tree: Any) -> bool:
     """Whether there is a fake tensor in a value, or in a list, tuple or dict."""
     return any(map(is_fake, pytree.tree_leaves(tree)))

@@ -11,9 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import random
 import re
-import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
@@ -25,13 +23,14 @@ from torch import Tensor, fx
 
 from primexec import _torch, _torch_autograd, _torch_capture, statics
 from primexec._torch import pytree
-from primexec.bytecode import RANDOM, SEEDS, stores_attribute, user_source_of
+from primexec.bytecode import stores_attribute, user_source_of
 from primexec.config import logger
 from primexec.errors import CaptureError, SourceLine
 from primexec.gradients import GradientOf, read_place
 from primexec.instances import taken_apart
 from primexec.joint import Joint, Recorder, Result, View, result_of
 from primexec.program import Program, Static
+from primexec.random_state import RandomState
 from primexec.reads import Reads
 from primexec.shadow import Shadows
 from primexec.tracer import Tracer
@@ -68,6 +67,7 @@ class Captured:
         runs_backward: whether the function runs backward passes itself, so that hooks of its inputs would run in it.
         reads: the Python state that the program depends on.
         joint: what ties the program to autograd, where results require grad.
+        filled: what to raise, had the trace not changed globals of installed packages only, as at a first use.
     """
 
     program: Program
@@ -82,6 +82,11 @@ class Captured:
     uses_layout: bool
     uses_sdpa: bool
     inference_segments: bool
+    filled: CaptureError | None
+
+    def computes(self) -> tuple[Any, ...]:
+        """What the program computes: equal for two captures of one call that would give the same results."""
+        return str(self.program), [c.tolist() for c in self.program.constants], self.program.output_leaves
 
     def state_values(self) -> dict[str, Tensor]:
         """What the inputs of kind `state` hold, by name: tensors that know how often they were written to."""
@@ -146,12 +151,18 @@ class Signature:
 
 
 def capture(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], signature: Signature, save: str = "default"
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    signature: Signature,
+    save: str = "default",
+    earlier: Captured | None = None,
 ) -> Captured:
-    """Trace one call.
+    """Trace one call; once more where that filled tables of installed packages, such as einops' of backends.
 
     Args:
         save: "less" to compute cheap values again in backward rather than save them, "default", or "more".
+        earlier: the first of two traces.
 
     Raises:
         CaptureError: where the call cannot be captured soundly. What the user's own code raises passes
@@ -170,11 +181,15 @@ def capture(
             reads.reach(leaf, label)
     shadows = Shadows()
     tracer = Tracer(reads)
-    before, same_globals, grad = _OutsideState(), _torch.global_state_check(), torch.is_grad_enabled()
+    before, same_globals, grad = RandomState(), _torch.global_state_check(), torch.is_grad_enabled()
     try:
         captured = _capture(fn, leaves, labels, tree, tracer, shadows, signature.name, save)
+        if earlier is not None:
+            _check_settled(earlier, captured)
     except CaptureError as error:
         reads.restore()
+        if earlier is not None:
+            earlier.reads.restore()
         torch.set_grad_enabled(grad)
         _raise_located(before.changes(reads) or error, fn)
     changed = before.changes(reads)
@@ -185,9 +200,21 @@ def capture(
         _raise_located(
             CaptureError("the function leaves grad mode or a default of torch changed", hint="restore it"), fn
         )
+    if captured.filled is not None:
+        return capture(fn, args, kwargs, signature, save, captured)
     reads.settle()
     _log.debug("%s", captured.program)
     return captured
+
+
+def _check_settled(first: Captured, second: Captured) -> None:
+    if second.filled is not None:
+        raise second.filled
+    if second.computes() != first.computes():
+        raise CaptureError(
+            "the function computes something else at its first call, for an installed package sets itself up in it",
+            hint="call the function once before it is traced",
+        )
 
 
 def _capture(
@@ -211,6 +238,8 @@ def _capture(
             )
         tracer.raise_failure()
         raise
+    finally:
+        tracer.reads.drop_keys(_torch.is_fake_class)
     tracer.raise_failure()
     _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
     if passes:
@@ -248,47 +277,6 @@ def _check_argument(leaf: object, label: str) -> None:
         )
 
 
-class _OutsideState:
-    """State outside of the function that a capture must leave as it was."""
-
-    def __init__(self) -> None:
-        numpy = sys.modules.get("numpy")
-        self._numpy: Any = numpy.random if numpy is not None else None
-        self._torch_state = torch.get_rng_state()
-        self._random_state = random.getstate()
-        self._numpy_state: Any = self._numpy.get_state() if self._numpy is not None else None
-
-    def changes(self, reads: Reads) -> CaptureError | None:
-        """Put back what the traced code changed, and say so.
-
-        Other threads may draw numbers meanwhile: only code that names something random is held to account.
-        """
-        source = reads.suspects.get(RANDOM) or reads.suspects.get(SEEDS)
-        if source is None:
-            return None
-        changed = []
-        if not torch.equal(torch.get_rng_state(), self._torch_state):
-            torch.set_rng_state(self._torch_state)
-            changed.append("the state of torch's random generator")
-        if random.getstate() != self._random_state:
-            random.setstate(self._random_state)
-            changed.append("the state of Python's random module")
-        if self._numpy is not None and _differ(self._numpy.get_state(), self._numpy_state):
-            self._numpy.set_state(self._numpy_state)
-            changed.append("the state of NumPy's random generator")
-        if not changed:
-            return None
-        return CaptureError(
-            f"the function changed {' and '.join(changed)} while it was traced; a program would do so only once",
-            hint="draw numbers and set seeds outside the traced function, or pass a torch.Generator",
-            source=source,
-        )
-
-
-def _differ(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return a[2:] != b[2:] or a[1].tobytes() != b[1].tobytes()
-
-
 def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
     leaves, after = _torch.flatten(arguments)
     if after != tree or any(a is not b for a, b in zip(leaves, fakes, strict=True)):
@@ -321,7 +309,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
             outputs.append(node)
     differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
     stores = _stores(tracer, shadows, outputs)
-    _check_side_effects(tracer.reads)
+    filled = _check_side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
     tracer.graph.output((*outputs, *extras))
@@ -355,6 +343,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
         uses_layout=tracer.uses_layout,
         uses_sdpa=tracer.uses_sdpa,
         inference_segments=tracer.inference_segments,
+        filled=filled,
     )
 
 
@@ -435,11 +424,11 @@ def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[St
         if isinstance(value, Tensor) and not value.requires_grad and tracer.output(value) is not None:
             stores.append(_store(tracer, held, name, value, label, outputs))
         elif statics.freeze_static(value) is None or statics.freeze(held.get(name)) != statics.freeze(value):
-            _side_effect(label, name, tracer.reads)
+            raise _side_effect(label, name, tracer.reads)
     for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
         for leaf in _torch.flatten(value)[0]:
             if leaf.requires_grad if isinstance(leaf, Tensor) else statics.freeze_argument(leaf) is None:
-                _side_effect(label, str(name or label), tracer.reads)
+                raise _side_effect(label, str(name or label), tracer.reads)
         stores.append(_store(tracer, held, name, value, label, outputs))
     for of, value, label in tracer.gradients.changes():
         stores.append(_store(tracer, of, "grad", value, label, outputs))
@@ -456,9 +445,16 @@ def _store(tracer: Tracer, held: Any, key: Any, value: Any, label: str, outputs:
     return Store(held, key, tree, tuple(places), label)
 
 
-def _check_side_effects(reads: Reads) -> None:
-    for label, _, _ in reads.changed():
-        _side_effect(label, _variable_in(label), reads)
+def _check_side_effects(reads: Reads) -> CaptureError | None:
+    """Raise where the function changed what it read; only return the error where all of that is installed."""
+    changes = list(reads.changed())
+    if not changes:
+        return None
+    label = changes[0][0]
+    error = _side_effect(label, _variable_in(label), reads)
+    if not all(installed for *_, installed in changes):
+        raise error
+    return error
 
 
 def _variable_in(label: str) -> str:
@@ -467,8 +463,8 @@ def _variable_in(label: str) -> str:
     return re.split(r" \(|: ", name)[0].rpartition(".")[2]
 
 
-def _side_effect(label: str, name: str, reads: Reads) -> None:
-    raise CaptureError(
+def _side_effect(label: str, name: str, reads: Reads) -> CaptureError:
+    return CaptureError(
         f"the function changes {label}, which a program would do only once",
         hint="return the new value, or keep it outside the traced function",
         source=stores_attribute(iter(reads.codes.values()), name),

@@ -80,7 +80,7 @@ def differences(entry: Entry, description: dict[str, str]) -> list[tuple[str, st
         then, now = entry.description.get(label, "absent"), description.get(label, "absent")
         if then != now:
             found.append((label, then, now))
-    for label, was, now in entry.captured.reads.changed():
+    for label, was, now, _ in entry.captured.reads.changed():
         found.append((label, statics.show(was), statics.show(now)))
     return found
 
@@ -235,14 +235,14 @@ class _Writer:
                 self._miss_if(f"{get}() is not {self._constant(cell.value.value)}")
             else:
                 self._miss_if(f"{self._constant(statics.freeze)}({get}()) != {self._constant(cell.value)}")
-        for container, frozen, copied, _ in reads.containers:
-            held = self._constant(container)
-            if type(container) in (list, set) and {type(v) for v in container} <= _EXACT:
-                types = self._constant(type(container)(map(type, container)))
-                kind = type(container).__name__
-                self._miss_if(f"{held} != {self._constant(copied)} or {kind}(map(type, {held})) != {types}")
+        for container in reads.containers:
+            value, held = container.value, self._constant(container.value)
+            if type(value) in (list, set) and {type(v) for v in value} <= _EXACT:
+                types = self._constant(type(value)(map(type, value)))
+                kind = type(value).__name__
+                self._miss_if(f"{held} != {self._constant(container.copied)} or {kind}(map(type, {held})) != {types}")
             else:
-                self._miss_if(f"{self._constant(statics.freeze)}({held}) != {self._constant(frozen)}")
+                self._miss_if(f"{self._constant(statics.freeze)}({held}) != {self._constant(container.frozen)}")
 
     # Inputs and the run --------------------------------------------------------------------------------
 

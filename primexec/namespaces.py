@@ -25,6 +25,7 @@ class Namespace:
     originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
     keys: tuple[Any, ...] | frozenset[Any] | None = None  # the names it held, ordered where order matters
     flags: bool = False  # torch's own code sets plain values in it
+    installed: bool = False  # globals of an installed package, or a dict in them
     owner: type | None = None  # the class, whose dict must not be written to behind its back
 
     @classmethod
@@ -81,6 +82,17 @@ class Cell:
     label: str
     value: Any
     original: Any
+
+
+@dataclass(slots=True)
+class Container:
+    """A list, set or array, and what it held."""
+
+    value: Any
+    frozen: Any
+    copied: Any
+    label: str
+    installed: bool
 
 
 def key_of(key: Any) -> Any:

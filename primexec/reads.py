@@ -30,7 +30,7 @@ from primexec import _torch, statics
 from primexec.bytecode import CodeNames, is_installed, is_library, names_of, state_setters
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.errors import CaptureError, SourceLine
-from primexec.namespaces import ABSENT, Cell, Namespace, read_cell, show_key
+from primexec.namespaces import ABSENT, Cell, Container, Namespace, read_cell, show_key
 
 _RANDOM_MODULES = frozenset({"random", "numpy.random._generator", "numpy.random.mtrand"})
 _INPUTS = (torch.Tensor, torch.Generator)
@@ -43,7 +43,7 @@ class Reads:
     def __init__(self, fn: object) -> None:
         self.namespaces: dict[int, Namespace] = {}
         self.cells: list[Cell] = []
-        self.containers: list[tuple[Any, Any, Any, str]] = []  # container, frozen, shallow copy, label
+        self.containers: list[Container] = []
         self.codes: dict[tuple[int, int], types.CodeType] = {}  # by their identity and that of their globals
         self._names: set[str] = {"training"}
         self._everything = False
@@ -91,6 +91,7 @@ class Reads:
         if names.globals:
             file = os.path.basename(frame.f_code.co_filename)
             namespace = self._namespace(frame.f_globals, f"global of {file}: ")
+            namespace.installed = is_installed(frame.f_code.co_filename)
             for name in names.globals:
                 # A name that is not there is a builtin, unless the code itself is about to set it.
                 self._record(namespace, name)
@@ -269,7 +270,7 @@ class Reads:
         self._watch_state(value, label)
         namespace.values[name] = statics.freeze(value)
         namespace.originals[name] = value
-        self._watch_container(value, label)
+        self._watch_container(value, label, namespace.installed)
         self.reach(value, label)
 
     def _record_cell(self, get: Callable[[], Any], set_: Callable[[Any], None], label: str) -> None:
@@ -309,33 +310,34 @@ class Reads:
                         get = functools.partial(getattr, owner, name, ABSENT)
                         self._record_cell(get, functools.partial(setattr, owner, name), f"{label}{name}")
 
-    def _watch_container(self, value: Any, label: str) -> None:
+    def _watch_container(self, value: Any, label: str, installed: bool = False) -> None:
         if statics.is_array(value):
-            self.containers.append((value, statics.freeze(value), copy.copy(value), label))
+            self.containers.append(Container(value, statics.freeze(value), copy.copy(value), label, installed))
         if not statics.is_container(value) or statics.freeze_static(value) is not None:
             return
         if isinstance(value, dict):  # its version tells when it changed
             namespace = self._namespace(value, f"{label}: ")
-            namespace.keys = namespace.keys_now()
+            namespace.keys, namespace.installed = namespace.keys_now(), installed
             for name in value:
                 self._record(namespace, name)
         else:
             base = statics.builtin_base(value)
-            self.containers.append((value, statics.freeze(value), base(statics.contents(value)), label))
+            copied = base(statics.contents(value))
+            self.containers.append(Container(value, statics.freeze(value), copied, label, installed))
 
     # Afterwards ----------------------------------------------------------------------------------------
 
-    def changed(self) -> Iterator[tuple[str, Any, Any]]:
-        """(label, frozen then, frozen now) of everything that is no longer as it was recorded."""
+    def changed(self) -> Iterator[tuple[str, Any, Any, bool]]:
+        """(label, frozen then, frozen now, whether it hangs on an installed package) of what changed since recorded."""
         for namespace in self.namespaces.values():
             for name, then, now in namespace.changed():
-                yield namespace.label_of(name), then, now
+                yield namespace.label_of(name), then, now, namespace.installed
         for cell in self.cells:
             if (now := statics.freeze(cell.get())) != cell.value:
-                yield cell.label, cell.value, now
-        for container, then, _, label in self.containers:
-            if (now := statics.freeze(container)) != then:
-                yield label, then, now
+                yield cell.label, cell.value, now, False
+        for container in self.containers:
+            if (now := statics.freeze(container.value)) != container.frozen:
+                yield container.label, container.frozen, now, container.installed
 
     def assigned(self, fake: Callable[[Any], bool]) -> Iterator[tuple[Any, Any, Any, str]]:
         """(dict or setter, name, value, label) of new values that satisfy `fake`, and of flags that torch's code sets.
@@ -355,6 +357,12 @@ class Reads:
             if (value := cell.get()) is not cell.original and fake(value):
                 yield cell.set, None, value, cell.label
                 cell.set(cell.original)
+
+    def drop_keys(self, only: Callable[[Any], bool]) -> None:
+        """Take out of dicts what the function filed under new keys that satisfy `only`."""
+        for namespace in self.namespaces.values():
+            for name in [n for n in namespace.held if not namespace.had(n) and only(n)]:
+                namespace.put_back(name)
 
     def made_inside(self, value: object) -> bool:
         """Whether a function or module hangs on nothing outside: eager makes a new one at every call."""
@@ -396,15 +404,16 @@ class Reads:
         for cell in self.cells:
             if statics.freeze(cell.get()) != cell.value and only(cell.get()):
                 cell.set(cell.original)
-        for container, then, copied, _ in self.containers:
-            if statics.freeze(container) == then:
+        for container in self.containers:
+            value, copied = container.value, container.copied
+            if statics.freeze(value) == container.frozen:
                 continue
-            if statics.is_array(container):
-                container[... if hasattr(container, "shape") else slice(None)] = copied
-            elif any(map(only, statics.contents(container))):
-                base = statics.builtin_base(container)
-                base.clear(container)
-                (base.update if hasattr(base, "update") else base.extend)(container, copied)
+            if statics.is_array(value):
+                value[... if hasattr(value, "shape") else slice(None)] = copied
+            elif any(map(only, statics.contents(value))):
+                base = statics.builtin_base(value)
+                base.clear(value)
+                (base.update if hasattr(base, "update") else base.extend)(value, copied)
 
     def tensors(self) -> Iterator[tuple[Any, Any, str, Any]]:
         """(container or getter, key, label, value) of every place reached that holds a tensor or generator."""

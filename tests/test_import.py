@@ -47,7 +47,7 @@ LAYERS = (
     "reference", "reference.pointwise", "reference.shape", "reference.reduction", "reference.indexing",
     "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",
     "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
-    "graphs", "capture", "instances", "joint", "cut", "tracer", "gradients",
+    "graphs", "capture", "random_state", "instances", "joint", "cut", "tracer", "gradients",
     "calls", "higher_order", "effects", "shadow", "references", "reads", "namespaces", "bytecode", "value_checks",
     "statics", "program", "config",
     "_torch_capture", "_torch_formulas", "_torch_autograd", "_torch",

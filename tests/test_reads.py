@@ -4,18 +4,21 @@ import array
 import collections
 import contextvars
 import functools
+import importlib
 import os
+import sys
 import threading
 import types
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from primexec import make_traced
+from primexec import CaptureError, make_traced
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -335,3 +338,64 @@ def test_equal_functions_of_two_files() -> None:
     scopes[0]["SCALE"] = 2.0
     assert torch.equal(traced(X), X * 4)
     assert traces(traced) == 3
+
+
+PACKAGE = """
+BACKENDS, BY_TYPE, SEEN, READY, CALLS = {}, {}, set(), False, 0
+
+def filled(x):
+    global READY
+    READY = True
+    SEEN.add("filled")
+    if type(x) not in BY_TYPE:
+        BY_TYPE[type(x)] = BACKENDS.setdefault("torch", object())
+    return x * 2
+
+def other_at_first(x):
+    global READY
+    x, READY = (x if READY else x * 0), True
+    return x
+
+def counted(x):
+    global CALLS
+    CALLS += 1
+    return x * 2
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "set_up_at_first_use.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module("set_up_at_first_use")
+    del sys.modules["set_up_at_first_use"]
+
+
+def test_tables_that_an_installed_package_fills_at_its_first_use(package: Any) -> None:
+    """einops files a backend for each type of tensor."""
+    traced = make_traced(package.filled)
+    for _ in range(2):
+        assert torch.equal(traced(X), X * 2)
+    assert traces(traced) == 1
+    assert (package.READY, package.SEEN, list(package.BACKENDS)) == (True, {"filled"}, ["torch"])
+    assert not package.BY_TYPE  # its entry was that of a class which tensors have only while they are traced
+    package.filled(X)
+    for _ in range(2):
+        assert torch.equal(traced(X), X * 2)
+    assert traces(traced) == 2
+
+
+def test_an_installed_package_that_does_something_else_at_first_is_refused(package: Any) -> None:
+    traced = make_traced(package.other_at_first)
+    with pytest.raises(CaptureError, match="computes something else at its first call"):
+        traced(X)
+    assert not package.READY
+    package.other_at_first(X)
+    assert torch.equal(traced(X), X)
+
+
+def test_an_installed_package_that_changes_at_every_call_is_refused(package: Any) -> None:
+    with pytest.raises(CaptureError, match=r"the function changes global of set_up_at_first_use\.py: CALLS"):
+        make_traced(package.counted)(X)
