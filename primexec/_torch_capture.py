@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec._torch import modes_off, private, torch_directory
+from primexec._torch import modes_off, private, pytree, torch_directory
 
 _capturing = threading.local()
 
@@ -172,8 +172,42 @@ def as_kernels_have_it(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
         return correct(args, out)
     if torch.Tag.pointwise in op.tags and not op._schema.is_mutable:
         stand_ins = _in_float32(args)
+        if any(map(_has_odd_strides, pytree.tree_leaves(args))):
+            return _with_strides_of(_run_on_meta(op, stand_ins, kwargs), out)
         return out if stand_ins is args else _with_strides_of(op(*stand_ins, **kwargs), out)
     return out
+
+
+def _is_sized(t: Tensor) -> bool:
+    """Whether its sizes are numbers, not symbols."""
+    return all(type(n) is int for n in (*t.shape, *t.stride()))
+
+
+def _has_odd_strides(t: Any) -> bool:
+    """Whether dimensions of size 1 have strides, at which kernels look, that they have in no new tensor."""
+    if not isinstance(t, Tensor) or not _is_sized(t) or 1 not in t.shape:
+        return False
+    return t.stride() != _on_meta(t, torch.contiguous_format).stride()
+
+
+def _run_on_meta(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """As kernels do, without the shortcuts of fake tensors. Numbers are tensors without dimensions to kernels."""
+    with modes_off():
+        operands = [
+            torch.empty((), device="meta") if "Tensor" in str(p.type) and isinstance(a, (int, float, complex)) else a
+            for p, a in zip(op._schema.arguments, args, strict=False)
+        ]
+        result: Tensor = op(*pytree.tree_map_only(Tensor, _on_meta, operands), **kwargs)
+        return result
+
+
+def _on_meta(t: Tensor, format: torch.memory_format | None = None) -> Tensor:
+    if t.is_meta:
+        return t
+    with modes_off():
+        if format is None:
+            return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+        return torch.empty(t.shape, dtype=t.dtype, device="meta", memory_format=format)
 
 
 def _in_float32(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -218,17 +252,48 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         aten.multilabel_margin_loss_forward.default: _loss_of_one_row,
         aten.log_sigmoid_forward.default: lambda args, out: tuple(t.contiguous() if t.is_cpu else t for t in out),
         aten.ldexp.Tensor: lambda args, out: args[0] * torch.pow(2.0, args[1]).contiguous(),
-        **dict.fromkeys(contiguous, lambda args, out: out.contiguous()),
+        **dict.fromkeys(contiguous, lambda args, out: _contiguous(out)),
+        aten.native_layer_norm.default: lambda args, out: (_contiguous(out[0]), *out[1:]),
+        aten._scaled_dot_product_flash_attention_for_cpu.default: _heads_last,
         **dict.fromkeys(pointwise, _like_a_sum),
         **dict.fromkeys(formatted, lambda args, out: _in_format_of(args[0], out)),
         aten.native_batch_norm_backward.default: lambda args, out: _in_format_of(args[1], out),
         aten.replication_pad2d_backward.default: lambda args, out: _in_format_of(args[1], out),
+        aten.view.default: _viewed,
+        aten._unsafe_view.default: _viewed,
     }
+
+
+def _heads_last(args: tuple[Any, ...], out: Any) -> Any:
+    attention: Tensor = out[0]
+    if not _is_sized(attention):
+        return out
+    made = _on_meta(attention.transpose(1, 2), torch.contiguous_format)
+    with modes_off():
+        like = made.transpose(1, 2)
+    return _with_strides_of(like, attention), *out[1:]
+
+
+def _viewed(args: tuple[Any, ...], out: Tensor) -> Tensor:
+    """PyTorch's rule for views of fake tensors differs where a size is 1; that for meta tensors does not."""
+    x = args[0]
+    if not (_is_sized(x) and _is_sized(out)) or 1 not in (*x.shape, *out.shape):
+        return out
+    with modes_off():
+        stride = _on_meta(x).view(out.shape).stride()
+    return out if out.stride() == stride else out.as_strided(out.shape, stride, out.storage_offset())
 
 
 def _loss_of_one_row(args: tuple[Any, ...], out: Any) -> Any:
     loss, is_target = out
     return (loss.new_empty(()) if args[0].dim() < 2 else loss), is_target
+
+
+def _contiguous(out: Tensor) -> Tensor:
+    """With the strides of new memory, where a size is 1, too."""
+    if not out.is_cpu or not _is_sized(out):
+        return out.contiguous()
+    return _with_strides_of(_on_meta(out, torch.contiguous_format), out)
 
 
 def _like_a_sum(args: tuple[Any, ...], out: Any) -> Any:

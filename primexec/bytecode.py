@@ -143,28 +143,40 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             through_torch = i > 0 and instructions[i - 1].argval in ("torch", "random")  # `seeding` sees these run
             if topic and not (topic is SEEDS and through_torch):
                 suspects.setdefault(topic, line)
+        if instruction.argval in _REFLECTION and instruction.opname in _ATTRIBUTE | _GLOBAL:
+            computed |= not _takes_constant_name(instructions[i + 1 :])
         if instruction.opname in _ATTRIBUTE:
             attributes.add(instruction.argval)
         elif instruction.opname in _GLOBAL:
             globals_[instruction.argval] = None
-        elif instruction.opname in ("BUILD_STRING", "FORMAT_VALUE", "FORMAT_SIMPLE"):
-            computed = True
         elif instruction.opname in _COMPARISONS and not is_installed(file):
             near = [x.argval for x in instructions[max(0, i - 12) : i]]
             if "type" in near and near[-1] in ("Tensor", "Parameter"):
                 suspects.setdefault(EXACT_TYPE, line)
     constants = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
     reflective = bool(_REFLECTION & (globals_.keys() | attributes))
-    everything = reflective and not torch_module and (computed or not constants)
     if reflective:
         attributes |= constants
     return CodeNames(
         () if torch_module else tuple(globals_),
         frozenset(attributes),
         reflective and not is_installed(file),
-        everything,
+        computed and not torch_module,
         suspects,
     )
+
+
+def _takes_constant_name(instructions: list[dis.Instruction]) -> bool:
+    """Whether what follows the load of getattr or its like is a call such as `getattr(x, "name", 0)`."""
+    depth = 0
+    for i, instruction in enumerate(instructions):
+        if instruction.opname in ("PRECALL", "CALL"):
+            count = instruction.arg or 0
+            name = instructions[i - count + 1]
+            return depth == count > 1 and name.opname == "LOAD_CONST" and isinstance(name.argval, str)
+        if instruction.opname != "PUSH_NULL":
+            depth += dis.stack_effect(instruction.opcode, instruction.arg)
+    return False
 
 
 def stores_attribute(codes: Iterator[types.CodeType], name: str) -> SourceLine | None:

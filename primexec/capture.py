@@ -316,12 +316,12 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = _torch.graph_module(tracer.submodules, tracer.graph, name.title().replace("_", ""))
     kinds: dict[str, list[Any]] = {"argument": [], "state": [], "constant": []}
-    for i in tracer.inputs:
+    for i in tracer.inputs.values():
         kinds[i.input.kind].append(i.binding)
     program = Program(
         name=name,
         graph_module=graph_module,
-        inputs=tuple(i.input for i in tracer.inputs),
+        inputs=tuple(i.input for i in tracer.inputs.values()),
         output_tree=tree,
         output_leaves=tuple(places),
         stored=tuple((s.label, leaf) for s in stores for leaf in s.leaves),

@@ -162,14 +162,13 @@ class Reads:
                 self._record_cell(get, functools.partial(setattr, value, name), f"{label}.{name}")
         elif isinstance(value, weakref.ref):
             self.reach(value(), label)
-        elif isinstance(value, dict):
+        elif isinstance(value, (dict, list, tuple, set, frozenset)):
             self._seen[id(value)] = value
-            for key, part in list(dict.items(value)):
+            if hasattr(value, "__dict__"):
+                self._reach_object(value, value.__dict__, label)
+            parts = dict.items(value) if isinstance(value, dict) else enumerate(statics.contents(value))
+            for key, part in list(parts):
                 self.reach(part, f"{label}[{show_key(key)}]")
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            self._seen[id(value)] = value
-            for i, part in enumerate(statics.contents(value)):
-                self.reach(part, f"{label}[{i}]")
         elif isinstance(value, types.ModuleType):
             if not is_library(getattr(value, "__file__", None) or "<frozen"):
                 self._seen[id(value)] = value
@@ -256,7 +255,7 @@ class Reads:
             self._record(namespace, name)
         if self._everything:
             for name, value in namespace.held.items():
-                if statics.freeze_static(value) is not None:
+                if statics.is_container(value) or statics.freeze_static(value) is not None:
                     self._record(namespace, name)
 
     def _record(self, namespace: Namespace, name: Any) -> None:

@@ -49,7 +49,7 @@ class Shadows:
         self._of[id(module)] = module, shadow
         held = shadow.__dict__
         for name, value in module.__dict__.items():
-            held[name] = value.copy() if name.startswith("_") and isinstance(value, dict) else value
+            held[name] = value.copy() if name in _DICTS else value
         for name, child in module._modules.items():
             held["_modules"][name] = None if child is None else self.module(child)
         return shadow
@@ -63,7 +63,7 @@ class Shadows:
                 ours = shadow.__dict__ if kind is None else shadow.__dict__.get(kind, {})
                 if isinstance(real, dict):
                     for name in ours.keys() | real.keys():
-                        if kind is None and name.startswith("_") and isinstance(real.get(name), dict):
+                        if kind is None and name in _DICTS:
                             if "hooks" in name and ours[name].keys() != real[name].keys():
                                 yield real, name, ours[name], f"{label}.{name}"
                             continue
@@ -85,3 +85,4 @@ class Shadows:
 
 
 _REMOVED = object()
+_DICTS = frozenset(name for name, value in torch.nn.Module().__dict__.items() if isinstance(value, dict))

@@ -72,7 +72,7 @@ class Tracer:
         reads.refuse = self.fail  # type: ignore[method-assign]
         self.fake_mode = _torch.fake_mode()
         self.scope = Scope()
-        self.inputs: list[BoundInput] = []
+        self.inputs: dict[str, BoundInput] = {}  # by the names of their nodes
         self.calls: list[ApiCall] = []
         self.submodules = torch.nn.Module()
         self.failure: CaptureError | None = None
@@ -148,8 +148,8 @@ class Tracer:
         elif key in self._positions:
             self.tied.setdefault(key, (self._positions[key], self._find(real)))[1].append(place)
         else:
-            name = self._outermost().nodes[_torch.identity(self._lifts[key][1])].name
-            next(i for i in self.inputs if i.input.name == name).binding.append(place)
+            node = self._outermost().nodes[_torch.identity(self._lifts[key][1])]
+            self.inputs[node.name].binding.append(place)
 
     def _find(self, real: object) -> list[tuple[Any, Any, str]]:
         if self._places is None or _torch.identity(real) not in self._places:
@@ -180,7 +180,7 @@ class Tracer:
             with _torch.modes_off():
                 self.reads.generators.append((real, real.get_state()))
             node.meta["spec"] = f"generator {real.device}"
-        self.inputs.append(BoundInput(Input(node.name, kind, label), binding))
+        self.inputs[node.name] = BoundInput(Input(node.name, kind, label), binding)
         return node
 
     def inner_scope(self) -> Scope:
@@ -200,7 +200,7 @@ class Tracer:
     # Operators -----------------------------------------------------------------------------------------
 
     def input_kind(self, placeholder: fx.Node) -> str:
-        return next(i.input.kind for i in self.inputs if i.input.name == placeholder.name)
+        return self.inputs[placeholder.name].input.kind
 
     def node_of(self, t: Any) -> fx.Node:
         """The node of a fake tensor or generator in the current graph."""

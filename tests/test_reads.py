@@ -399,3 +399,76 @@ def test_an_installed_package_that_does_something_else_at_first_is_refused(packa
 def test_an_installed_package_that_changes_at_every_call_is_refused(package: Any) -> None:
     with pytest.raises(CaptureError, match=r"the function changes global of set_up_at_first_use\.py: CALLS"):
         make_traced(package.counted)(X)
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed first, in an attribute of any name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        setattr(self, name, {})
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = getattr(self, self.name)
+        if "first" not in kept:
+            kept["first"] = x * 3
+        return x + kept["first"]
+
+
+@pytest.mark.parametrize("name", ["kept", "_kept"])
+def test_dicts_of_modules_are_filled_as_in_eager(name: str) -> None:
+    expected, module = Remembering(name), Remembering(name)
+    traced = make_traced(module)
+    for k in range(3):
+        assert torch.equal(traced(X + k), expected(X + k))
+        assert torch.equal(getattr(module, name)["first"], X * 3)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = {"n": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._calls["n"] += 1
+        return x * self._calls["n"]
+
+
+def test_a_number_in_a_private_dict_of_a_module_is_not_lost() -> None:
+    with pytest.raises(CaptureError, match=r"changes self\._calls"):
+        make_traced(Counting())(X)
+
+
+def test_names_of_attributes_that_are_computed_beside_other_strings() -> None:
+    holder = types.SimpleNamespace(name="table", table={"k": 2.0})
+    traced = make_traced(lambda x: x * getattr(holder, holder.name)["k"])
+    assert torch.equal(traced(X), X * 2)
+    holder.table["k"] = 3.0
+    assert torch.equal(traced(X), X * 3)
+
+
+class Config(collections.OrderedDict[str, Any]):
+    """Entries are attributes too, as in diffusers' configurations."""
+
+    def __init__(self, **entries: Any) -> None:
+        super().__init__(entries)
+        self.__dict__.update(entries)
+
+
+class Configured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self._config = Config(scale=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale: float = self._config.scale
+        return x * scale
+
+
+def test_a_dict_with_attributes_of_its_own_in_a_module() -> None:
+    module = Configured()
+    traced = make_traced(module)
+    assert torch.equal(traced(X), X * 2)
+    module._config.scale = 3.0
+    assert torch.equal(traced(X), X * 3)

@@ -86,6 +86,18 @@ for layout, inputs in LAYOUTS.items():
         FAMILY.add(f"{layout}_{name}", function, inputs)
     if layout != "empty":
         FAMILY.add(f"{layout}_windows", windows, inputs)
+
+
+def image_of_tokens(x: Tensor) -> Any:
+    """A view whose first dimension has another stride than any new tensor's: kernels look at it."""
+    y = x.transpose(1, 2).view(1, 6, 2, 2)
+    attention = functional.scaled_dot_product_attention(*[y.flatten(2)[:, None].transpose(1, 2)[..., :1, :]] * 3)
+    normed = functional.layer_norm(y[..., :1].transpose(2, 3), (2,)), functional.group_norm(y, 2)
+    return y, y / 2, y * y, y + y[:, :1], functional.gelu(y), y.clamp(0, 1), y.softmax(1), *normed, attention
+
+
+FAMILY.add("image_of_tokens", image_of_tokens, tensors((1, 4, 6)))
+FAMILY.add("pixels_of_an_image", lambda x: (x + x, x * 2), of(lambda x: (x.as_strided((1, 6, 1, 1), (6, 1, 6, 6)),), 6))
 FAMILY.add("two_layouts", lambda x, y: x + y, lambda i: (draw(i, 3, 4), draw(i, 4, 3).t()))
 for dtype in (torch.bfloat16, torch.float16):
     FAMILY.add(

@@ -27,9 +27,10 @@ from primexec.executors.llvm.products import widened_from
 from primexec.placement import Group, is_free, place
 
 SMALLEST = 1 << 22  # multiplications from which on a measurement is worth its time
-LARGEST = 1 << 29  # of one measured run; wider products are measured in part
+ROWS, LARGEST = 1 << 11, 1 << 28  # of one measured run; larger products are measured in part
 GAIN = {torch.float32: 0.9, torch.bfloat16: 1.0}  # of ATen's time that oneDNN may take
 ROUNDS = 2
+SECONDS = 0.03  # that one measurement takes, or four runs of each
 COLD_BYTES = 1 << 25  # weights of so many bytes together lie outside of most caches
 
 _ADDMM, _MM = torch.ops.aten.addmm.default, torch.ops.aten.mm.default
@@ -74,6 +75,8 @@ def takes(node: fx.Node) -> bool:
     if sources:  # without such code in oneDNN, ATen's product of 16-bit numbers takes several times as long
         return True
     transposed = weight.stride() == (1, inner)  # type: ignore[union-attr]
+    rows = min(rows, ROWS)
+    columns = max(1, min(columns, LARGEST // (rows * inner)))
     return _gains(rows, inner, columns, transposed, bias is not None, turned, x.dtype)  # type: ignore[union-attr]
 
 
@@ -99,7 +102,6 @@ def _fit(t: Any) -> bool:
 @cache
 def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool, turned: bool, dtype: torch.dtype) -> bool:
     """Whether oneDNN takes at most GAIN of ATen's time: by medians, which what else the machine does moves little."""
-    columns = max(1, min(columns, LARGEST // (rows * inner)))
     count = max(1, min(16, COLD_BYTES // (dtype.itemsize * inner * columns)))
     linear = _linear()
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -120,6 +122,10 @@ def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool, tu
         seconds: dict[Callable[[Tensor], Any], list[float]] = {aten: [], onednn: []}
         for function in seconds:
             function(weights[0])  # the first call prepares what later ones use
+        started = time.perf_counter()
+        for function in seconds:
+            function(weights[0])
+        weights = weights[: max(2, int(SECONDS / ROUNDS / (time.perf_counter() - started)))]
         for _ in range(ROUNDS):
             for function, found in seconds.items():
                 for weight in weights:
