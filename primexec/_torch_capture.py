@@ -168,7 +168,7 @@ def _recorded_rng(name: str) -> Callable[[Any], Any]:
 def as_kernels_have_it(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """out with the shapes and strides that the kernel gives, where PyTorch's rule for fake tensors gives others."""
     correct = _corrections().get(op)
-    if correct is not None:
+    if correct is not None and kwargs.get("memory_format") in (None, torch.preserve_format):
         return correct(args, out)
     if torch.Tag.pointwise in op.tags and not op._schema.is_mutable:
         stand_ins = _in_float32(args)
@@ -243,6 +243,10 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         aten._batch_norm_no_update.default, aten.max_unpool2d.default, aten.channel_shuffle.default,
         aten.reflection_pad3d.default, aten.replication_pad3d.default,
     )  # fmt: skip
+    likes = (
+        aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+        aten.rand_like.default, aten.randn_like.default, aten.randint_like.default, aten.randint_like.low_dtype,
+    )  # fmt: skip
     contiguous = (
         aten.pow.Scalar, aten.isin.Tensor_Tensor, aten.isin.Tensor_Scalar, aten._softmax_backward_data.default,
         aten._log_softmax_backward_data.default, aten.mse_loss_backward.default, aten.huber_loss_backward.default,
@@ -254,7 +258,11 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         aten.ldexp.Tensor: lambda args, out: args[0] * torch.pow(2.0, args[1]).contiguous(),
         **dict.fromkeys(contiguous, lambda args, out: _contiguous(out)),
         aten.native_layer_norm.default: lambda args, out: (_contiguous(out[0]), *out[1:]),
-        aten._scaled_dot_product_flash_attention_for_cpu.default: _heads_last,
+        aten._scaled_dot_product_flash_attention_for_cpu.default: lambda args, out: (
+            _like_a_copy(args, out[0]),
+            *out[1:],
+        ),
+        **dict.fromkeys(likes, _like_a_copy),
         **dict.fromkeys(pointwise, _like_a_sum),
         **dict.fromkeys(formatted, lambda args, out: _in_format_of(args[0], out)),
         aten.native_batch_norm_backward.default: lambda args, out: _in_format_of(args[1], out),
@@ -264,14 +272,10 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
     }
 
 
-def _heads_last(args: tuple[Any, ...], out: Any) -> Any:
-    attention: Tensor = out[0]
-    if not _is_sized(attention):
+def _like_a_copy(args: tuple[Any, ...], out: Tensor) -> Tensor:
+    if not _has_odd_strides(args[0]):
         return out
-    made = _on_meta(attention.transpose(1, 2), torch.contiguous_format)
-    with modes_off():
-        like = made.transpose(1, 2)
-    return _with_strides_of(like, attention), *out[1:]
+    return _with_strides_of(_run_on_meta(torch.ops.aten.clone.default, args[:1], {}), out)
 
 
 def _viewed(args: tuple[Any, ...], out: Tensor) -> Tensor:

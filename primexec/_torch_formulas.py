@@ -6,6 +6,7 @@ always right, whose rounding, strides and memory are others. Here both are compu
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +29,8 @@ def _prod(node: Any, found: Gradients, given: Gradients) -> Gradients:
     zeros = (x == 0).sum()
     if hasattr(node, "_saved_dim"):
         if not node._saved_keepdim:
-            gradient, result = gradient.unsqueeze(node._saved_dim), result.unsqueeze(node._saved_dim)
+            dim = ctypes.c_int64(node._saved_dim).value  # it is shown without its sign
+            gradient, result = gradient.unsqueeze(dim), result.unsqueeze(dim)
     else:  # a second zero makes all gradients zero, whatever the safe formula makes of infinite factors
         safe = torch.where(zeros == 1, safe, 0)
     return (torch.where(zeros == 0, gradient * (result / x).conj(), safe),)

@@ -139,11 +139,13 @@ class Training:
         """
         given = [f"g{n}" for n in range(len(gradients))]
         arriving = iter([name for name, strides in zip(given, gradients, strict=True) if strides is not None])
+        constants = iter(f"constants[{i}]" for i in range(len(program.constants)))
         inputs = []
         for i in program.inputs:
             if i.kind == "saved" and i.label not in self._positions:
                 raise PrimexecError(f"the backward pass of {program.name} needs {i.label}, which was not saved")
-            inputs.append(f"saved[{self._positions[i.label]}]" if i.kind == "saved" else next(arriving))
+            place = {"tangent": arriving, "constant": constants}.get(i.kind)
+            inputs.append(f"saved[{self._positions[i.label]}]" if place is None else next(place))
         executable = self.compile(program, boxed=True)
         self.plans.append(executable.plan)
         self.compiles += executable.compiles
@@ -156,7 +158,7 @@ class Training:
             "  out = run(args)",
             f"  return {_tuple(['None'] * _NOT_DIFFERENTIABLE + found)}",
         ]
-        return _written("backward", lines, {"run": executable.run})
+        return _written("backward", lines, {"run": executable.run, "constants": program.constants})
 
 
 def _tuple(names: list[str]) -> str:

@@ -143,12 +143,21 @@ class Recorder:
         forward = self.tracer.scope
         lifted = {scope.nodes[_torch.identity(t)]: forward.nodes[_torch.identity(t)] for t in scope.lifted}
         taken = self._take_bases(scope.graph, lifted)
-        inputs = []
+        made = {n: i for n in taken.values() if (i := self.tracer.inputs.get(n.name)) and i.input.kind == "constant"}
+        inputs, constants = [], []
         for node in scope.graph.nodes:
-            if node.op == "placeholder" and node in taken:
+            if node.op == "placeholder" and taken.get(node) in made:
+                constant = made[taken[node]]
+                inputs.append(Input(node.name, "constant", constant.input.label))
+                constants.append(constant.binding)
+            elif node.op == "placeholder" and node in taken:
                 inputs.append(Input(node.name, "saved", taken[node].name))
             elif node.op == "placeholder":
                 inputs.append(Input(node.name, "tangent", f"of {self.roots[int(node.name.rpartition('_')[2])].name}"))
+        for node in made:
+            if not node.users:  # made in the backward pass: the forward program may be compiled already
+                self.tracer.graph.erase_node(node)
+                del self.tracer.inputs[node.name]
         outputs = [n for n in results if n is not None]
         places = iter(range(len(outputs)))
         scope.graph.output(tuple(outputs))
@@ -160,6 +169,7 @@ class Recorder:
             inputs=tuple(inputs),
             output_tree=None,
             output_leaves=tuple(Static(None) if n is None else next(places) for n in results),
+            constants=tuple(constants),
         )
 
     def _take_bases(self, graph: fx.Graph, lifted: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,21 @@ def test_what_two_operators_compute_alike_is_computed_once() -> None:
     assert program.inspect_loops().count("erf(") == 2  # forward, and backward
     same = primexec.make_traced(lambda x: torch.sigmoid(x) + torch.nn.functional.silu(x)).trace(X)
     assert same.inspect_loops().count("exp(") == 1
+
+
+def test_equal_kernels_share_their_code() -> None:
+    """Whatever buffers they read, and however many rows they have."""
+    one = [torch.nn.Linear(16, 16), torch.nn.LayerNorm(16), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*(copy.deepcopy(layer) for _ in range(6) for layer in one)).requires_grad_(False)
+
+    def run(x: Tensor, longer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return model(x), torch.softmax(x, -1), torch.softmax(longer, -1)
+
+    x, longer = X[:, :16].contiguous(), torch.randn(300, 16)
+    traced = primexec.make_traced(run, executor=BOTH)
+    program = traced.trace(x, longer)
+    assert (program.inspect_loops().count("kernel k"), program.inspect_llvm().count("define void @k")) == (13, 4)
+    torch.testing.assert_close(traced(x, longer), run(x, longer))
 
 
 def test_nothing_on_llvm_says_so() -> None:

@@ -170,7 +170,7 @@ ZEROS = {"none": [], "one": [(0, 1)], "two": [(0, 1), (2, 3)]}
 
 
 @pytest.mark.parametrize("zeros", ZEROS)
-@pytest.mark.parametrize("dim", [None, 1])
+@pytest.mark.parametrize("dim", [None, 1, -2])
 def test_product_chooses_its_formula_by_values(zeros: str, dim: int | None) -> None:
     def product(x: Tensor) -> Tensor:
         return x.prod() if dim is None else x.prod(dim)
@@ -184,6 +184,35 @@ def test_product_chooses_its_formula_by_values(zeros: str, dim: int | None) -> N
     gradients = [torch.autograd.grad(y, x, tangent)[0] for y, x in zip((expected, actual), inputs, strict=True)]
     assert torch.equal(*gradients)
     assert gradients[0].stride() == gradients[1].stride()
+
+
+class ZeroedGradient(torch.autograd.Function):
+    """Its backward makes a tensor of a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gradient = gradient.clone()
+        gradient[x < 0] = 7
+        return gradient
+
+
+def test_constants_made_in_backward() -> None:
+    """One backward program is recorded with the forward one, the other when its gradients arrive."""
+    traced = make_traced(lambda x, y: (ZeroedGradient.apply(x), ZeroedGradient.apply(y) * x))
+    for wanted in ((True, True), (False, True), (True, False)):
+        found = []
+        for fn in (traced, traced.__wrapped__):
+            x, y = leaf(X.sin()), leaf(X.cos())
+            first, second = fn(x, y)
+            taken = [t for t, w in zip((first, second), wanted, strict=True) if w]
+            found.append(torch.autograd.grad(taken, (x, y), [t.detach() for t in taken], allow_unused=True))
+        torch.testing.assert_close(*found)
 
 
 def test_gradient_of_a_value_that_is_filled_in() -> None:

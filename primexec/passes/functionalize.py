@@ -119,9 +119,12 @@ def _can_carry(node: fx.Node, written: fx.Node, base: fx.Node) -> bool:
     if len(effects.writes(node)) != 1 or functional(node.target) is None or node.users or not _draws_in_order(node):
         return False
     while written is not base:
-        if base_name(written) not in _INVERSES or (base_name(written) == "as_strided" and written.args[0] is not base):
+        name, viewed = base_name(written), written.args[0]
+        if name not in _INVERSES or (name == "as_strided" and viewed is not base):
             return False
-        written = written.args[0]  # type: ignore[assignment]
+        if name in _RESHAPED and any(type(n) is not int for n in viewed.meta["val"].shape):  # type: ignore[union-attr]
+            return False
+        written = viewed  # type: ignore[assignment]
     return True
 
 

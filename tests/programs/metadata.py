@@ -93,7 +93,8 @@ def image_of_tokens(x: Tensor) -> Any:
     y = x.transpose(1, 2).view(1, 6, 2, 2)
     attention = functional.scaled_dot_product_attention(*[y.flatten(2)[:, None].transpose(1, 2)[..., :1, :]] * 3)
     normed = functional.layer_norm(y[..., :1].transpose(2, 3), (2,)), functional.group_norm(y, 2)
-    return y, y / 2, y * y, y + y[:, :1], functional.gelu(y), y.clamp(0, 1), y.softmax(1), *normed, attention
+    made = torch.zeros_like(y), torch.rand_like(y), torch.full_like(y, 3), torch.ones_like(y, dtype=torch.int32)
+    return *made, y, y / 2, y * y, y + y[:, :1], functional.gelu(y), y.clamp(0, 1), y.softmax(1), *normed, attention
 
 
 FAMILY.add("image_of_tokens", image_of_tokens, tensors((1, 4, 6)))
@@ -130,6 +131,7 @@ DYNAMIC: dict[str, Callable[[Tensor], Any]] = {
     "matmul": lambda x: x[x[:, 0] > 0] @ x.t(),
     "written": lambda x: x[x > 0].add_(1).t(),
     "set": lambda x: x.__setitem__(x > 0, x[x > 0] * 2),
+    "view_written": lambda x: (lambda y: (y.detach().add_(1), y * 2)[1])(torch.zeros_like(x[x > 0])),
 }
 for name, function in DYNAMIC.items():
     FAMILY.add(f"dynamic_{name}", function, X, calls=5)

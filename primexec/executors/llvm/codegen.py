@@ -69,13 +69,12 @@ class Part:
 
 
 class KernelWriter(Memory):
-    """Writes one kernel; `order` gives the place of each buffer among the arguments."""
+    """Writes one kernel, whose arguments are pointers to its `buffers`."""
 
-    def __init__(
-        self, module: ModuleText, kernel: Kernel, layout: Layout, order: dict[int, int], precise: bool
-    ) -> None:
+    def __init__(self, module: ModuleText, kernel: Kernel, layout: Layout, precise: bool) -> None:
         super().__init__(module, layout, precise)
-        self.kernel, self.order = kernel, order
+        self.kernel = kernel
+        self.buffers = list(dict.fromkeys(a.buffer for a in accesses(kernel)))
         self.flags = ""
         self.pieces, self.piece, self.result = layout.pieces, "0", "0"
         self.values = walk(roots_of(kernel))
@@ -120,11 +119,9 @@ class KernelWriter(Memory):
 
     def _function(self, name: str, passes: range, pieces: int) -> Part:
         self.e, self.passes, self.pieces = Emitter(self.module), passes, pieces
-        self.pointers = {
-            b: addresses.pointer(self.e, self.order[b]) for b in sorted({a.buffer for a in accesses(self.kernel)})
-        }
+        self.pointers = {b: addresses.pointer(self.e, i) for i, b in enumerate(self.buffers)}
         if any(isinstance(v, Place) for v in self.values):
-            self.flags = addresses.pointer(self.e, len(self.order))
+            self.flags = addresses.pointer(self.e, len(self.buffers))
         if self.workspace.nbytes and self.layout.pieces > 1:
             self.workspace.pointer = addresses.pointer(self.e, WORKSPACE)
         cuts = segments.edges(self.withins, self.layout.lane)[:-1] if self.layout.lane else []

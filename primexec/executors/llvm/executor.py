@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -116,40 +117,102 @@ def _compiled(graph: fx.Graph, name: str, options: Mapping[str, Any]) -> RegionF
 
 
 def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = None) -> Compiled:
-    """Loops and LLVM IR of a graph of prims, for the host or another target."""
+    """Loops and LLVM IR of a graph of prims, for the host or another target. Equal kernels share their code."""
     target = target or host()
     schedule = Scheduler(own.rewritten(graph), options.get("fuel")).schedule()
     module = ModuleText(target)
     threads.declare(module)
-    order, precise = _order(schedule), bool(options.get("precise_casts", True))
-    e = Emitter(module)
+    precise = bool(options.get("precise_casts", True))
     large = (i for i, b in enumerate(schedule.buffers) if b.kind == "output" and _nbytes(b) >= STREAM_BYTES)
     streams = frozenset(large)
-    run: list[tuple[Kernel, Part, int]] = []
+    runs: list[_Run] = []
+    known: dict[tuple[str, ...], list[str]] = {}
     room = 0
     for kernel in schedule.kernels:
         layout = (ordered.plan if kernel.ordered else plan)(kernel, target)
-        writer = _writer(kernel, layout)(module, kernel, layout, order, precise)
+        writer = _writer(kernel, layout)(module, kernel, layout, precise)
         writer.streams = frozenset() if kernel.ordered or writer.busy else streams
+        before = len(module.functions)
         parts = writer.write()
+        code = tuple(text.replace(f"@{kernel.name}", "@") for text in module.functions[before:])
+        if code in known:  # how many units there are is no part of it
+            del module.functions[before:]
+        functions = known.setdefault(code, [part.name for part in parts])
         if layout.pieces > 1:
             room = max(room, writer.workspace.nbytes)
         grain = max(1, GRAIN // max(1, layout.unit_size))
-        run += [(kernel, part, grain) for part in parts]
-    args = "%args"
-    if schedule.checks or room:
-        args = _extended(e, len(order), room)
-    calls = []
-    for kernel, part, grain in run:
-        call = f"call void @{threads.PARALLEL}(ptr @{part.name}, ptr {args}, i64 {part.units}, i64 {grain})"
-        calls.append((f"primexec::{part.name} {'; '.join(kernel.sources)}", call))
-    profiling.announced(e, module, calls)
+        runs += [_Run(kernel, p, f, writer.buffers, grain) for p, f in zip(parts, functions, strict=True)]
+    _write_program(module, schedule, runs, room)
+    return Compiled(schedule, module.text(), target)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A part of a kernel, and the function that runs it: its own, or that of an equal one."""
+
+    kernel: Kernel
+    part: Part
+    function: str
+    buffers: list[int]
+    grain: int
+
+    @property
+    def shown(self) -> str:
+        return f"primexec::{self.part.name} {'; '.join(self.kernel.sources)}"
+
+
+def _write_program(module: ModuleText, schedule: Schedule, runs: list[_Run], room: int) -> None:
+    """`@program`, a loop over a table of the functions: LLVM takes quadratic time for thousands of calls in a row.
+
+    Each function gets pointers to its buffers, before them one to the workspace, behind them one to what it reports.
+    """
+    e, order = Emitter(module), _order(schedule)
+    numbers = [order[b] for run in runs for b in run.buffers]
+    ends = list(itertools.accumulate(len(run.buffers) for run in runs))
+    rows = [
+        f"{{ ptr, ptr, i64, i64, i64 }} {{ ptr @{run.function}, ptr {profiling.event(module, run.shown)}, "
+        f"i64 {end}, i64 {run.part.units}, i64 {run.grain} }}"
+        for run, end in zip(runs, ends, strict=True)
+    ]
+    table = module.constant("runs", f"[{len(rows)} x {{ ptr, ptr, i64, i64, i64 }}] [{', '.join(rows)}]")
+    places = module.constant("places", f"[{len(numbers)} x i64] [{', '.join(f'i64 {n}' for n in numbers)}]")
+    pointers = e.emit(f"alloca [{max((len(run.buffers) for run in runs), default=0) + 2} x ptr], align 8")
+    first = e.emit(f"getelementptr ptr, ptr {pointers}, i64 1")
+    if room:
+        e.do(f"store ptr {e.emit(f'alloca [{room} x i8], align 64')}, ptr {pointers}")
+    if schedule.checks:
+        e.do("%flags = alloca i64, align 8")
+        e.do("store i64 0, ptr %flags")
+    listening = profiling.listening(e, module)
+
+    def run(number: str, begin: list[str]) -> list[str]:
+        row = e.emit(f"getelementptr {{ ptr, ptr, i64, i64, i64 }}, ptr {table}, i64 {number}")
+        types = ("ptr", "ptr", "i64", "i64", "i64")
+        fields = [e.emit(f"getelementptr i8, ptr {row}, i64 {8 * k}") for k in range(5)]
+        part, event, end, units, grain = (e.emit(f"load {t}, ptr {f}") for t, f in zip(types, fields, strict=True))
+
+        def place(i: str, _: list[str]) -> list[str]:
+            number = e.emit(f"load i64, ptr {e.emit(f'getelementptr i64, ptr {places}, i64 {i}')}")
+            buffer = e.emit(f"load ptr, ptr {e.emit(f'getelementptr ptr, ptr %args, i64 {number}')}")
+            slot = e.emit(f"sub i64 {i}, {begin[0]}")
+            e.do(f"store ptr {buffer}, ptr {e.emit(f'getelementptr ptr, ptr {first}, i64 {slot}')}")
+            return []
+
+        e.loop(begin[0], end, 1, place)
+        if schedule.checks:
+            count = e.emit(f"sub i64 {end}, {begin[0]}")
+            e.do(f"store ptr %flags, ptr {e.emit(f'getelementptr ptr, ptr {first}, i64 {count}')}")
+        profiling.mark(e, listening, event)
+        e.do(f"call void @{threads.PARALLEL}(ptr {part}, ptr {first}, i64 {units}, i64 {grain})")
+        profiling.mark(e, listening, "null")
+        return [end]
+
+    e.loop("0", str(len(rows)), 1, run, [("i64", "0")])
     if schedule.checks:
         e.do(f"ret i64 {e.emit('load i64, ptr %flags')}")
     else:
         e.do("ret void")
     e.function(f"{'i64' if schedule.checks else 'void'} @program(ptr %args)")
-    return Compiled(schedule, module.text(), target)
 
 
 def _writer(kernel: Kernel, layout: Layout) -> type[KernelWriter]:
@@ -160,18 +223,6 @@ def _writer(kernel: Kernel, layout: Layout) -> type[KernelWriter]:
 
 def _nbytes(b: Buffer) -> int:
     return storage_bytes(b.shape, b.strides, b.dtype)
-
-
-def _extended(e: Emitter, count: int, room: int) -> str:
-    """The arguments, before them a pointer to a workspace and behind them one to what kernels report."""
-    e.do("%flags = alloca i64, align 8")
-    e.do("store i64 0, ptr %flags")
-    workspace = e.emit(f"alloca [{room} x i8], align 64")
-    table = e.emit(f"alloca [{count + 2} x ptr], align 8")
-    for number, name in enumerate([workspace, *(addresses.pointer(e, k) for k in range(count)), "%flags"]):
-        place = e.emit(f"getelementptr ptr, ptr {table}, i64 {number}")
-        e.do(f"store ptr {name}, ptr {place}")
-    return e.emit(f"getelementptr ptr, ptr {table}, i64 1")
 
 
 def _order(schedule: Schedule) -> dict[int, int]:

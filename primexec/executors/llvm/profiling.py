@@ -42,30 +42,30 @@ def symbols() -> dict[str, int]:
     return {LISTENING: listening, MARK: mark} if listening and mark else {}
 
 
-def announced(e: Emitter, module: ModuleText, calls: list[tuple[str, str]]) -> None:
-    """Emits calls, each with the name under which it shows.
+def event(module: ModuleText, name: str) -> str:
+    """A pointer to the name under which a kernel shows; null where nobody can listen."""
+    if not symbols():
+        return "null"
+    text = name.encode("ascii", "replace").replace(b'"', b"'").replace(b"\\", b"/").decode()
+    return module.constant(f"event{len(module.globals)}", f'[{len(text) + 1} x i8] c"{text}\\00"')
 
-    Args:
-        calls: names, and instructions.
-    """
-    if not symbols() or not calls:
-        for _, call in calls:
-            e.do(call)
-        return
+
+def listening(e: Emitter, module: ModuleText) -> str:
+    """Emits the question whether anybody listens; the empty string where nobody can."""
+    if not symbols():
+        return ""
     module.declare(LISTENING, "zeroext i1 ()")
     module.declare(MARK, "void (ptr)")
-    observed, quiet, join = (e.new_label(s) for s in ("observed", "quiet", "join"))
-    e.do(f"br i1 {e.emit(f'call zeroext i1 @{LISTENING}()')}, label %{observed}, label %{quiet}")
+    return e.emit(f"call zeroext i1 @{LISTENING}()")
+
+
+def mark(e: Emitter, listening: str, event: str) -> None:
+    """Emits that an event starts, or, for null, that the last one ends, to whoever listens."""
+    if not listening:
+        return
+    observed, join = e.new_label("observed"), e.new_label("join")
+    e.do(f"br i1 {listening}, label %{observed}, label %{join}")
     e.start(observed)
-    for number, (name, call) in enumerate(calls):
-        text = name.encode("ascii", "replace").replace(b'"', b"'").replace(b"\\", b"/").decode()
-        place = module.constant(f"event{number}", f'[{len(text) + 1} x i8] c"{text}\\00"')
-        e.do(f"call void @{MARK}(ptr {place})")
-        e.do(call)
-        e.do(f"call void @{MARK}(ptr null)")
-    e.do(f"br label %{join}")
-    e.start(quiet)
-    for _, call in calls:
-        e.do(call)
+    e.do(f"call void @{MARK}(ptr {event})")
     e.do(f"br label %{join}")
     e.start(join)
