@@ -170,7 +170,7 @@ def as_kernels_have_it(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     correct = _corrections().get(op)
     if correct is not None and kwargs.get("memory_format") in (None, torch.preserve_format):
         return correct(args, out)
-    if torch.Tag.pointwise in op.tags and not op._schema.is_mutable:
+    if torch.Tag.pointwise in op.tags and not op._schema.is_mutable and isinstance(out, Tensor):
         stand_ins = _in_float32(args)
         if any(map(_has_odd_strides, pytree.tree_leaves(args))):
             return _with_strides_of(_run_on_meta(op, stand_ins, kwargs), out)

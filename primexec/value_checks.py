@@ -6,6 +6,7 @@ and the branch is an operator that raises what eager raises.
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import pkgutil
@@ -19,7 +20,16 @@ _LIBRARY = torch.library.Library("primexec", "FRAGMENT")
 _LIBRARY.define("check(Tensor value, bool fails, str kind, str[] arguments) -> ()")
 _FORMATTED = (str, int, float, type(None), torch.dtype, torch.device, torch.Size)
 _METADATA = frozenset({"device", "dtype", "ndim", "shape"})
-_NO_EFFECT = frozenset({"NOP", "NOT_TAKEN", "PRECALL", "PUSH_NULL"})
+_NO_EFFECT = frozenset({"NOP", "NOT_TAKEN", "PRECALL"})
+_EXPRESSIONS = frozenset(
+    {
+        "BINARY_OP", "BINARY_SLICE", "BINARY_SUBSCR", "BUILD_LIST", "BUILD_SLICE", "BUILD_TUPLE", "COMPARE_OP",
+        "CONTAINS_OP", "CONVERT_VALUE", "FORMAT_SIMPLE", "FORMAT_VALUE", "FORMAT_WITH_SPEC", "IS_OP", "KW_NAMES",
+        "LOAD_ATTR", "LOAD_METHOD", "PUSH_NULL", "UNARY_NEGATIVE",
+    }
+)  # fmt: skip
+_UNKNOWN, _LEFT_OUT = object(), "..."
+_BUILT_IN = frozenset(c for c in vars(builtins).values() if isinstance(c, type) and issubclass(c, Exception))
 _LOAD_LOCAL = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_DEREF"})
 
 
@@ -65,7 +75,7 @@ def _instructions(code: types.CodeType) -> list[dis.Instruction]:
 
 
 def _raised(frame: types.FrameType, code: list[dis.Instruction]) -> tuple[str, list[str]] | None:
-    """The exception that a piece of code raises, if it does nothing else."""
+    """The exception that a piece of code raises, if it does nothing else. What is not known of its text is left out."""
     stack: list[Any] = []
     for x in code:
         match x.opname, x.argval:
@@ -74,7 +84,8 @@ def _raised(frame: types.FrameType, code: list[dis.Instruction]) -> tuple[str, l
             case "LOAD_ASSERTION_ERROR" | "LOAD_COMMON_CONSTANT", _:
                 stack.append(AssertionError)
             case "LOAD_GLOBAL", name:
-                stack.append(frame.f_globals.get(name, frame.f_builtins.get(name)))
+                found = frame.f_globals.get(name, frame.f_builtins.get(name))
+                stack += [found] * dis.stack_effect(x.opcode, x.arg)  # twice where it is called
             case "LOAD_CONST", value:
                 stack.append(value)
             case name, variable if name in _LOAD_LOCAL and variable in frame.f_locals:
@@ -84,14 +95,21 @@ def _raised(frame: types.FrameType, code: list[dis.Instruction]) -> tuple[str, l
             case ("FORMAT_VALUE", (None, False)) | ("FORMAT_SIMPLE", _) if isinstance(stack[-1], _FORMATTED):
                 stack.append(format(stack.pop()))
             case "BUILD_STRING", count:
-                stack[-count:] = ["".join(stack[-count:])]
-            case "CALL", _:  # `assert truth, text` passes its text as if it were a method's object
-                kind, *arguments = stack
-                stack = [(kind, arguments)]
+                stack[-count:] = ["".join(_LEFT_OUT if s is _UNKNOWN else s for s in stack[-count:])]
+            case "CALL", count:  # `assert truth, text` passes its text as if it were a method's object
+                kind, *arguments = stack[-count - 2 :]
+                arguments = arguments[-count:] if count else [a for a in arguments if a is not kind]
+                stack[-count - 2 :] = [(kind, arguments) if _name(kind) else _UNKNOWN]
             case "RAISE_VARARGS", 1:
                 kind, arguments = stack[-1] if isinstance(stack[-1], tuple) else (stack[-1], [])
+                if kind in _BUILT_IN:
+                    arguments = [_LEFT_OUT if a is _UNKNOWN else a for a in arguments]
                 known = _name(kind) if all(isinstance(a, str) for a in arguments) else None
                 return (known, arguments) if known else None
+            case name, _ if name in _EXPRESSIONS:
+                taken = 1 - dis.stack_effect(x.opcode, x.arg)
+                del stack[len(stack) - taken :]
+                stack.append(_UNKNOWN)
             case _:
                 return None
     return None

@@ -58,7 +58,7 @@ def both_sides_raise(x: Tensor) -> Tensor:
 
 def text_of_a_value(x: Tensor) -> Tensor:
     if x.max() > 100:
-        raise ValueError(f"too large: {x.max()}")
+        raise ValueError(f"{x.dim()}: {x.max():.2f} of {list(x)!r} in {x.shape}")
     return x
 
 

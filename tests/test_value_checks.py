@@ -22,7 +22,6 @@ CHECKED = [
 REFUSED = [
     checked.caught_by_the_function,
     checked.both_sides_raise,
-    checked.text_of_a_value,
     checked.local_class,
     checked.more_than_a_raise,
 ]
@@ -45,6 +44,31 @@ def test_failure_is_eagers(fn: Callable[[Tensor], Tensor], executor: Any) -> Non
         assert type(got) is type(expected)
         assert torch.allclose(got, expected) if isinstance(expected, Tensor) else got == expected
         assert torch.equal(changed, kept)
+    assert traced.cache_info().traces == 1
+
+
+def test_what_is_not_known_of_a_text_is_left_out() -> None:
+    fn = checked.text_of_a_value
+    traced = make_traced(fn)
+    assert torch.equal(traced(X), fn(X))
+    with pytest.raises(ValueError, match="in torch") as caught:
+        traced(X * 200)
+    assert caught.value.args == ("...: ... of ... in torch.Size([2, 3])",)
+
+
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")])
+def test_checks_of_distributions(executor: Any) -> None:
+    def likelihood(x: Tensor, scale: Tensor) -> Tensor:
+        normal = torch.distributions.Normal(x.mean(0), scale)
+        return normal.log_prob(x) + torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
+
+    traced = make_traced(likelihood, executor=executor)
+    scale = torch.tensor([0.5, 1.0, 2.0])
+    torch.testing.assert_close(traced(X, scale), likelihood(X, scale))
+    for wrong in ((X, -scale), (X * float("nan"), scale)):
+        for fn in (traced, likelihood):
+            with pytest.raises(ValueError, match="to satisfy the constraint"):
+                fn(*wrong)
     assert traced.cache_info().traces == 1
 
 
