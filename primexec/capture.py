@@ -239,6 +239,7 @@ def _capture(
         tracer.raise_failure()
         raise
     finally:
+        tracer.reads.cached_calls.put_back()
         tracer.reads.drop_keys(_torch.is_fake_class)
     tracer.raise_failure()
     _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))

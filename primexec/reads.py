@@ -28,6 +28,7 @@ import torch
 
 from primexec import _torch, statics
 from primexec.bytecode import CodeNames, is_installed, is_library, names_of, state_setters
+from primexec.cached_calls import CACHED, CachedCalls
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.errors import CaptureError, SourceLine
 from primexec.namespaces import ABSENT, Cell, Container, Namespace, read_cell, show_key
@@ -50,6 +51,7 @@ class Reads:
         self.reflective = False  # user code asked for attributes by computed or optional names
         self._seen: dict[int, object] = {}
         self._objects: list[tuple[Namespace, Any]] = []
+        self.cached_calls = CachedCalls(self._record_call)
         self._classes: dict[type, Namespace] = {}
         self._pinned: list[tuple[Any, Any, str, torch.Tensor]] = []  # places of tensors that must not be replaced
         self._previous: Any = None
@@ -185,6 +187,8 @@ class Reads:
                 self.reach(type(value).__call__, label)
         else:
             wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # a traced function, functools.lru_cache
+            if isinstance(value, CACHED):
+                self.cached_calls.watch(value)
             if wrapped is not None:
                 self.reach(wrapped, label)
 
@@ -271,6 +275,8 @@ class Reads:
         namespace.originals[name] = value
         self._watch_container(value, label, namespace.installed)
         self.reach(value, label)
+        if isinstance(value, CACHED) and namespace.owner is None:
+            self.cached_calls.replace(value, functools.partial(namespace.get, name), namespace.setter(name), label)
 
     def _record_cell(self, get: Callable[[], Any], set_: Callable[[Any], None], label: str) -> None:
         value = get()
@@ -278,6 +284,11 @@ class Reads:
         self.cells.append(Cell(get, set_, label, statics.freeze(value), value))
         self._watch_container(value, label)
         self.reach(value, label)
+        if isinstance(value, CACHED):
+            self.cached_calls.replace(value, get, set_, label)
+
+    def _record_call(self, call: Callable[[], Any], label: str) -> None:
+        self._record_cell(call, _ignore, label)
 
     def _record_class(self, cls: type, names: set[str] | frozenset[str]) -> None:
         """Attributes of the classes in user code, methods included."""
@@ -394,6 +405,7 @@ class Reads:
         """Put back what the traced code changed, where the new value satisfies `only`."""
         for generator, state in self.generators:
             generator.set_state(state)
+        self.cached_calls.forget()
         for namespace in self.namespaces.values():
             for name in [n for n in namespace.held if n in namespace.values or not namespace.had(n)]:
                 value = namespace.get(name)
