@@ -53,7 +53,7 @@ class CachedCalls:
         self._places.append((get, set_, stand_in, cached))
 
     def _call(self, cached: Any, label: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        key = statics.freeze_static((cached.__name__, args, tuple(kwargs.items())))
+        key = statics.freeze_static((args, tuple(kwargs.items())))
         if key is None or threading.get_ident() != self._thread or torch.get_default_device().type != "cpu":
             return cached(*args, **kwargs)
         with _torch.modes_off():
