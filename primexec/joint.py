@@ -155,7 +155,9 @@ class Recorder:
             elif node.op == "placeholder":
                 inputs.append(Input(node.name, "tangent", f"of {self.roots[int(node.name.rpartition('_')[2])].name}"))
         for node in made:
-            if not node.users:  # made in the backward pass: the forward program may be compiled already
+            if (
+                not node.users and node not in self.results
+            ):  # made in the backward pass, perhaps long after the forward one
                 self.tracer.graph.erase_node(node)
                 del self.tracer.inputs[node.name]
         outputs = [n for n in results if n is not None]

@@ -215,6 +215,32 @@ def test_constants_made_in_backward() -> None:
         torch.testing.assert_close(*found)
 
 
+class ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (scale,) = ctx.saved_tensors
+        return gradient * scale, None
+
+
+def test_a_constant_that_is_returned_and_used_in_backward() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        scale = torch.tensor(3.0)
+        return ScaledGradient.apply(x, scale), scale
+
+    found = []
+    for fn in (make_traced(function), function):
+        x = leaf()
+        result, scale = fn(x)
+        result.sum().backward()
+        found.append((result, scale, x.grad))
+    torch.testing.assert_close(*found)
+
+
 def test_gradient_of_a_value_that_is_filled_in() -> None:
     mask = X.sin() > 0
     inputs = [(leaf(), leaf(torch.tensor(2.0))) for _ in range(2)]
