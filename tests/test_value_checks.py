@@ -59,7 +59,7 @@ def test_what_is_not_known_of_a_text_is_left_out() -> None:
 @pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")])
 def test_checks_of_distributions(executor: Any) -> None:
     def likelihood(x: Tensor, scale: Tensor) -> Tensor:
-        normal = torch.distributions.Normal(x.mean(0), scale)
+        normal = torch.distributions.Normal(x.mean(0), scale, validate_args=True)
         return normal.log_prob(x) + torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
 
     traced = make_traced(likelihood, executor=executor)
