@@ -98,7 +98,11 @@ def image_of_tokens(x: Tensor) -> Any:
 
 
 FAMILY.add("image_of_tokens", image_of_tokens, tensors((1, 4, 6)))
-FAMILY.add("pixels_of_an_image", lambda x: (x + x, x * 2), of(lambda x: (x.as_strided((1, 6, 1, 1), (6, 1, 6, 6)),), 6))
+FAMILY.add(
+    "pixels_of_an_image",
+    lambda x: (x + x, x * 2, torch.ops.aten.add.Scalar(x, 1)),
+    of(lambda x: (x.as_strided((1, 6, 1, 1), (6, 1, 6, 6)),), 6),
+)
 FAMILY.add("two_layouts", lambda x, y: x + y, lambda i: (draw(i, 3, 4), draw(i, 4, 3).t()))
 for dtype in (torch.bfloat16, torch.float16):
     FAMILY.add(
