@@ -75,11 +75,6 @@ MODELS: dict[str, tuple[str, dict[str, Any], Inputs]] = {
     "poolformer": ("PoolFormer", {"depths": [1] * 4, "hidden_sizes": [64, 128, 320, 512]}, image(160)),
     "convnext-v2": ("ConvNextV2", STAGES, image(160)),
     "regnet": ("RegNet", STAGES | {"groups_width": 16}, image(160)),
-    "efficientnet": (
-        "EfficientNet",
-        {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 1280},
-        image(160),
-    ),
     "patch-tst": ("PatchTST", {}, lambda: {"past_values": torch.randn(8, 32, 1)}),
 }
 
