@@ -57,6 +57,13 @@ def results(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
 def distance(got: Any, exact: list[Tensor]) -> float:
     """The largest error, each tensor's relative to its largest element."""
     pairs = zip(results(got), exact, strict=True)
@@ -104,9 +111,7 @@ def training(name: str, names: Sequence[str], seconds: float) -> dict[str, Any]:
     exact = copy.deepcopy(original).double()
     wide_args, wide_kwargs = tree_map_only(Tensor, wide, call)
     for m in (exact, original):
-        for d in m.modules():
-            if isinstance(d, nn.Dropout):
-                d.p = 0.0  # random numbers differ between dtypes
+        without_dropout(m)  # random numbers differ between dtypes
     expected = gradients(exact, stepper(case, exact, exact), wide_args, wide_kwargs)
     for contender in names:
         model = copy.deepcopy(original)

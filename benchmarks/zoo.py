@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import math
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import primexec
-from benchmarks.models import ON_LLVM
+from benchmarks.models import ON_LLVM, results, without_dropout
 from benchmarks.process import answer, fresh
 from benchmarks.run import processor
 from benchmarks.timing import Turns, by_turns
@@ -94,14 +93,7 @@ def build(name: str) -> nn.Module:
     model: nn.Module = getattr(transformers, f"{stem}Model")(getattr(transformers, f"{stem}Config")(**options))
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
-
-
-def floats(output: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(dict(output)) if isinstance(t, Tensor) and t.is_floating_point()]
+    return without_dropout(model)
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
@@ -118,12 +110,12 @@ def inference(name: str, seconds: float) -> Measured:
     """Calls in inference: eager's median in seconds, our ratio to it, our first call, and the results' difference."""
     model, inputs = build(name).eval(), MODELS[name][2]
     with torch.no_grad():
-        theirs = floats(model(**inputs()))
+        model(**inputs())
         traced = primexec.make_traced(model, **ON_LLVM)
         given = inputs()
         started = time.perf_counter()
-        ours = floats(traced(**given))
-        first, theirs = time.perf_counter() - started, floats(model(**given))
+        ours = results(traced(**given))
+        first, theirs = time.perf_counter() - started, results(model(**given))
         turns = by_turns({"eager": model, "primexec": traced}, lambda: ((), inputs()), seconds)
     return measured(turns, first, difference(ours, theirs))
 
@@ -136,7 +128,7 @@ def training(name: str, seconds: float) -> Measured:
 
     def step(contender: str, given: dict[str, Tensor]) -> None:
         models[contender].zero_grad()
-        result = next(t for t in floats(run[contender](**given)) if t.requires_grad)
+        result = next(t for t in results(run[contender](**given)) if t.requires_grad)
         weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
         (result * weights).sum().backward()
 
@@ -162,8 +154,8 @@ def row(name: str, found: dict[str, Measured]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def page(results: dict[str, dict[str, Measured]], seconds: float) -> str:
-    means = {k: math.exp(sum(math.log(r[k]["ratio"]) for r in results.values()) / len(results)) for k in KINDS}
+def page(found: dict[str, dict[str, Measured]], seconds: float) -> str:
+    means = {k: statistics.geometric_mean(r[k]["ratio"] for r in found.values()) for k in KINDS}
     head = [
         "# Models that nothing was tuned for",
         "",
@@ -179,7 +171,7 @@ def page(results: dict[str, dict[str, Measured]], seconds: float) -> str:
         "| model | inference, ms | ratio | first | apart | training, ms | ratio | first | apart |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n".join([*head, *(row(*item) for item in results.items()), NOTES])
+    return "\n".join([*head, *(row(*item) for item in found.items()), NOTES])
 
 
 def main() -> None:
@@ -192,13 +184,13 @@ def main() -> None:
     if options.kind:
         answer(**KINDS[options.kind](options.names[0], options.seconds))
         return
-    results = {}
+    found = {}
     for name in options.names:
         arguments = ("benchmarks.zoo", name, f"--seconds={options.seconds}")
-        results[name] = {kind: fresh(*arguments, f"--kind={kind}") for kind in KINDS}
-        print(row(name, results[name]), flush=True)
+        found[name] = {kind: fresh(*arguments, f"--kind={kind}") for kind in KINDS}
+        print(row(name, found[name]), flush=True)
     if options.write is not None:
-        options.write.write_text(page(results, options.seconds))
+        options.write.write_text(page(found, options.seconds))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,7 @@ class Recorder:
         gradients of the roots. Its outputs are the gradients of the inputs, None where there is none.
         """
         tracer, forward = self.tracer, self.tracer.scope
+        earlier = frozenset(tracer.inputs)
         tracer.scope = scope = Scope(forward)
         tangents = given = wanted = None
         try:
@@ -125,7 +126,7 @@ class Recorder:
             tracer.scope = forward
             del tangents, given, wanted
         tracer.raise_failure()
-        return self._program(scope, results)
+        return self._program(scope, results, earlier)
 
     def _tangent(self, scope: Scope, index: int, strides: tuple[int, ...] | None) -> Tensor | None:
         if strides is None:
@@ -139,7 +140,7 @@ class Recorder:
         scope.bind(tangent, add_placeholder(scope.graph, f"gradient_{index}"))
         return tangent
 
-    def _program(self, scope: Scope, results: list[fx.Node | None]) -> Program:
+    def _program(self, scope: Scope, results: list[fx.Node | None], earlier: frozenset[str]) -> Program:
         forward = self.tracer.scope
         lifted = {scope.nodes[_torch.identity(t)]: forward.nodes[_torch.identity(t)] for t in scope.lifted}
         taken = self._take_bases(scope.graph, lifted)
@@ -155,9 +156,7 @@ class Recorder:
             elif node.op == "placeholder":
                 inputs.append(Input(node.name, "tangent", f"of {self.roots[int(node.name.rpartition('_')[2])].name}"))
         for node in made:
-            if (
-                not node.users and node not in self.results
-            ):  # made in the backward pass, perhaps long after the forward one
+            if node.name not in earlier:  # made by the backward pass: the forward program may be compiled already
                 self.tracer.graph.erase_node(node)
                 del self.tracer.inputs[node.name]
         outputs = [n for n in results if n is not None]

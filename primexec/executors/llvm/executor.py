@@ -146,6 +146,10 @@ def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = N
     return Compiled(schedule, module.text(), target)
 
 
+_FIELDS = ("ptr", "ptr", "i64", "i64", "i64")  # of a run: function, event, end of its places, units, grain
+_ROW = f"{{ {', '.join(_FIELDS)} }}"
+
+
 @dataclass(frozen=True)
 class _Run:
     """A part of a kernel, and the function that runs it: its own, or that of an equal one."""
@@ -170,11 +174,11 @@ def _write_program(module: ModuleText, schedule: Schedule, runs: list[_Run], roo
     numbers = [order[b] for run in runs for b in run.buffers]
     ends = list(itertools.accumulate(len(run.buffers) for run in runs))
     rows = [
-        f"{{ ptr, ptr, i64, i64, i64 }} {{ ptr @{run.function}, ptr {profiling.event(module, run.shown)}, "
+        f"{_ROW} {{ ptr @{run.function}, ptr {profiling.event(module, run.shown)}, "
         f"i64 {end}, i64 {run.part.units}, i64 {run.grain} }}"
         for run, end in zip(runs, ends, strict=True)
     ]
-    table = module.constant("runs", f"[{len(rows)} x {{ ptr, ptr, i64, i64, i64 }}] [{', '.join(rows)}]")
+    table = module.constant("runs", f"[{len(rows)} x {_ROW}] [{', '.join(rows)}]")
     places = module.constant("places", f"[{len(numbers)} x i64] [{', '.join(f'i64 {n}' for n in numbers)}]")
     pointers = e.emit(f"alloca [{max((len(run.buffers) for run in runs), default=0) + 2} x ptr], align 8")
     first = e.emit(f"getelementptr ptr, ptr {pointers}, i64 1")
@@ -186,10 +190,8 @@ def _write_program(module: ModuleText, schedule: Schedule, runs: list[_Run], roo
     listening = profiling.listening(e, module)
 
     def run(number: str, begin: list[str]) -> list[str]:
-        row = e.emit(f"getelementptr {{ ptr, ptr, i64, i64, i64 }}, ptr {table}, i64 {number}")
-        types = ("ptr", "ptr", "i64", "i64", "i64")
-        fields = [e.emit(f"getelementptr i8, ptr {row}, i64 {8 * k}") for k in range(5)]
-        part, event, end, units, grain = (e.emit(f"load {t}, ptr {f}") for t, f in zip(types, fields, strict=True))
+        fields = [e.emit(f"getelementptr {_ROW}, ptr {table}, i64 {number}, i32 {k}") for k in range(len(_FIELDS))]
+        part, event, end, units, grain = (e.emit(f"load {t}, ptr {f}") for t, f in zip(_FIELDS, fields, strict=True))
 
         def place(i: str, _: list[str]) -> list[str]:
             number = e.emit(f"load i64, ptr {e.emit(f'getelementptr i64, ptr {places}, i64 {i}')}")
