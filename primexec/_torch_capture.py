@@ -193,7 +193,8 @@ def _has_odd_strides(t: Any) -> bool:
 def _run_on_meta(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """As kernels do, without the shortcuts of fake tensors. Numbers are tensors without dimensions to kernels."""
     if op._overloadname == "Scalar" and hasattr(op.overloadpacket, "Tensor"):
-        op, args, kwargs = op.overloadpacket.Tensor, args[:2], {}
+        op = op.overloadpacket.Tensor
+        args, kwargs = args[: sum(not p.kwarg_only for p in op._schema.arguments)], {}
     with modes_off():
         operands = [
             torch.empty((), device="meta") if "Tensor" in str(p.type) and isinstance(a, (int, float, complex)) else a

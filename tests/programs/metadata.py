@@ -100,7 +100,7 @@ def image_of_tokens(x: Tensor) -> Any:
 FAMILY.add("image_of_tokens", image_of_tokens, tensors((1, 4, 6)))
 FAMILY.add(
     "pixels_of_an_image",
-    lambda x: (x + x, x * 2, torch.ops.aten.add.Scalar(x, 1)),
+    lambda x: (x + x, x * 2, torch.ops.aten.add.Scalar(x, 1), x.masked_fill(x > 0, 1), torch.lerp(x, x * 2, 0.5)),
     of(lambda x: (x.as_strided((1, 6, 1, 1), (6, 1, 6, 6)),), 6),
 )
 FAMILY.add("two_layouts", lambda x, y: x + y, lambda i: (draw(i, 3, 4), draw(i, 4, 3).t()))
