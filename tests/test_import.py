@@ -38,6 +38,7 @@ LAYERS = (
     "executors.llvm.threads", "executors.llvm.engine", "executors.llvm.vmath", "executors.llvm.vmath.special",
     "executors.llvm.vmath.trigonometry", "executors.llvm.vmath.binary", "executors.llvm.vmath.elementary",
     "executors.llvm.vmath.core", "executors.llvm.vmath.constants", "executors.llvm.emit", "executors.llvm.target",
+    "executors.llvm.sleef",
     "executors.llvm", "executors.numpy_ref", "executors.aten", "executors.bindings", "executors.base",
     "lowering", "lowering.program", "lowering.expand", "lowering.rules_special", "lowering.rules_grid",
     "lowering.rules_backward", "lowering.rules_whole", "lowering.rules_resampling", "lowering.rules_indexing",

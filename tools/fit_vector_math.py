@@ -54,24 +54,27 @@ def erf_inv_over_t(w: Any) -> Any:
     return mp.erfinv(t) / t
 
 
-# name: (function, low, high, terms for float32, terms for float64); no terms where the dtype has no use for it
-FITS: dict[str, tuple[Callable[[Any], Any], Any, Any, int, int]] = {
-    "EXP": (quotient(lambda r: (mp.exp(r) - 1 - r) / r**2, mpf(1) / 2), -HALF_LN2, HALF_LN2, 5, 10),
-    "LOG": (quotient(lambda f: (mp.log1p(f) - f) / f**2, -mpf(1) / 2), -0.2501, 0.5001, 9, 0),
-    "LOG_REMAINDER": (quotient(log_remainder, mpf(2) / 3), 0, 0.0295, 0, 8),
-    "SIN": (odd(mp.sin, -mpf(1) / 6), 0, QUARTER_PI**2, 3, 7),
+# name: (function, low, high, terms for float32, terms for float64, terms for float64 arithmetic whose results are
+# rounded to float32); no terms where there is no use for them
+FITS: dict[str, tuple[Callable[[Any], Any], Any, Any, int, int, int]] = {
+    "EXP": (quotient(lambda r: (mp.exp(r) - 1 - r) / r**2, mpf(1) / 2), -HALF_LN2, HALF_LN2, 5, 10, 6),
+    "LOG": (quotient(lambda f: (mp.log1p(f) - f) / f**2, -mpf(1) / 2), -0.2501, 0.5001, 9, 0, 12),
+    "LOG_REMAINDER": (quotient(log_remainder, mpf(2) / 3), 0, 0.0295, 0, 8, 0),
+    "SIN": (odd(mp.sin, -mpf(1) / 6), 0, QUARTER_PI**2, 3, 7, 4),
     "COS": (
-        quotient(lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2, mpf(1) / 24), 0, QUARTER_PI**2, 3, 7,
+        quotient(lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2, mpf(1) / 24), 0, QUARTER_PI**2, 3, 7, 3,
     ),
-    "ATAN": (odd(mp.atan, -mpf(1) / 3), 0, 0.1718, 0, 13),
-    "ASIN": (odd(mp.asin, mpf(1) / 6), 0, 0.2501, 0, 13),
+    "ATAN": (odd(mp.atan, -mpf(1) / 3), 0, 0.1718, 0, 13, 0),
+    "ATAN_TO_ONE": (odd(mp.atan, -mpf(1) / 3), 0, 1.0001, 9, 0, 0),
+    "SINH": (odd(mp.sinh, mpf(1) / 6), 0, 1.0001, 4, 0, 0),
+    "ASIN": (odd(mp.asin, mpf(1) / 6), 0, 0.2501, 0, 13, 7),
     "ERF": (
-        quotient(lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 1.0001, 0, 13,
+        quotient(lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 1.0001, 0, 13, 0,
     ),
-    "LOG_ERFC": (quotient(lambda t: -mp.log(mp.erfc(t)) / t - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 3.931, 9, 0),
-    "ERF_INV_CENTRE": (lambda u: erf_inv_over_t(u + mpf(2.5)), -2.5, 2.5, 0, 13),
-    "ERF_INV_TAIL": (lambda u: erf_inv_over_t((u + mpf(4.15)) ** 2), -1.92, 1.92, 0, 14),
-    "ERFCX": (erfcx_mapped, -1, 1, 0, 25),
+    "LOG_ERFC": (quotient(lambda t: -mp.log(mp.erfc(t)) / t - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 3.931, 9, 0, 0),
+    "ERF_INV_CENTRE": (lambda u: erf_inv_over_t(u + mpf(2.5)), -2.5, 2.5, 0, 10, 0),
+    "ERF_INV_TAIL": (lambda u: erf_inv_over_t((u + mpf(4.15)) ** 2), -1.92, 1.92, 0, 14, 0),
+    "ERFCX": (erfcx_mapped, -1, 1, 0, 25, 13),
 }  # fmt: skip
 
 
@@ -133,7 +136,7 @@ def main() -> None:
     ]
     for name, (function, low, high, *terms) in FITS.items():
         lines.append(f"{name}: dict[str, tuple[float, ...]] = {{")
-        for dtype, count in zip(("f32", "f64"), terms, strict=True):
+        for dtype, count in zip(("f32", "f64", "rounded"), terms, strict=True):
             if count == 0:
                 continue
             if name in WEIGHTS:

@@ -18,6 +18,7 @@ from typing import Any
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
 from primexec.errors import ExecutorError
+from primexec.executors.llvm import sleef
 from primexec.executors.llvm.target import Target, host
 
 CODEGEN_LEVEL = 1
@@ -118,12 +119,12 @@ def load_object(object_bytes: bytes, names: Iterable[str], symbols: Mapping[str,
     Args:
         object_bytes: from `emit_object`.
         names: the functions whose addresses are wanted.
-        symbols: addresses of functions that the object calls, beyond those of the process itself (libm).
+        symbols: addresses of functions that the object calls, beyond those of the process itself (libm) and SLEEF's.
     """
     wanted = list(names)
     with _lock:
         builder = llvm.JITLibraryBuilder().add_object_img(object_bytes).add_current_process()
-        for name, address in (symbols or {}).items():
+        for name, address in {**sleef.symbols(), **(symbols or {})}.items():
             builder.import_symbol(name, address)
         for name in wanted:
             builder.export_symbol(name)

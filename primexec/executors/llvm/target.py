@@ -9,6 +9,8 @@ from pathlib import Path
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
+from primexec.executors.llvm.sleef import SUFFIXES, symbols
+
 ELEMENT_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i1": 1}
 CACHE_BYTES = 1 << 18  # of a second cache of which nothing is known
 _SECOND_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
@@ -24,6 +26,7 @@ class Target:
         features: LLVM feature names, each with its sign: `+avx2`, `-avx512f`.
         vector_bytes: width of the vectors that kernels use.
         cache_bytes: size of a core's second cache.
+        has_sleef: whether SLEEF's vector functions can be called.
     """
 
     triple: str
@@ -31,6 +34,7 @@ class Target:
     features: frozenset[str]
     vector_bytes: int
     cache_bytes: int = CACHE_BYTES
+    has_sleef: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Elements of one vector: `lanes("f32")` is 8 on AVX2.
@@ -79,7 +83,8 @@ def host() -> Target:
     features = llvm.get_host_cpu_features()
     width = next((bytes_ for name, bytes_ in (("avx512f", 64), ("avx2", 32)) if features.get(name)), 16)
     signed = frozenset(("+" if on else "-") + name for name, on in features.items())
-    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), signed, width, _cache_bytes())
+    has_sleef = width in SUFFIXES and bool(symbols())
+    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), signed, width, _cache_bytes(), has_sleef)
 
 
 def _cache_bytes() -> int:

@@ -5,39 +5,36 @@ from __future__ import annotations
 import math
 
 from primexec.executors.llvm.emit import Value, unlikely
-from primexec.executors.llvm.vmath.elementary import exp2, log2
+from primexec.executors.llvm.vmath.constants import EXP
+from primexec.executors.llvm.vmath.core import FORMATS, LN2, horner, library, log1p_rounded, split
 
 LARGEST_QUOTIENT = {"f32": 2.0**23, "f64": 2.0**52}
 
 
-def pow_f32(x: Value, y: Value) -> Value:
-    """float32 operands widened to float64: 2**(y log2|x|), with C's answers for the special cases."""
+def power(x: Value, y: Value) -> Value:
+    """float32: 2**(y log2|x|) in float64, rounded once, with C's answers for the special cases."""
+    if x.element == "f64":
+        return library("pow", x, y)
     t = x.abs()
-    product = y * log2(t)
-    product = y.compare("oeq", 0.0).select(0.0, product)
-    product = t.compare("oeq", 1.0).select(0.0, product)
-    value = exp2(product)
-    floor = y.intrinsic("floor")
-    whole = floor.compare("oeq", y)
+    exponent, mantissa = split(t)
+    exponent = t.compare("oeq", math.inf).select(math.inf, exponent)
+    exponent = t.compare("oeq", 0.0).select(-math.inf, exponent)
+    f = (mantissa - 1.0).cast("fpext", "f64")
+    logarithm = log1p_rounded(f).muladd(1.0 / LN2, exponent.cast("fpext", "f64"))
+    product = (y.cast("fpext", "f64") * logarithm).at_most(200.0).at_least(-200.0)
+    zero = FORMATS["f64"].magic + FORMATS["f64"].bias  # so that a shift makes the power
+    shifted = product + zero
+    r = (product - (shifted - zero)) * LN2
+    m = (r * r).muladd(horner(r, EXP["rounded"]), r) + 1.0
+    value = (m * (shifted.bits() << FORMATS["f64"].mantissa).as_float()).cast("fptrunc", "f32")
+    value = t.compare("oeq", 1.0).select(1.0, value)
+    whole = y.intrinsic("floor").compare("oeq", y)
     half = y * 0.5
-    odd_mask = whole.select(half.intrinsic("floor").compare("one", half), whole)
-    negative = (x.bits() >> 63).compare("ne", 0)
-    signed = odd_mask.select(-value, value)
-    value = negative.select(signed, value)
-    finite_negative = x.compare("olt", 0.0).select(t.compare("one", math.inf), negative_false(x))
-    value = finite_negative.select(whole.select(value, value.const(math.nan)), value)
+    odd = whole & half.intrinsic("floor").compare("one", half)
+    value = ((x.bits() >> 31).compare("ne", 0) & odd).select(-value, value)
+    value = (x.compare("olt", 0.0) & x.compare("une", -math.inf) & ~whole).select(math.nan, value)
     value = x.is_nan().select(x, y.is_nan().select(y, value))
-    value = y.compare("oeq", 0.0).select(1.0, value)
-    return x.compare("oeq", 1.0).select(1.0, value)
-
-
-def negative_false(x: Value) -> Value:
-    """A mask without any lane set."""
-    return x.compare("false", x)
-
-
-def pow_f64(x: Value, y: Value) -> Value:
-    return x.intrinsic("pow", y)
+    return (y.compare("oeq", 0.0) | x.compare("oeq", 1.0)).select(1.0, value)
 
 
 def fmod(x: Value, y: Value) -> Value:

@@ -7,9 +7,10 @@ after Markstein (IA-64 and Elementary Functions, 2000).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from primexec.executors.llvm import sleef
 from primexec.executors.llvm.emit import Value, joined, literal, picked, type_of
 from primexec.executors.llvm.target import ELEMENT_BYTES
 from primexec.executors.llvm.vmath.constants import EXP, LOG, LOG_REMAINDER
@@ -97,12 +98,12 @@ class Reduced:
         return (self.r * self.r).muladd(self.p, self.r) + 1.0
 
 
-def reduce_exp(x: Value) -> Reduced:
+def reduce_exp(x: Value, accuracy: str = "") -> Reduced:
     """For arguments of moderate size: 2**15 at most, or NaN."""
     fmt = format_of(x)
     n, shifted = nearest(x, 1.0 / LN2)
     r = n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
-    return Reduced(r, horner(r, EXP[x.element]), integer(shifted, x.element))
+    return Reduced(r, horner(r, EXP[accuracy or x.element]), integer(shifted, x.element))
 
 
 def powers(x: Value, offset: Value | int = 0) -> tuple[Value, Value]:
@@ -118,22 +119,47 @@ def powers(x: Value, offset: Value | int = 0) -> tuple[Value, Value]:
     return (r * r).muladd(horner(r, EXP[x.element]), r), (shifted.bits() << fmt.mantissa).as_float()
 
 
-_REGISTERS = {"f32": (16, 8, 4), "f64": (8, 4, 2)}  # lanes of the vectors that the instruction takes
+Registers = tuple[int, ...]  # lanes of the vectors that an instruction or a function takes, widest first
+_SCALED: dict[str, Registers] = {"f32": (16, 8, 4), "f64": (8, 4, 2)}
+
+
+def in_registers(function: Callable[..., Value], widths: Registers, *operands: Value) -> Value:
+    """A function of vectors of these widths, for vectors of any power of two; missing lanes are 0."""
+    lanes, least = operands[0].lanes, widths[-1]
+    if lanes < least:
+        wide = [Value(v.e, v.element, least, "zeroinitializer").inserted(v) for v in operands]
+        return picked(function(*wide), range(lanes))
+    width = next(n for n in widths if lanes % n == 0)
+    if lanes == width:
+        return function(*operands)
+    return joined([function(*(picked(v, range(k, k + width)) for v in operands)) for k in range(0, lanes, width)])
+
+
+def narrowed(function: Callable[..., Value], *operands: Value) -> Value:
+    """A float64 function; float32 operands are widened, and the result is rounded once."""
+    if operands[0].element == "f64":
+        return function(*operands)
+    return function(*(v.cast("fpext", "f64") for v in operands)).cast("fptrunc", "f32")
+
+
+def library(function: str, *operands: Value) -> Value:
+    """A function of the C library, or SLEEF's of the same name."""
+    first = operands[0]
+    e, element = first.e, first.element
+    if not e.target.has_sleef:
+        return first.lanewise(function + ("f" if element == "f32" else ""), *operands[1:])
+
+    def call(*vectors: Value) -> Value:
+        vector = vectors[0]
+        name = sleef.name_of(function, element, vector.lanes)
+        return Value(e, element, vector.lanes, e.call(vector.type, name, [(v.type, v.name) for v in vectors]))
+
+    return in_registers(call, (e.target.lanes(element),), *operands)
 
 
 def scaled(x: Value, exponent: Value) -> Value:
     """x * 2**exponent, rounded once whatever the result, by the instruction of AVX-512; exponents are floats."""
-    smallest = _REGISTERS[x.element][-1]
-    if x.lanes < smallest:
-        padding = Value(x.e, x.element, smallest, "zeroinitializer")
-        wide = [padding.inserted(v) for v in (x, exponent)]
-        return picked(scaled(*wide), range(x.lanes))
-    width = next(n for n in _REGISTERS[x.element] if x.lanes % n == 0)
-    parts = [
-        _scaled_register(*(v if v.lanes == width else picked(v, range(k, k + width)) for v in (x, exponent)))
-        for k in range(0, x.lanes, width)
-    ]
-    return joined(parts)
+    return in_registers(_scaled_register, _SCALED[x.element], x, exponent)
 
 
 def _scaled_register(x: Value, exponent: Value) -> Value:
@@ -178,17 +204,15 @@ def exp(x: Value, halvings: int = 0, nonpositive: bool = False) -> Value:
 def looked_up(numbers: Sequence[float], index: Value) -> Value:
     """Of sixteen float32, those with these numbers, whose low four bits count; one instruction of AVX-512."""
     lanes = len(numbers)
-    if index.lanes < lanes:
-        wide = Value(index.e, index.element, lanes, "zeroinitializer").inserted(index)
-        return picked(looked_up(numbers, wide), range(index.lanes))
     table = "<" + ", ".join(f"float {literal('f32', n)}" for n in numbers) + ">"
-    found = []
-    for k in range(0, index.lanes, lanes):
-        part = index if index.lanes == lanes else picked(index, range(k, k + lanes))
+
+    def look_up(part: Value) -> Value:
         operands = [(type_of("f32", lanes), table), (part.type, part.name)]
-        name = index.e.call(type_of("f32", lanes), "llvm.x86.avx512.permvar.sf.512", operands)
-        found.append(Value(index.e, "f32", lanes, name))
-    return joined(found)
+        return Value(
+            part.e, "f32", lanes, part.e.call(type_of("f32", lanes), "llvm.x86.avx512.permvar.sf.512", operands)
+        )
+
+    return in_registers(look_up, (lanes,), index)
 
 
 def split(x: Value) -> tuple[Value, Value]:
@@ -221,6 +245,19 @@ def log1p_reduced(f: Value) -> Value:
     z = s * s
     half_square = f * f * 0.5
     return f - (half_square - s * (half_square + z * horner(z, LOG_REMAINDER["f64"])))
+
+
+def log1p_rounded(f: Value) -> Value:
+    """log(1 + f) for a float64 mantissa in [0.75, 1.5) less one, for results that are rounded to float32."""
+    return (f * f).muladd(horner(f, LOG["rounded"]), f)
+
+
+def log_rounded(x: Value) -> Value:
+    """log of positive, finite and normal float64 numbers, for results that are rounded to float32."""
+    bits, mantissa_bits = x.bits(), FORMATS["f64"].mantissa
+    exponent = (bits - 0x3FE8000000000000) >> mantissa_bits
+    f = (bits - (exponent << mantissa_bits)).as_float() - 1.0
+    return exponent.cast("sitofp", "f64").muladd(LN2, log1p_rounded(f))
 
 
 def add_exponent(exponent: Value, logarithm: Value) -> Value:

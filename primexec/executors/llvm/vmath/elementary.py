@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from primexec.executors.llvm.emit import Value
-from primexec.executors.llvm.vmath.constants import ERF, ERF_PIECES, ERFCX, LOG_ERFC, TANH_PIECES
+from primexec.executors.llvm.emit import Value, round_f32
+from primexec.executors.llvm.vmath.constants import ERF, ERF_PIECES, ERFCX, LOG, LOG_ERFC, SINH, TANH_PIECES
 from primexec.executors.llvm.vmath.core import (
     EXP_RANGE,
     LN2,
@@ -17,8 +17,10 @@ from primexec.executors.llvm.vmath.core import (
     log,
     log1p,
     log1p_reduced,
+    log_rounded,
     log_specials,
     looked_up,
+    narrowed,
     nearest,
     powers,
     reduce_exp,
@@ -39,17 +41,32 @@ def exp2(x: Value) -> Value:
 
 
 def log2(x: Value) -> Value:
-    exponent, mantissa = split(x)
-    return log_specials(x, log1p_reduced(mantissa - 1.0).muladd(1.0 / LN2, exponent))
+    return _log_to_base(x, 1.0 / LN2, 1.0)
 
 
 def log10(x: Value) -> Value:
+    return _log_to_base(x, 1.0 / math.log(10.0), 0x4D10 / 2.0**16)
+
+
+def _log_to_base(x: Value, factor: float, step: float) -> Value:
+    """log(x) * factor, where factor * log(2) is `step` and little more; its product with any exponent is exact.
+
+    float32 sums the two large terms without loss, so that the logarithm of a power of the base is exact.
+    """
     exponent, mantissa = split(x)
-    low = exponent.muladd(math.log10(2.0) - LOG10_2_HIGH, log1p_reduced(mantissa - 1.0) * (1.0 / math.log(10.0)))
-    return log_specials(x, exponent.muladd(LOG10_2_HIGH, low))
-
-
-LOG10_2_HIGH = 0x4D104 / 2.0**20  # 19 bits of log10(2): its product with an exponent is exact
+    f, rest_of_step = mantissa - 1.0, factor * LN2 - step
+    if x.element == "f64":
+        low = exponent.muladd(rest_of_step, log1p_reduced(f) * factor)
+        return log_specials(x, exponent.muladd(step, low))
+    slope = round_f32(factor)
+    linear = f * slope
+    lost = f.fma(slope, -linear)
+    whole = exponent * step
+    total = whole + linear
+    lost = lost + (linear - (total - whole))
+    rest = f.muladd(factor - slope, exponent * rest_of_step if abs(rest_of_step) > 1e-12 else lost.const(0.0))
+    curved = (f * f).muladd(horner(f, [c * factor for c in LOG["f32"]]), rest)
+    return log_specials(x, total + (curved + lost))
 
 
 Pieces = tuple[float, float, tuple[tuple[float, ...], ...]]
@@ -103,9 +120,14 @@ def sigmoid(x: Value) -> Value:
 
 def sinh(x: Value) -> Value:
     t = x.abs()
-    m = expm1(t.at_most(2.0))
+    if x.element == "f32":
+        z = t * t
+        near = (t * z).muladd(horner(z, SINH["f32"]), t)
+    else:
+        m = expm1(t.at_most(2.0))
+        near = (m + m / (m + 1.0)) * 0.5
     half = exp(t, halvings=1)
-    return t.compare("olt", 1.0).select((m + m / (m + 1.0)) * 0.5, half - 0.25 / half).copysign(x)
+    return t.compare("olt", 1.0).select(near, half - 0.25 / half).copysign(x)
 
 
 def cosh(x: Value) -> Value:
@@ -115,21 +137,33 @@ def cosh(x: Value) -> Value:
 
 def asinh(x: Value) -> Value:
     t = x.abs()
+    if x.element == "f32":
+        far = narrowed(lambda t: log_rounded(t + t.fma(t, 1.0).intrinsic("sqrt")), t)
+        return (t.compare("olt", 2.0**-13) | t.compare("uge", math.inf)).select(t, far).copysign(x)
     square = t * t
     near = log1p(t + square / ((square + 1.0).intrinsic("sqrt") + 1.0))
     return t.compare("ogt", HUGE).select(log(t) + LN2, near).copysign(x)
 
 
 def acosh(x: Value) -> Value:
-    t = x - 1.0
-    near = log1p(t + (t * (t + 2.0)).intrinsic("sqrt"))
-    near = x.compare("olt", 1.0).select(math.nan, near)
-    return x.compare("ogt", HUGE).select(log(x) + LN2, near)
+    if x.element == "f32":
+        value = narrowed(lambda x: log_rounded(x + x.fma(x, -1.0).intrinsic("sqrt")), x)
+        value = x.compare("uge", math.inf).select(x, value)
+    else:
+        t = x - 1.0
+        value = log1p(t + (t * (t + 2.0)).intrinsic("sqrt"))
+        value = x.compare("ogt", HUGE).select(log(x) + LN2, value)
+    return x.compare("olt", 1.0).select(math.nan, value)
 
 
 def atanh(x: Value) -> Value:
     t = x.abs()
-    return (log1p(t * 2.0 / (1.0 - t)) * 0.5).copysign(x)
+    if x.element == "f64":
+        return (log1p(t * 2.0 / (1.0 - t)) * 0.5).copysign(x)
+    value = narrowed(lambda t: log_rounded((t + 1.0) / (1.0 - t)) * 0.5, t)
+    value = t.compare("olt", 2.0**-14).select(t, value)
+    value = t.compare("oeq", 1.0).select(math.inf, value)
+    return t.compare("ugt", 1.0).select(math.nan, value).copysign(x)
 
 
 def erf(x: Value) -> Value:
@@ -144,12 +178,16 @@ def erf(x: Value) -> Value:
         t = t.at_most(3.93)
         m, power = powers(-t.fma(horner(t, LOG_ERFC["f32"]), t))
         return (-m).muladd(power, 1.0 - power).copysign(x)
-    near = t.muladd(horner(t * t, ERF["f64"]), t)
-    return t.compare("ogt", 1.0).select(1.0 - erfc_positive(t), near).copysign(x)
+    return t.compare("ogt", 1.0).select(1.0 - erfc_positive(t), erf_near_zero(t)).copysign(x)
 
 
-def erfc_positive(t: Value) -> Value:
-    """erfc of t >= 0, float64.
+def erf_near_zero(t: Value) -> Value:
+    """erf of 0 <= t <= 1, float64."""
+    return t.muladd(horner(t * t, ERF["f64"]), t)
+
+
+def erfc_positive(t: Value, accuracy: str = "f64") -> Value:
+    """erfc of t >= 0, float64, or what is rounded to float32.
 
     exp(-t²) P(q) / (1 + 2t) with q = (t - 4) / (t + 4), after Shepherd and Laframboise (Mathematics of Computation 36,
     1981); what rounding t² lost is put back into the exponential's factor.
@@ -157,15 +195,15 @@ def erfc_positive(t: Value) -> Value:
     t = t.at_most(27.5)
     square = t * t
     lost = t.fma(t, -square)
-    scaled = horner((t - 4.0) / (t + 4.0), ERFCX["f64"]) / (t * 2.0 + 1.0)
-    reduced = reduce_exp(-square)
+    scaled = horner((t - 4.0) / (t + 4.0), ERFCX[accuracy]) / (t * 2.0 + 1.0)
+    reduced = reduce_exp(-square, accuracy)
     corrected = scaled.fma(-lost, scaled)
     return scale(reduced.mantissa * corrected, reduced.n)
 
 
-def erfc(x: Value) -> Value:
-    """float64."""
-    positive = erfc_positive(x.abs())
+def erfc(x: Value, accuracy: str = "f64") -> Value:
+    """float64, or what is rounded to float32."""
+    positive = erfc_positive(x.abs(), accuracy)
     return x.compare("olt", 0.0).select(2.0 - positive, positive)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from primexec.executors.llvm.emit import Value
+from primexec.executors.llvm.emit import Value, unlikely
 from primexec.executors.llvm.vmath.constants import ERF_INV_CENTRE, ERF_INV_TAIL
-from primexec.executors.llvm.vmath.core import exp, horner, log
-from primexec.executors.llvm.vmath.elementary import erf, erfc_positive
+from primexec.executors.llvm.vmath.core import exp, horner, library, log, log_rounded, narrowed
+from primexec.executors.llvm.vmath.elementary import erf_near_zero, erfc_positive
 from primexec.executors.llvm.vmath.trigonometry import tan
 
 # B(2k) / (2k), k = 7 to 1: digamma's asymptotic series in 1/x² (Abramowitz and Stegun 6.3.18).
@@ -44,10 +44,9 @@ def erf_inv_f32(x: Value) -> Value:
     """
     t = x.abs()
     rest = 1.0 - t
-    w = -log(rest * (t + 1.0))
+    w = -log_rounded(rest * (t + 1.0))
     centre = horner(w - 2.5, ERF_INV_CENTRE["f64"])
-    tail = horner(w.intrinsic("sqrt") - 4.15, ERF_INV_TAIL["f64"])
-    y = w.compare("olt", 5.0).select(centre, tail) * t
+    y = t * unlikely(w.compare("oge", 5.0), centre, lambda: horner(w.intrinsic("sqrt") - 4.15, ERF_INV_TAIL["f64"]))
     y = rest.compare("oeq", 0.0).select(math.inf, y)
     return t.compare("ogt", 1.0).select(math.nan, y).copysign(x)
 
@@ -56,15 +55,24 @@ def erf_inv(x: Value) -> Value:
     """The float32 algorithm and one step of Halley's, on whichever of erf and erfc is small."""
     t = x.abs()
     y = erf_inv_f32(t)
-    miss = t.compare("olt", 0.5).select(erf(y) - t, (1.0 - t) - erfc_positive(y))
+    miss = t.compare("olt", 0.5).select(erf_near_zero(y) - t, (1.0 - t) - erfc_positive(y))
     newton = miss * (exp(y * y) * (math.sqrt(math.pi) / 2))
     refined = y - newton / y.muladd(newton, 1.0)
     return y.compare("olt", math.inf).select(refined, y).copysign(x)
 
 
+# Beyond these, SLEEF's lgamma overflows early; at negative numbers it is less exact near its roots.
+LARGE_GAMMA = {"f32": 4e36, "f64": 2e305}
+
+
 def lgamma(x: Value) -> Value:
-    return x.lanewise("lgamma")
+    def exact() -> Value:
+        return narrowed(lambda wide: wide.lanewise("lgamma"), x)
+
+    if not x.e.target.has_sleef:
+        return exact()
+    return unlikely(x.compare("ule", 0.0) | x.compare("ogt", LARGE_GAMMA[x.element]), library("lgamma", x), exact)
 
 
 def cbrt(x: Value) -> Value:
-    return x.lanewise("cbrt")
+    return library("cbrt", x)
