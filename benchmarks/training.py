@@ -83,7 +83,7 @@ WHOLE_STEPS = {
         optimizer=partial(TRAINING[name].optimizer, fused=True),
         whole=True,
     )
-    for name in ("train-mlp", "train-gpt2")
+    for name in TRAINING
 }
 
 

@@ -239,12 +239,15 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default, aten.heaviside.default,
         aten.logaddexp.default, aten.logaddexp2.default, aten.div.Tensor_mode, aten.native_dropout_backward.default,
     )  # fmt: skip
-    formatted = (
+    normed = (
         aten.native_batch_norm.default, aten._native_batch_norm_legit.default, aten._native_batch_norm_legit.no_stats,
         aten._native_batch_norm_legit_functional.default, aten._native_batch_norm_legit_no_training.default,
         aten._batch_norm_with_update.default, aten._batch_norm_with_update_functional.default,
-        aten._batch_norm_no_update.default, aten.max_unpool2d.default, aten.channel_shuffle.default,
-        aten.reflection_pad3d.default, aten.replication_pad3d.default,
+        aten._batch_norm_no_update.default,
+    )  # fmt: skip
+    formatted = (
+        aten.max_unpool2d.default, aten.channel_shuffle.default, aten.reflection_pad3d.default,
+        aten.replication_pad3d.default,
     )  # fmt: skip
     likes = (
         aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
@@ -267,8 +270,9 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         ),
         **dict.fromkeys(likes, _like_a_copy),
         **dict.fromkeys(pointwise, _like_a_sum),
+        **dict.fromkeys(normed, _normed),
         **dict.fromkeys(formatted, lambda args, out: _in_format_of(args[0], out)),
-        aten.native_batch_norm_backward.default: lambda args, out: _in_format_of(args[1], out),
+        aten.native_batch_norm_backward.default: lambda args, out: (_in_format_of(args[1], out[0]), *out[1:]),
         aten.replication_pad2d_backward.default: lambda args, out: _in_format_of(args[1], out),
         aten.view.default: _viewed,
         aten._unsafe_view.default: _viewed,
@@ -308,10 +312,16 @@ def _like_a_sum(args: tuple[Any, ...], out: Any) -> Any:
     return _with_strides_of(torch.add(*_in_float32(args[:2])), out)
 
 
+def _normed(args: tuple[Any, ...], out: Any) -> Any:
+    """Statistics of half precision are float32 beside float32 parameters, which PyTorch's rule does not know."""
+    x, parameters = args[0], [t for t in args[1:5] if isinstance(t, Tensor)]
+    mixed = x.is_cpu and x.dtype.itemsize == 2 and any(t.dtype is torch.float32 for t in parameters)
+    statistics = [t.float() for t in out[1:3]] if mixed else out[1:3]
+    return (_in_format_of(x, out[0]), *statistics, *out[3:])
+
+
 def _in_format_of(operand: Tensor, out: Any) -> Any:
     """As on CPUs: in channels last where the operand is, else contiguous. PyTorch's rules keep any order or none."""
-    if isinstance(out, tuple):
-        return (_in_format_of(operand, out[0]), *out[1:])
     if out is None or not operand.is_cpu:
         return out
     format = private("torch._prims_common.suggest_memory_format")(operand)

@@ -313,7 +313,10 @@ class _Writer:
         autocast = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
         before: list[str] = []
         after: list[str] = []
-        if self.grad_off:
+        if self.grad_off and self.captured.runs_backward:
+            # Some kernels keep more for a backward pass under grad mode (an LSTM its workspace), so it stays on.
+            run = f"with {self._constant(_torch_autograd.below_autograd())}(): {run}"
+        elif self.grad_off:
             set_grad = self._constant(_torch.set_grad_enabled)
             before.append(f"{set_grad}(False)")
             after.append(f"{set_grad}(True)")

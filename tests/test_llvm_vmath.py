@@ -87,6 +87,15 @@ def test_every_float32(name: str) -> None:
         check_float32(name, torch.from_numpy(bits.view(np.float32).copy()), kernels())
 
 
+@pytest.mark.parametrize("run", [kernels, baseline, scalar], ids=["host", "baseline", "scalar"])
+@pytest.mark.parametrize(("name", "start"), [("tanh", 0.965), ("erf", 0.6)])
+def test_saturated(name: str, start: float, run: Any) -> None:
+    x = torch.cat([torch.logspace(start, 38, 1000), torch.tensor([torch.inf])])
+    assert torch.equal(torch_function(name)(x), torch.ones_like(x))
+    for sign in (1, -1):
+        assert torch.equal(run()(name, sign * x), torch.full_like(x, sign))
+
+
 MPMATH: dict[str, Any] = {
     "cbrt": lambda x: mp.sign(x) * mp.cbrt(abs(x)),
     "erf_inv": mp.erfinv,

@@ -141,6 +141,8 @@ def test_margin_losses(reduction: int) -> None:
         compare(aten.multi_margin_loss_backward.default, grad, a, t, p, margin, weight, reduction)
     compare(aten.multi_margin_loss_backward.default, draw(), a[0], t[:1], 1, 1.0, None, 1)
     labels = torch.tensor([[0, 2, -1], [1, -1, 2], [-1, 0, 1], [2, 1, 0]])
+    for x, t in ((a, labels), (a[0], labels[0]), (a[2], labels[2])):
+        compare(aten.multilabel_margin_loss_forward.default, x, t, reduction)
     _, is_target = aten.multilabel_margin_loss_forward.default(a, labels, reduction)
     compare(aten.multilabel_margin_loss_backward.default, grad, a, labels, reduction, is_target)
     _, is_target = aten.multilabel_margin_loss_forward.default(a[0], labels[0], reduction)

@@ -51,6 +51,28 @@ def buffers_of_batch_norm(trace: Trace) -> Any:
     return grads(model), values(model)
 
 
+@feature(traces=2)
+def batch_norm_of_half_precision(trace: Trace) -> Any:
+    model = nn.BatchNorm2d(2)  # float32, beside which statistics of half precision are float32
+    run = trace(model)
+    for seed, dtype in enumerate((torch.bfloat16, torch.float16)):
+        run(rows(seed, 2, 2, 6, 6).to(dtype)).square().sum().backward()
+    return grads(model), values(model)
+
+
+@feature(traces=2)
+def lstm_with_its_backward(trace: Trace) -> Any:
+    model = nn.LSTM(6, 4)
+
+    def step(x: Tensor) -> None:
+        model(x)[0].sum().backward()
+
+    run = trace(step)
+    for seed in range(2):
+        run(rows(seed, 3, 2, 6))
+    return grads(model)
+
+
 @feature()
 def dropout(trace: Trace) -> Any:
     run = trace(mlp(0.5))

@@ -111,7 +111,10 @@ COUNT = 16
 
 
 def pieces(function: Callable[[Any], Any], width: float, terms: int) -> tuple[float, list[list[float]]]:
-    """What rounding the slope at zero loses, and for each power the coefficients of the pieces around k * width."""
+    """What rounding the slope at zero loses, and for each power the coefficients of the pieces around k * width.
+
+    The last piece is tilted so that it ends at 1: there, what is beyond stays.
+    """
     half = mpf(width) / 2
     at_zero = quotient(lambda u: function(u) / u, mp.diff(function, 0))
     odd_part, _ = mp.chebyfit(at_zero, [-half, half], terms - 1, error=True)
@@ -120,6 +123,8 @@ def pieces(function: Callable[[Any], Any], width: float, terms: int) -> tuple[fl
     for k in range(1, COUNT):
         fit = mp.chebyfit(lambda u, k=k: function(k * mpf(width) + u), [-half, half], terms)
         rows.append(list(fit))
+    end = mp.polyval([rounded(c, "f32") for c in rows[-1]], half)
+    rows[-1][-2] += (1 - end) / half
     return rounded(lost, "f32"), [[rounded(row[i], "f32") for row in rows] for i in range(terms)]
 
 

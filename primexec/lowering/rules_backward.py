@@ -95,14 +95,32 @@ def _multi_margin_backward(grad: Tensor, a: Tensor, target: Tensor, p: float, ma
     return (found * (grad.reshape(-1, 1) if grad.dim() else grad)).reshape(a.shape)
 
 
-@rule("aten.multilabel_margin_loss_backward.default")
-def _multilabel_margin_backward(grad: Tensor, a: Tensor, target: Tensor, reduction: int, is_target: Tensor) -> Any:
-    """Every label of a row, up to the first negative one, against every class that is no label."""
-    x = a.reshape(-1, a.shape[-1] if a.dim() else 1)
-    t, others = target.reshape(x.shape), is_target.reshape(x.shape) == 0
+def _labels(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels of rows, 0 from the first negative one on, which of them count, and 1 - x[label] + x[other] for each."""
+    t = target.reshape(x.shape)
     used = (t < 0).to(torch.int64).cumsum(1) == 0
     t = torch.where(used, t, 0)
-    distance = 1 - x.gather(1, t).unsqueeze(2) + x.unsqueeze(1)
+    return t, used, 1 - x.gather(1, t).unsqueeze(2) + x.unsqueeze(1)
+
+
+@rule("aten.multilabel_margin_loss_forward.default")
+def _multilabel_margin(a: Tensor, target: Tensor, reduction: int) -> Any:
+    """Every label of a row against every class that is no label. PyTorch's decomposition counts absent labels too."""
+    x = a.reshape(-1, a.shape[-1] if a.dim() else 1)
+    t, used, distance = _labels(x, target)
+    classes = torch.arange(x.shape[1], device=a.device)
+    is_target = ((t.unsqueeze(2) == classes) & used.unsqueeze(2)).any(1)
+    loss = torch.where(used.unsqueeze(2) & ~is_target.unsqueeze(1), distance.clamp_min(0), 0.0).sum((1, 2))
+    loss = loss / x.shape[1]
+    whole = (loss.reshape(a.shape[:-1]), loss.mean(), loss.sum())[reduction]
+    return whole, is_target.to(a.dtype).reshape(target.shape)
+
+
+@rule("aten.multilabel_margin_loss_backward.default")
+def _multilabel_margin_backward(grad: Tensor, a: Tensor, target: Tensor, reduction: int, is_target: Tensor) -> Any:
+    x = a.reshape(-1, a.shape[-1] if a.dim() else 1)
+    others = is_target.reshape(x.shape) == 0
+    t, used, distance = _labels(x, target)
     pushed = ((distance > 0) & used.unsqueeze(2) & others.unsqueeze(1)).to(a.dtype) * _share(x, reduction)
     found = _aten.scatter_add.default(pushed.sum(1), 1, t, -pushed.sum(2))
     return (found * (grad.reshape(-1, 1) if grad.dim() else grad)).reshape(a.shape)

@@ -23,8 +23,8 @@ def emit(graph: fx.Graph, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -
 
 
 def infer(node: fx.Node) -> None:
-    """Gives a node the metadata of its result, from that of its arguments."""
-    given: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    """Gives a node the metadata of its result, from that of its arguments; generators have none."""
+    given: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
     args, kwargs = given
     if node.target is operator.getitem:
         out: Any = args[0][args[1]]

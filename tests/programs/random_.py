@@ -79,6 +79,7 @@ WITH_GENERATOR: dict[str, Callable[[Tensor, torch.Generator], Any]] = {
     "randint": lambda x, g: torch.randint(0, 9, (3,), generator=g),
     "randperm": lambda x, g: torch.randperm(4, generator=g),
     "normal_": lambda x, g: x.normal_(generator=g),
+    "normal_of_a_new_tensor": lambda x, g: x + torch.empty_like(x).normal_(generator=g),
     "bernoulli": lambda x, g: torch.bernoulli(x.sigmoid(), generator=g),
     "multinomial": lambda x, g: torch.multinomial(x.softmax(-1), 2, generator=g),
     "both": lambda x, g: (torch.rand(2), torch.rand(2, generator=g), torch.rand(2)),
