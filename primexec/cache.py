@@ -9,16 +9,17 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from primexec import _torch, _torch_capture
 from primexec._torch import pytree
 from primexec.autograd import bind
-from primexec.capture import Captured, Signature, capture, capture_lock
+from primexec.bytecode import user_source_of
+from primexec.capture import Captured, Signature, capture, capture_lock, left_the_function
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
-from primexec.errors import ExecutorError, RetraceWarning
+from primexec.errors import CaptureError, ExecutorError, PrimexecError, RetraceWarning
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, describe_call, differences, make_entry
@@ -93,7 +94,14 @@ class Cache:
             self.misses += 1
             description = describe_call(self.signature, args, kwargs)
             self._note_miss(description)
-            entry = self._trace(fn, args, kwargs, description)
+            try:
+                entry, raised = self._trace(fn, args, kwargs, description), None
+            except Exception as error:
+                if isinstance(error, PrimexecError) or not left_the_function(error):
+                    raise
+                raised = error
+        if raised is not None:
+            _raise_as_eager(fn, args, kwargs, raised)
         out = entry.call(args, kwargs)
         if out is MISS:
             raise AssertionError(f"{self.name}: a new program does not fit the call it was made for")
@@ -133,6 +141,21 @@ class Cache:
                 RetraceWarning,
                 stacklevel=5,
             )
+
+
+def _raise_as_eager(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], raised: Exception
+) -> NoReturn:
+    """Run a function that raised while it was traced: its exception, and what it does before, are eager's."""
+    source = user_source_of(raised)
+    raised.__traceback__ = None  # the same object may be raised again
+    fn(*args, **kwargs)
+    raise CaptureError(
+        f"the function raises {type(raised).__name__} while it is traced ({raised}), and none when it runs by itself, "
+        "as it has done now",
+        hint="keep what depends on tracing outside of the traced function",
+        source=source,
+    ) from raised
 
 
 def runs_inline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -78,7 +78,7 @@ class Calls(_torch.TorchFunctionMode):
                 raise tracer.unknown_size() from None
             if READS_DATA in str(error):
                 raise tracer.fail(f"{name_of(fn)} reads the values of a tensor", VALUE_HINT) from None
-            raise tracer.locate(error)  # noqa: B904  (the same exception, with a note)
+            raise
         if kwargs.get("out") is not None:
             self._check_out(fn, kwargs["out"], before)
         if before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import os
 import re
 import threading
+import traceback
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -166,7 +168,7 @@ def capture(
 
     Raises:
         CaptureError: where the call cannot be captured soundly. What the user's own code raises passes
-            through unchanged.
+            through unchanged; what it did to Python state is undone.
     """
     leaves, tree = _torch.flatten((args, kwargs))
     labels = signature.labels(leaves, tree)
@@ -186,12 +188,15 @@ def capture(
         captured = _capture(fn, leaves, labels, tree, tracer, shadows, signature.name, save)
         if earlier is not None:
             _check_settled(earlier, captured)
-    except CaptureError as error:
+    except BaseException as error:
         reads.restore()
         if earlier is not None:
             earlier.reads.restore()
         torch.set_grad_enabled(grad)
-        _raise_located(before.changes(reads) or error, fn)
+        changed = before.changes(reads)
+        if not isinstance(error, CaptureError):
+            raise
+        _raise_located(changed or error, fn)
     changed = before.changes(reads)
     if changed is not None:
         raise changed
@@ -227,7 +232,6 @@ def _capture(
         with _torch_capture.capture_environment() as passes:
             result = tracer.run(run, fake_args, fake_kwargs)
     except BaseException as error:
-        tracer.reads.restore(_torch.holds_fake)
         if _torch.asks_unknown_size(error):
             tracer.unknown_size(user_source_of(error))
         if _torch_autograd.left_the_trace(error):
@@ -250,6 +254,12 @@ def _capture(
     del run, result, fakes, fake_args, fake_kwargs
     tracer.check_escapes()
     return captured
+
+
+def left_the_function(error: Exception) -> bool:
+    """Whether an exception came out of the function that was traced."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return (_capture.__code__, Tracer.run.__code__) in itertools.pairwise(codes)
 
 
 def _raise_located(error: CaptureError, fn: Any) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,15 @@ class Namespace:
             delattr(self.owner, name)
         else:
             del self.held[name]
+
+    def put_back_removed(self) -> None:
+        """Let the names that are gone be there again, and where their order matters, in their order."""
+        for name in self.originals.keys() - self.held.keys():
+            self.put_back(name)
+        if type(self.keys) is tuple and self.keys_now() != self.keys:
+            base: Any = OrderedDict if isinstance(self.held, OrderedDict) else dict
+            base.clear(self.held)
+            base.update(self.held, self.originals)
 
     def had(self, name: Any) -> bool:
         """Whether there was such a name when the names were recorded, if they were."""

@@ -401,8 +401,8 @@ class Reads:
                 cell.original = None
         self.__dict__.pop("refuse", None)
 
-    def restore(self, only: Callable[[Any], bool] = lambda value: True) -> None:
-        """Put back what the traced code changed, where the new value satisfies `only`."""
+    def restore(self) -> None:
+        """Put back what the traced code changed."""
         for generator, state in self.generators:
             generator.set_state(state)
         self.cached_calls.forget()
@@ -410,10 +410,11 @@ class Reads:
             for name in [n for n in namespace.held if n in namespace.values or not namespace.had(n)]:
                 value = namespace.get(name)
                 known = name in namespace.originals or namespace.values.get(name, ABSENT) is ABSENT
-                if known and value is not namespace.originals.get(name, ABSENT) and only(value):
+                if known and value is not namespace.originals.get(name, ABSENT):
                     namespace.put_back(name)
+            namespace.put_back_removed()
         for cell in self.cells:
-            if statics.freeze(cell.get()) != cell.value and only(cell.get()):
+            if statics.freeze(cell.get()) != cell.value:
                 cell.set(cell.original)
         for container in self.containers:
             value, copied = container.value, container.copied
@@ -421,7 +422,7 @@ class Reads:
                 continue
             if statics.is_array(value):
                 value[... if hasattr(value, "shape") else slice(None)] = copied
-            elif any(map(only, statics.contents(value))):
+            else:
                 base = statics.builtin_base(value)
                 base.clear(value)
                 (base.update if hasattr(base, "update") else base.extend)(value, copied)

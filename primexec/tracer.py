@@ -340,9 +340,9 @@ class Tracer:
                 with _torch.modes_off(), torch.random.fork_rng(devices=[]):
                     op(*real_args, **real_kwargs)
             except Exception as real_error:
-                return self.locate(real_error)
+                return real_error
         elif op.namespace == "aten":
-            return self.locate(error)
+            return error
         return self.fail(
             f"PyTorch's own implementation of {op} for fake tensors failed ({type(error).__name__}: {error})",
             "keep this call outside the traced function",
@@ -365,14 +365,6 @@ class Tracer:
             return None
         node = _torch_autograd.autograd_node()
         return user_source(sys._getframe(1), Tracer.run.__code__) or (node and self._lines.get(node._sequence_nr()))
-
-    def locate(self, error: Exception) -> Exception:
-        """error with a note that names the user's line."""
-        source = self.source()
-        note = f"raised while tracing\n  {source}"
-        if source is not None and note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-        return error
 
     def fail(self, reason: str, hint: str, source: SourceLine | None = None) -> CaptureError:
         """A CaptureError for the current line; it is raised at the end even where the user's code catches it."""
