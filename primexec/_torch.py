@@ -128,6 +128,12 @@ def hook_count() -> int:
     return torch.utils.hooks.RemovableHandle.next_id
 
 
+def global_hooks() -> dict[str, dict[int, Any]]:
+    """The tables of the hooks of all modules, by their names."""
+    found = vars(private("torch.nn.modules.module")).items()
+    return {name: held for name, held in found if name.startswith("_global_") and isinstance(held, dict)}
+
+
 def sdpa_switches() -> tuple[bool, ...]:
     """The switches that choose a kernel for scaled_dot_product_attention and recurrent layers."""
     return (

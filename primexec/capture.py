@@ -323,6 +323,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
     filled = _check_side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
+    filled = _check_side_effects(tracer.reads) or filled  # hooks and custom functions ran in the backward pass
     tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = _torch.graph_module(tracer.submodules, tracer.graph, name.title().replace("_", ""))

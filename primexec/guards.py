@@ -27,10 +27,6 @@ from primexec.runtime import Executable
 MISS = object()
 _SENTINEL = torch.empty(0)  # its dispatch keys stand for the thread's modes where a call has no tensors
 _EXACT = {str, int, bool, type(None), type}  # types whose == holds for equal values only
-_HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called",
-    "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
-)  # fmt: skip
 
 
 @dataclass(eq=False, slots=True)
@@ -215,11 +211,11 @@ class _Writer:
 
     def _python_state(self) -> None:
         reads = self.captured.reads
-        namespaces = [n for n in reads.namespaces.values() if n.values or n.keys is not None]
-        hooks = _hook_dicts(reads.modules())
-        namespaces += [Namespace(h, "hooks", keys=tuple(h)) for h in hooks if h]
+        known = [n for n in reads.namespaces.values() if n.values or n.keys is not None]
+        hooks = [n for n in known if n.hooks]
+        namespaces = [n for n in known if n.held or not n.hooks]
         if namespaces:
-            check = _PythonState(namespaces, [h for h in hooks if not h])
+            check = _PythonState(namespaces, [n.held for n in hooks if not n.held])
             version = self._constant(_torch.dict_version())
             dicts = self._constant([n.held for n in namespaces])
             state = self._constant(check)
@@ -394,11 +390,3 @@ class _PythonState:
                 return False
         self.hooks, self.versions = hooks, versions
         return True
-
-
-def _hook_dicts(modules: list[torch.nn.Module]) -> list[dict[Any, Any]]:
-    if not modules:
-        return []
-    module_file = _torch.private("torch.nn.modules.module")
-    everywhere = [module_file._global_forward_hooks, module_file._global_forward_pre_hooks]
-    return everywhere + [m.__dict__[name] for m in modules for name in _HOOKS if name in m.__dict__]

@@ -28,6 +28,7 @@ class Namespace:
     flags: bool = False  # torch's own code sets plain values in it
     installed: bool = False  # globals of an installed package, or a dict in them
     owner: type | None = None  # the class, whose dict must not be written to behind its back
+    hooks: bool = False  # hooks of a module: PyTorch counts those that are registered
 
     @classmethod
     def of_class(cls, owner: type) -> Namespace:
@@ -78,8 +79,11 @@ class Namespace:
         if self.keys is not None and (keys := self.keys_now()) != self.keys:
             yield next(iter({*keys} ^ {*self.keys}), ""), self.keys, keys
         for name, then in self.values.items():
-            now = statics.freeze(self.get(name)) if name in self.held else ABSENT
-            if now != then:
+            value = self.get(name) if name in self.held else ABSENT
+            if (
+                not (isinstance(then, statics.Identity) and then.value is value)
+                and (now := ABSENT if value is ABSENT else statics.freeze(value)) != then
+            ):
                 yield name, then, now
 
 
@@ -103,6 +107,12 @@ class Container:
     copied: Any
     label: str
     installed: bool
+
+
+# The dicts of a module that its calls read: children, parameters, buffers, hooks.
+MODULE_TABLES = tuple(
+    name for name, held in torch.nn.Module().__dict__.items() if isinstance(held, dict) and "state_dict" not in name
+)
 
 
 def key_of(key: Any) -> Any:

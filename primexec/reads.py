@@ -31,7 +31,7 @@ from primexec.bytecode import CodeNames, is_installed, is_library, names_of, sta
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.errors import CaptureError, SourceLine
-from primexec.namespaces import ABSENT, Cell, Container, Namespace, read_cell, show_key
+from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Container, Namespace, read_cell, show_key
 
 _RANDOM_MODULES = frozenset({"random", "numpy.random._generator", "numpy.random.mtrand"})
 _INPUTS = (torch.Tensor, torch.Generator)
@@ -193,12 +193,17 @@ class Reads:
                 self.reach(wrapped, label)
 
     def _reach_module(self, module: torch.nn.Module, label: str) -> None:
-        for kind in ("_modules", "_parameters", "_buffers"):
-            held = module.__dict__[kind]
-            namespace = self._namespace(held, f"{label}.")
-            namespace.keys = tuple(held)
-            for name in held:
-                self._record(namespace, name)
+        tables = {name: module.__dict__[name] for name in MODULE_TABLES if name in module.__dict__}
+        for name, held in (*tables.items(), *_torch.global_hooks().items()):
+            hooks = "hooks" in name
+            namespace = self._namespace(held, f"{label}.{name}: " if hooks else f"{label}.")
+            if namespace.keys is None:
+                namespace.keys, namespace.hooks = tuple(held), hooks
+            for key in held:
+                self._record(namespace, key)
+        namespace = self._namespace(module.__dict__, f"{label}.")
+        namespace.values |= {name: statics.Identity(held) for name, held in tables.items()}
+        namespace.originals |= tables
         self._reach_object(module, module.__dict__, label)
 
     def _reach_stateful(self, value: Any, label: str) -> None:
