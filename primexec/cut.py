@@ -37,11 +37,12 @@ def made_again(needed: Iterable[fx.Node], results: Iterable[fx.Node]) -> set[fx.
         if node in reached:
             continue
         reached.add(node)
-        view = effects.is_view(node)
+        alone = node.op == "call_function" and effects.aliases_input(node) and effects.stands_alone(node)
+        view = effects.is_view(node) and not alone
         kept = math.inf if view or effects.storage_of(node) in seen else _bytes(node)
         flow.add_edge((node, "made"), (node, "kept"), capacity=kept)
         memory = {effects.storage_of(n) for n in (node, *node.all_input_nodes)}
-        if view or (is_cheap(node) and memory.isdisjoint(written)):
+        if view or (is_cheap(node) and memory.isdisjoint(written) and not alone):
             again.add(node)
             for source in node.all_input_nodes:
                 flow.add_edge((source, "kept"), (node, "made"), capacity=math.inf)

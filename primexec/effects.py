@@ -136,6 +136,15 @@ def is_view(node: fx.Node) -> bool:
     return node.all_input_nodes == [node.args[0]]
 
 
+def stands_alone(node: fx.Node) -> bool:
+    """Whether an alias is none to autograd: it has a version of its own, and a history that changes in place add to.
+
+    So are results of `aten._unsafe_view`, with which `x @ w` and `reshape` end, and zeros that C++ hands on detached.
+    """
+    value: torch.Tensor = node.meta["val"]
+    return value.requires_grad and not value._is_view()
+
+
 def same_layout(a: fx.Node, b: fx.Node) -> bool:
     """Whether two tensors differ in nothing but their elements and their place in memory."""
     mine, others = (

@@ -257,7 +257,7 @@ _SAME = frozenset({torch.ops.aten.detach.default, *_FRESH})
 
 
 def _is_step(node: fx.Node) -> bool:
-    return node.target in _FRESH or effects.is_view(node)
+    return node.target in _FRESH or (effects.is_view(node) and not effects.stands_alone(node))
 
 
 def _gradients(given: list[tuple[Tensor, Tensor]], wanted: list[Tensor]) -> tuple[Tensor | None, ...]:
@@ -283,13 +283,11 @@ def result_of(node: fx.Node) -> tuple[fx.Node, tuple[View, ...]]:
     """
     views: list[View] = []
     while node.op == "call_function" and effects.aliases_input(node):
-        if node.meta["val"].requires_grad and not node.meta["grad_mode"]:
-            break  # a custom autograd function returned an alias
+        if effects.stands_alone(node) or (node.meta["val"].requires_grad and not node.meta["grad_mode"]):
+            break  # the latter where a custom autograd function returned an alias
         if effects.changes_metadata(node.target) and _owns_memory(node):
             break
         source = node.args[0]
-        if node.target is torch.ops.aten.detach.default and node.meta["val"].requires_grad:
-            break  # changed in place since; as factories make them in C++: zeros, then a detached alias
         if node.target is operator.getitem and isinstance(source, fx.Node):
             views.append(View.of(node))
             node, source = source, source.args[0]

@@ -86,6 +86,12 @@ def saved_output_changed(trace: Trace) -> None:
     out.sum().backward()
 
 
+def saved_product_changed(trace: Trace) -> None:
+    out = trace(lambda x, w: (x @ w).sigmoid_())(rows(1, 2, 3, 4), leaf(2, 4, 5))
+    out.mul_(2)
+    out.sum().backward()
+
+
 def backward_twice(trace: Trace) -> None:
     loss = trace(lambda x: x.exp().sum())(leaf())
     loss.backward()
@@ -110,6 +116,7 @@ def unused_input(trace: Trace) -> None:
     [
         saved_input_changed,
         saved_output_changed,
+        saved_product_changed,
         backward_twice,
         wrong_shape_of_a_gradient,
         leaf_changed_in_place,
@@ -117,8 +124,10 @@ def unused_input(trace: Trace) -> None:
     ],
     ids=lambda procedure: procedure.__name__,
 )
-def test_raises_what_eager_raises(procedure: Callable[[Trace], Any]) -> None:
-    expected, actual = fails(procedure, lambda fn: fn), fails(procedure, primexec.make_traced)
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")], ids=str)
+def test_raises_what_eager_raises(procedure: Callable[[Trace], Any], executor: Any) -> None:
+    expected = fails(procedure, lambda fn: fn)
+    actual = fails(procedure, lambda fn: primexec.make_traced(fn, executor=executor))
     assert type(actual) is type(expected)
     words = str(expected).split(":")[0][:60]
     assert words in str(actual)

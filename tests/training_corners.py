@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.training_features import FEATURES, Trace, feature, grads, leaf, mlp, rows, values
+from tests.training_features import FEATURES, Feature, Trace, feature, grads, leaf, mlp, rows, values
 
 __all__ = ["FEATURES"]  # complete once this file has added its own
 
@@ -259,3 +259,57 @@ def anomaly_mode(trace: Trace) -> Any:
     with torch.autograd.set_detect_anomaly(True, check_nan=True):
         run(x).backward()
     return x.grad
+
+
+def changed_in_place(change: Any) -> Feature:
+    """A procedure around `change(x, w, b)`, which writes to the result of a product or to a reshaped copy."""
+
+    def procedure(trace: Trace) -> Any:
+        run = trace(change)
+        x, w, b = leaf(1, 2, 3, 4), leaf(2, 4, 5), leaf(3, 5)
+        out = run(x, w, b)
+        for each in out if isinstance(out, tuple) else (out,):
+            each.square().sum().backward(retain_graph=True)
+        return out, x.grad, w.grad, b.grad
+
+    return procedure
+
+
+def written_rows(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    h = x @ w
+    h[:, 0] = b
+    h[:, 1] += b
+    return h
+
+
+def with_its_sum(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    h = F.linear(x, w.t())
+    h *= b
+    return h, h.sum()
+
+
+def with_its_source(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    y = x * 2
+    h = torch.ops.aten._unsafe_view(y, [6, 4])
+    return y, h.sin_()
+
+
+def through_a_view(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    h = x @ w
+    h.view(6, 5).sigmoid_()
+    return h
+
+
+for name, change in {
+    "matmul, added to": lambda x, w, b: (x @ w).add_(b),
+    "matmul in batches, scaled": lambda x, w, b: (x @ w.expand(2, 4, 5)).mul_(b),
+    "linear without bias, ReLU in place": lambda x, w, b: F.relu(F.linear(x, w.t()), inplace=True),
+    "matmul, masked": lambda x, w, b: (x @ w).masked_fill_(x[..., :1] > 0, 0.5),
+    "reshape, scaled": lambda x, w, b: (x * 2).transpose(0, 1).reshape(6, 4).mul_(b[:4]),
+    "flatten, clamped": lambda x, w, b: (x * 2).transpose(0, 1).flatten(0, 1).clamp_(-0.5, 0.5),
+    "matmul, squeezed": lambda x, w, b: (x[:, :1] @ w).squeeze_().mul_(b),
+    "matmul, scaled, views": lambda x, w, b: ((h := (x @ w).mul_(b)).view(-1), h.transpose(0, 1)),
+    "a view written to": lambda x, w, b: (x @ w).view(6, 5).mul_(b),
+    **{f.__name__: f for f in (written_rows, with_its_sum, with_its_source, through_a_view)},
+}.items():
+    FEATURES[f"changed in place: {name}"] = changed_in_place(change), 1
