@@ -168,6 +168,18 @@ def test_step_on_other_executors(executor: str) -> None:
     assert traced.cache_info().traces == 2
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("executor", ["aten", "llvm", "numpy"])
+def test_one_parameter(executor: str, name: str) -> None:
+    models = [nn.Linear(8, 4, bias=False), nn.Linear(8, 4, bias=False)]
+    models[1].load_state_dict(models[0].state_dict())
+    eager, traced = (zero_last(m, OPTIMIZERS[name](m.parameters())) for m in models)
+    traced = make_traced(traced, executor=(executor, "aten"))
+    for x, y in DATA:
+        torch.testing.assert_close(traced(x, y), eager(x, y))
+    torch.testing.assert_close(models[1].weight, models[0].weight)
+
+
 @pytest.mark.parametrize("make", [accumulating, clipping, by_hand, with_checkpoint], ids=lambda m: m.__name__)
 def test_step(make: Make) -> None:
     expected, _ = train(make, OPTIMIZERS["adam"], trace=False)

@@ -129,7 +129,7 @@ def _can_carry(node: fx.Node, written: fx.Node, base: fx.Node) -> bool:
 
 
 def functional(op: Any) -> Any | None:
-    """The operator that returns what `op` writes; None where there is none."""
+    """The operator that returns the tensor which `op` writes; None where there is none."""
     if not isinstance(op, _torch.OpOverload) or torch.Tag.inplace_view in op.tags:
         return None
     name, overload = op._schema.name.partition("::")[2], op._overloadname
@@ -145,7 +145,12 @@ def functional(op: Any) -> Any | None:
         packet.overloads(), key=lambda o: o != overload
     )  # pow_.Scalar writes what pow.Tensor_Scalar returns
     found = (getattr(packet, o) for o in others)
-    return next((f for f in found if _formals(f) == wanted and not f._schema.is_mutable), None)
+    return next((f for f in found if _formals(f) == wanted and _returns_a_tensor(f._schema)), None)
+
+
+def _returns_a_tensor(schema: Any) -> bool:
+    """Whether an operator makes one new tensor, not a list as those on several parameters do."""
+    return not schema.is_mutable and [str(r.type) for r in schema.returns] == ["Tensor"]
 
 
 def _defaults(node: fx.Node, given: int) -> list[Any]:
