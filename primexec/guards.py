@@ -8,6 +8,7 @@ these changed.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from primexec import _torch, _torch_autograd, statics
 from primexec._torch import pytree
 from primexec.capture import Captured, Signature
+from primexec.contents import Contents
 from primexec.gradients import GradientOf, read_place
 from primexec.namespaces import Namespace
 from primexec.program import Static, TensorSpec
@@ -26,7 +28,6 @@ from primexec.runtime import Executable
 
 MISS = object()
 _SENTINEL = torch.empty(0)  # its dispatch keys stand for the thread's modes where a call has no tensors
-_EXACT = {str, int, bool, type(None), type}  # types whose == holds for equal values only
 
 
 @dataclass(eq=False, slots=True)
@@ -170,7 +171,7 @@ class _Writer:
                 continue
             if value is None or type(value) is bool:
                 self._miss_if(f"{variable} is not {value}")
-            elif type(value) in (int, str):
+            elif type(value) in (int, str) or (type(value) is float and value != 0 and math.isfinite(value)):
                 self._miss_if(f"type({variable}) is not {type(value).__name__} or {variable} != {value!r}")
             elif isinstance(value, torch.Generator):
                 device = self._constant(value.device)
@@ -214,8 +215,9 @@ class _Writer:
         known = [n for n in reads.namespaces.values() if n.values or n.keys is not None]
         hooks = [n for n in known if n.hooks]
         namespaces = [n for n in known if n.held or not n.hooks]
+        contents = Contents(reads.containers)
         if namespaces:
-            check = _PythonState(namespaces, [n.held for n in hooks if not n.held])
+            check = _PythonState(namespaces, [n.held for n in hooks if not n.held], contents)
             version = self._constant(_torch.dict_version())
             dicts = self._constant([n.held for n in namespaces])
             state = self._constant(check)
@@ -227,18 +229,15 @@ class _Writer:
             self._miss_if(f"not ({same}) and not {state}.revalidate()")
         for cell in reads.cells:
             get = self._constant(cell.get)
-            if isinstance(cell.value, statics.Identity):
+            if statics.has_contents(cell.original):
+                self._miss_if(f"{get}() is not {self._constant(cell.original)} and {self._constant(cell)}.changed()")
+            elif isinstance(cell.value, statics.Identity):
                 self._miss_if(f"{get}() is not {self._constant(cell.value.value)}")
             else:
                 self._miss_if(f"{self._constant(statics.freeze)}({get}()) != {self._constant(cell.value)}")
-        for container in reads.containers:
-            value, held = container.value, self._constant(container.value)
-            if type(value) in (list, set) and {type(v) for v in value} <= _EXACT:
-                types = self._constant(type(value)(map(type, value)))
-                kind = type(value).__name__
-                self._miss_if(f"{held} != {self._constant(container.copied)} or {kind}(map(type, {held})) != {types}")
-            else:
-                self._miss_if(f"{self._constant(statics.freeze)}({held}) != {self._constant(container.frozen)}")
+        if reads.containers or any(n.originals for n in namespaces):
+            held = self._constant(contents)
+            self._miss_if(f"not ({held}.empty or {held}.same())")
 
     # Inputs and the run --------------------------------------------------------------------------------
 
@@ -368,10 +367,10 @@ class _Frozen:
 class _PythonState:
     """The versions of the dicts that a program read, as of the last time their contents were compared."""
 
-    __slots__ = ("_empty_hooks", "_namespaces", "_version", "hooks", "versions")
+    __slots__ = ("_contents", "_empty_hooks", "_namespaces", "_version", "hooks", "versions")
 
-    def __init__(self, namespaces: list[Namespace], empty_hooks: list[dict[Any, Any]]) -> None:
-        self._namespaces = namespaces
+    def __init__(self, namespaces: list[Namespace], empty_hooks: list[dict[Any, Any]], contents: Contents) -> None:
+        self._namespaces, self._contents = namespaces, contents
         self._empty_hooks = empty_hooks
         self._version = _torch.dict_version()
         self.versions: list[int] = []
@@ -379,14 +378,16 @@ class _PythonState:
         self.revalidate()
 
     def revalidate(self) -> bool:
-        """Compare by value; where nothing differs, remember the present versions."""
+        """Compare by value; where nothing differs, remember the present versions, and what came in equal containers."""
         hooks = _torch.hook_count()
         versions = [self._version(n.held) for n in self._namespaces]
         if hooks != self.hooks and any(self._empty_hooks):
             return False
         before = self.versions or [-1] * len(versions)
-        for namespace, then, now in zip(self._namespaces, before, versions, strict=True):
-            if then != now and next(namespace.changed(), None) is not None:
-                return False
+        moved = [n for n, then, now in zip(self._namespaces, before, versions, strict=True) if then != now]
+        if any(True for n in moved for _ in n.changed()):
+            return False
+        for namespace in moved:
+            self._contents.replace(id(namespace), namespace.replaced())
         self.hooks, self.versions = hooks, versions
         return True

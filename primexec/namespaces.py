@@ -24,7 +24,7 @@ class Namespace:
     label: str
     values: dict[Any, Any] = field(default_factory=dict)  # name → frozen value
     originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
-    keys: tuple[Any, ...] | frozenset[Any] | None = None  # the names it held, ordered where order matters
+    keys: dict[Any, int] | frozenset[Any] | None = None  # the names it held, with their positions where order matters
     flags: bool = False  # torch's own code sets plain values in it
     installed: bool = False  # globals of an installed package, or a dict in them
     owner: type | None = None  # the class, whose dict must not be written to behind its back
@@ -58,10 +58,14 @@ class Namespace:
         """Let the names that are gone be there again, and where their order matters, in their order."""
         for name in self.originals.keys() - self.held.keys():
             self.put_back(name)
-        if type(self.keys) is tuple and self.keys_now() != self.keys:
+        if isinstance(self.keys, dict) and self.keys_now() != self.keys:
             base: Any = OrderedDict if isinstance(self.held, OrderedDict) else dict
             base.clear(self.held)
             base.update(self.held, self.originals)
+
+    def keep_keys(self) -> None:
+        """Record the names as well."""
+        self.keys = self.keys_now()
 
     def had(self, name: Any) -> bool:
         """Whether there was such a name when the names were recorded, if they were."""
@@ -69,7 +73,8 @@ class Namespace:
 
     def keys_now(self) -> Any:
         """Tensors as keys are told apart by their identity, for == compares their values."""
-        return (tuple if self.keys is None else type(self.keys))(map(key_of, self.held))
+        names = map(key_of, list(self.held))
+        return frozenset(names) if isinstance(self.keys, frozenset) else {name: i for i, name in enumerate(names)}
 
     def label_of(self, name: Any) -> str:
         return f"{self.label}{name if isinstance(name, str) else show_key(name)}"
@@ -80,11 +85,25 @@ class Namespace:
             yield next(iter({*keys} ^ {*self.keys}), ""), self.keys, keys
         for name, then in self.values.items():
             value = self.get(name) if name in self.held else ABSENT
-            if (
-                not (isinstance(then, statics.Identity) and then.value is value)
-                and (now := ABSENT if value is ABSENT else statics.freeze(value)) != then
-            ):
+            same = then.value if isinstance(then, statics.Identity) else self.originals.get(name)
+            if value is same and (isinstance(then, statics.Identity) or statics.has_contents(value)):
+                continue
+            now = ABSENT if value is ABSENT else statics.freeze(value)
+            if now != then:
                 yield name, then, now
+
+    def replaced(self) -> list[Any]:
+        """The lists, dicts and arrays that are no longer those recorded."""
+        values = [(self.get(name), then) for name, then in self.originals.items() if name in self.held]
+        return [v for v, then in values if v is not then and statics.has_contents(v)]
+
+    def settle(self) -> None:
+        """Let go of the originals but those whose contents are kept and compared by themselves."""
+        self.originals = {
+            name: v
+            for name, v in self.originals.items()
+            if statics.has_contents(v) and statics.freeze_static(v) is None
+        }
 
 
 @dataclass(slots=True)
@@ -97,16 +116,14 @@ class Cell:
     value: Any
     original: Any
 
+    def changed(self) -> bool:
+        """Whether it holds another value; contents are compared by themselves."""
+        now = self.get()
+        return not (now is self.original and statics.has_contents(now)) and statics.freeze(now) != self.value
 
-@dataclass(slots=True)
-class Container:
-    """A list, set or array, and what it held."""
-
-    value: Any
-    frozen: Any
-    copied: Any
-    label: str
-    installed: bool
+    def settle(self) -> None:
+        if isinstance(self.original, torch.Tensor):
+            self.original = None
 
 
 # The dicts of a module that its calls read: children, parameters, buffers, hooks.

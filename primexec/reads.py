@@ -30,12 +30,14 @@ from primexec import _torch, statics
 from primexec.bytecode import CodeNames, is_installed, is_library, names_of, state_setters
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.config import READ_ENVIRONMENT, environment
+from primexec.contents import Container
 from primexec.errors import CaptureError, SourceLine
-from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Container, Namespace, read_cell, show_key
+from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, read_cell, show_key
 
 _RANDOM_MODULES = frozenset({"random", "numpy.random._generator", "numpy.random.mtrand"})
 _INPUTS = (torch.Tensor, torch.Generator)
-MAX_OBJECTS = 50_000
+_LEAVES = frozenset({str, int, float, bool, type(None)})  # nothing hangs on them
+MAX_OBJECTS = 200_000
 
 
 class Reads:
@@ -127,8 +129,13 @@ class Reads:
 
     def reach(self, value: Any, label: str) -> None:
         """Make whatever hangs on value known: its attributes are recorded once code names them."""
-        if id(value) in self._seen or len(self._seen) > MAX_OBJECTS:
+        if id(value) in self._seen or statics.freeze_static(value) is not None:
             return
+        if len(self._seen) > MAX_OBJECTS:
+            raise self.refuse(
+                f"more than {MAX_OBJECTS} Python objects hang on what the function names, the last one {label}",
+                "keep them outside of the traced function, or in tensors",
+            )
         if isinstance(value, torch.jit.ScriptModule):
             return  # keeps nothing in Python
         if isinstance(value, torch.nn.Module):
@@ -170,7 +177,8 @@ class Reads:
                 self._reach_object(value, value.__dict__, label)
             parts = dict.items(value) if isinstance(value, dict) else enumerate(statics.contents(value))
             for key, part in list(parts):
-                self.reach(part, f"{label}[{show_key(key)}]")
+                if type(part) not in _LEAVES:
+                    self.reach(part, f"{label}[{show_key(key)}]")
         elif isinstance(value, types.ModuleType):
             if not is_library(getattr(value, "__file__", None) or "<frozen"):
                 self._seen[id(value)] = value
@@ -198,7 +206,8 @@ class Reads:
             hooks = "hooks" in name
             namespace = self._namespace(held, f"{label}.{name}: " if hooks else f"{label}.")
             if namespace.keys is None:
-                namespace.keys, namespace.hooks = tuple(held), hooks
+                namespace.keep_keys()
+                namespace.hooks = hooks
             for key in held:
                 self._record(namespace, key)
         namespace = self._namespace(module.__dict__, f"{label}.")
@@ -332,7 +341,8 @@ class Reads:
             return
         if isinstance(value, dict):  # its version tells when it changed
             namespace = self._namespace(value, f"{label}: ")
-            namespace.keys, namespace.installed = namespace.keys_now(), installed
+            namespace.installed = installed
+            namespace.keep_keys()
             for name in value:
                 self._record(namespace, name)
         else:
@@ -348,11 +358,11 @@ class Reads:
             for name, then, now in namespace.changed():
                 yield namespace.label_of(name), then, now, namespace.installed
         for cell in self.cells:
-            if (now := statics.freeze(cell.get())) != cell.value:
-                yield cell.label, cell.value, now, False
+            if cell.changed():
+                yield cell.label, cell.value, statics.freeze(cell.get()), False
         for container in self.containers:
-            if (now := statics.freeze(container.value)) != container.frozen:
-                yield container.label, container.frozen, now, container.installed
+            if container.changed():
+                yield container.label, container.frozen, statics.freeze(container.value), container.installed
 
     def assigned(self, fake: Callable[[Any], bool]) -> Iterator[tuple[Any, Any, Any, str]]:
         """(dict or setter, name, value, label) of new values that satisfy `fake`, and of flags that torch's code sets.
@@ -400,10 +410,9 @@ class Reads:
         self.generators.clear()
         self.namespaces = {k: n for k, n in self.namespaces.items() if n.values or n.keys is not None}
         for namespace in self.namespaces.values():
-            namespace.originals.clear()
+            namespace.settle()
         for cell in self.cells:
-            if isinstance(cell.original, torch.Tensor):
-                cell.original = None
+            cell.settle()
         self.__dict__.pop("refuse", None)
 
     def restore(self) -> None:
@@ -419,11 +428,11 @@ class Reads:
                     namespace.put_back(name)
             namespace.put_back_removed()
         for cell in self.cells:
-            if statics.freeze(cell.get()) != cell.value:
+            if cell.changed():
                 cell.set(cell.original)
         for container in self.containers:
             value, copied = container.value, container.copied
-            if statics.freeze(value) == container.frozen:
+            if not container.changed():
                 continue
             if statics.is_array(value):
                 value[... if hasattr(value, "shape") else slice(None)] = copied

@@ -117,6 +117,11 @@ def is_container(value: object) -> bool:
     return isinstance(value, _BUILTIN_CONTAINERS)
 
 
+def has_contents(value: object) -> bool:
+    """Whether a value is compared by what it holds."""
+    return is_container(value) or is_array(value)
+
+
 _BUILTIN_CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, bytearray, collections.deque)
 
 
@@ -142,7 +147,7 @@ def _freeze_container(value: Any) -> Any:
         if isinstance(v, torch.Tensor):
             return _TENSOR
         if not is_container(v) or id(v) in seen:
-            return Identity(v)
+            return freeze(v) if is_array(v) else Identity(v)
         seen.add(id(v))
         parts = [x for item in dict.items(v) for x in item] if isinstance(v, dict) else contents(v)
         held = Identity(v) if any(isinstance(x, torch.Tensor) for x in parts) else None

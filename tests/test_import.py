@@ -49,7 +49,7 @@ LAYERS = (
     "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",
     "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
     "graphs", "capture", "random_state", "instances", "joint", "cut", "tracer", "gradients",
-    "calls", "higher_order", "effects", "shadow", "references", "reads", "cached_calls", "namespaces",
+    "calls", "higher_order", "effects", "shadow", "references", "reads", "cached_calls", "namespaces", "contents",
     "bytecode", "value_checks",
     "statics", "program", "config",
     "_torch_capture", "_torch_formulas", "_torch_autograd", "_torch",
