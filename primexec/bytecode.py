@@ -6,7 +6,6 @@ import dis
 import functools
 import inspect
 import os
-import sysconfig
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ import torch
 
 from primexec import _torch
 from primexec.errors import SourceLine
+from primexec.origins import is_installed, is_layer, is_library
 
-_HERE = os.path.dirname(__file__) + os.sep
-_STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
-_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR"})
+_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "IMPORT_FROM"})
 _GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
 _REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__"})
 RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exact type of a tensor"
@@ -48,23 +46,6 @@ def state_setters() -> dict[types.CodeType, str]:
     return {inspect.unwrap(fn).__code__: what for fn, what in setters.items()}
 
 
-_RUN_BY_TORCH = tuple(f"{os.sep}{name}{os.sep}" for name in ("numpy", "sympy", "mpmath"))
-
-
-def is_library(file: str) -> bool:
-    """Code trusted not to read state of its own that changes: torch and what it runs, the standard library, ours."""
-    return (
-        file.startswith((_torch.torch_directory(), _HERE, "<frozen"))
-        or (file.startswith(_STDLIB) and "site-packages" not in file)
-        or any(package in file for package in _RUN_BY_TORCH)
-    )
-
-
-def is_installed(file: str) -> bool:
-    """Code of an installed package: its classes and decorators are taken not to change, its objects may."""
-    return "site-packages" in file or "dist-packages" in file or is_library(file)
-
-
 def user_source(frame: types.FrameType | None, outermost: types.CodeType) -> SourceLine | None:
     """The innermost line outside of torch and primexec, from this frame outwards to the one that runs `outermost`.
 
@@ -73,7 +54,7 @@ def user_source(frame: types.FrameType | None, outermost: types.CodeType) -> Sou
     layer = None
     while frame is not None and frame.f_code is not outermost:
         code = frame.f_code
-        if not _is_library_cached(code.co_filename):
+        if not is_library(code.co_filename):
             return SourceLine(code.co_filename, frame.f_lineno, code.co_qualname)
         if layer is None and is_layer(code.co_filename):
             layer = SourceLine(code.co_filename, frame.f_lineno, code.co_qualname)
@@ -88,16 +69,6 @@ def runs_optimizer(frame: types.FrameType | None) -> bool:
     return frame is not None
 
 
-@functools.lru_cache(maxsize=4096)
-def is_layer(file: str) -> bool:
-    """The layers of torch.nn: their lines say something where the user has none."""
-    modules = os.path.join(_torch.torch_directory(), "nn", "modules") + os.sep
-    return file.startswith(modules) and not file.endswith(f"{os.sep}module.py")
-
-
-_is_library_cached = functools.lru_cache(maxsize=4096)(is_library)
-
-
 @dataclass(frozen=True, slots=True)
 class CodeNames:
     """What one code object may read, from its bytecode."""
@@ -106,6 +77,7 @@ class CodeNames:
     attributes: frozenset[str]
     reflective: bool  # getattr or its like, in user code
     everything: bool  # attribute names are computed: take them all
+    modules: bool  # sys.modules, in user code
     suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
 
 
@@ -114,7 +86,7 @@ def user_source_of(error: BaseException) -> SourceLine | None:
     found, step = None, error.__traceback__
     while step is not None:
         code = step.tb_frame.f_code
-        if not _is_library_cached(code.co_filename):
+        if not is_library(code.co_filename):
             found = SourceLine(code.co_filename, step.tb_lineno, code.co_qualname)
         step = step.tb_next
     return found
@@ -128,7 +100,7 @@ def names_of(code: types.CodeType) -> CodeNames | None:
 @functools.lru_cache(maxsize=4096)
 def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
     torch_module = is_layer(file)
-    if _is_library_cached(file) and not torch_module:
+    if is_library(file) and not torch_module:
         return None
     globals_: dict[str, None] = {}
     attributes: set[str] = set()
@@ -162,6 +134,7 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
         frozenset(attributes),
         reflective and not is_installed(file),
         computed and not torch_module,
+        "modules" in attributes and not is_installed(file) and any(i.argval == "sys" for i in instructions),
         suspects,
     )
 

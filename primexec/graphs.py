@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch, effects
-from primexec.bytecode import is_layer, is_library
 from primexec.errors import CaptureError, SourceLine
+from primexec.origins import is_layer, is_library
 from primexec.program import Input, Program, Static, TensorSpec
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)')

@@ -11,7 +11,6 @@ After the trace the recorded values are compared once more: a difference is a si
 
 from __future__ import annotations
 
-import argparse
 import collections.abc
 import contextvars
 import copy
@@ -26,12 +25,13 @@ from typing import Any
 
 import torch
 
-from primexec import _torch, statics
-from primexec.bytecode import CodeNames, is_installed, is_library, names_of, state_setters
+from primexec import _torch, origins, statics
+from primexec.bytecode import CodeNames, names_of, state_setters
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import Container
 from primexec.errors import CaptureError, SourceLine
+from primexec.imports import IMPORT_MODULE, Imports
 from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, read_cell, show_key
 
 _RANDOM_MODULES = frozenset({"random", "numpy.random._generator", "numpy.random.mtrand"})
@@ -54,6 +54,7 @@ class Reads:
         self._seen: dict[int, object] = {}
         self._objects: list[tuple[Namespace, Any]] = []
         self.cached_calls = CachedCalls(self._record_call)
+        self._imports = Imports(self._reach_import)
         self._classes: dict[type, Namespace] = {}
         self._pinned: list[tuple[Any, Any, str, torch.Tensor]] = []  # places of tensors that must not be replaced
         self._previous: Any = None
@@ -71,14 +72,18 @@ class Reads:
     def start(self) -> None:
         self._previous = sys.gettrace()
         sys.settrace(self.enter)
+        self._imports.start()
 
     def stop(self) -> None:
+        self._imports.stop()
         sys.settrace(self._previous)
 
     def enter(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
         if code in state_setters():
             raise self.refuse(f"the function sets {state_setters()[code]}", "set it outside the traced function")
+        if code is IMPORT_MODULE:
+            self._imports.by_name(frame.f_locals["name"], frame.f_locals["package"])
         key = id(code), id(frame.f_globals)
         if key not in self.codes:
             names = names_of(code)
@@ -95,7 +100,7 @@ class Reads:
         if names.globals:
             file = os.path.basename(frame.f_code.co_filename)
             namespace = self._namespace(frame.f_globals, f"global of {file}: ")
-            namespace.installed = is_installed(frame.f_code.co_filename)
+            namespace.installed = origins.is_installed(frame.f_code.co_filename)
             for name in names.globals:
                 # A name that is not there is a builtin, unless the code itself is about to set it.
                 self._record(namespace, name)
@@ -103,6 +108,10 @@ class Reads:
             self._watch_container(environment(), "environment variables")
         if "globals" in names.globals:
             self._watch_container(frame.f_globals, "globals()")
+        if names.modules:
+            for module in list(sys.modules.values()):
+                if isinstance(module, types.ModuleType) and not origins.is_installed(origins.path_of(module)):
+                    self._reach_import(module)
         self.reflective |= names.reflective
         new = names.attributes - self._names
         if names.everything:
@@ -124,6 +133,13 @@ class Reads:
             for cls in type(owner).__mro__:
                 if code.co_name in cls.__dict__:
                     self.reach(cls.__dict__[code.co_name], f"{cls.__name__}.{code.co_name}")
+
+    def _reach_import(self, module: types.ModuleType) -> None:
+        if not origins.is_trusted_module(module):
+            name = module.__name__
+            self.reach(module, name)
+            if sys.modules.get(name) is module:  # another may take its place
+                self._record(self._namespace(sys.modules, "sys.modules: "), name)
 
     # Reaching objects ----------------------------------------------------------------------------------
 
@@ -180,15 +196,16 @@ class Reads:
                 if type(part) not in _LEAVES:
                     self.reach(part, f"{label}[{show_key(key)}]")
         elif isinstance(value, types.ModuleType):
-            if not is_library(getattr(value, "__file__", None) or "<frozen"):
+            if not origins.is_trusted_module(value):
                 self._seen[id(value)] = value
+                self._namespace(value.__dict__, f"{label}.").installed = origins.is_installed(origins.path_of(value))
                 self._reach_object(value, value.__dict__, label)
         elif isinstance(value, type):
             self._record_class(value, self._names)
-        elif isinstance(value, _STATEFUL):
+        elif isinstance(value, origins.STATEFUL):
             self._seen[id(value)] = value
             self._reach_stateful(value, label)
-        elif _is_plain_object(value):
+        elif origins.is_plain_object(value):
             self._seen[id(value)] = value
             self._reach_object(value, getattr(value, "__dict__", {}), label)
             if callable(value):
@@ -231,7 +248,7 @@ class Reads:
             self._pinned += [(functools.partial(_itself, p), None, f"{label}: {i}", p) for p in group["params"]]
 
     def _reach_function(self, fn: types.FunctionType, label: str) -> None:
-        if is_installed(fn.__code__.co_filename):
+        if origins.is_installed(fn.__code__.co_filename):
             self.reach(getattr(fn, "__wrapped__", None), label)
             return
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
@@ -277,7 +294,8 @@ class Reads:
                     self._record(namespace, name)
 
     def _record(self, namespace: Namespace, name: Any) -> None:
-        if name in namespace.values or (name in _MODULE_INTERNALS and "_modules" in namespace.held):
+        internal = name == "__builtins__" or (name in _MODULE_INTERNALS and "_modules" in namespace.held)
+        if name in namespace.values or internal:
             return
         if name not in namespace.held or not namespace.had(name):
             namespace.values[name] = ABSENT
@@ -307,7 +325,7 @@ class Reads:
     def _record_class(self, cls: type, names: set[str] | frozenset[str]) -> None:
         """Attributes of the classes in user code, methods included."""
         for base in cls.__mro__:
-            if base.__module__.partition(".")[0] in _TRUSTED_PACKAGES or is_installed(_file_of(base)):
+            if origins.is_trusted_class(base) or origins.is_installed(origins.file_of(base.__module__)):
                 continue
             namespace = self._classes.get(base)
             if namespace is None:
@@ -328,7 +346,7 @@ class Reads:
 
     def _record_slots(self, owner: Any, names: set[str] | frozenset[str], label: str) -> None:
         for base in type(owner).__mro__:
-            if "__slots__" in base.__dict__ and base.__module__.partition(".")[0] not in _TRUSTED_PACKAGES:
+            if "__slots__" in base.__dict__ and not origins.is_trusted_class(base):
                 for name in names & base.__dict__.keys():
                     if isinstance(base.__dict__[name], types.MemberDescriptorType):
                         get = functools.partial(getattr, owner, name, ABSENT)
@@ -458,18 +476,8 @@ class Reads:
         yield from self._pinned
 
 
-_TRUSTED_PACKAGES = frozenset({"torch", "numpy", "builtins", "primexec"}) | sys.stdlib_module_names - {"__main__"}
-
 # Handled apart (children, parameters, buffers, hooks), or of no effect on a forward call.
 _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
-
-
-# Classes of torch and the standard library whose objects hold state of the user's.
-_STATEFUL = (
-    torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler, torch.distributions.Distribution,
-    argparse.Namespace, types.SimpleNamespace, collections.UserDict, collections.UserList, collections.UserString,
-    collections.ChainMap,
-)  # fmt: skip
 
 
 def _ignore(value: Any) -> None:
@@ -478,16 +486,3 @@ def _ignore(value: Any) -> None:
 
 def _itself(value: Any) -> Any:
     return value
-
-
-def _is_plain_object(value: Any) -> bool:
-    kind = type(value)
-    return (
-        kind.__module__.partition(".")[0] not in _TRUSTED_PACKAGES
-        and statics.freeze_static(value) is None
-        and (hasattr(value, "__dict__") or hasattr(kind, "__slots__"))
-    )
-
-
-def _file_of(cls: type) -> str:
-    return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""

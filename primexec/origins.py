@@ -1,0 +1,91 @@
+"""Whose code, class or module something is: the user's, an installed package's, or a library's that is trusted."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import importlib.util
+import os
+import sys
+import sysconfig
+import types
+from typing import Any
+
+import torch
+
+from primexec import _torch, statics
+
+_HERE = os.path.dirname(__file__) + os.sep
+_STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
+_RUN_BY_TORCH = ("numpy", "sympy", "mpmath")
+_TRUSTED_PACKAGES = frozenset({"torch", "numpy", "builtins", "primexec"}) | sys.stdlib_module_names - {"__main__"}
+
+# Classes of torch and the standard library whose objects hold state of the user's.
+STATEFUL = (
+    torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler, torch.distributions.Distribution,
+    argparse.Namespace, types.SimpleNamespace, collections.UserDict, collections.UserList, collections.UserString,
+    collections.ChainMap,
+)  # fmt: skip
+
+
+@functools.cache
+def _trusted_folders() -> tuple[str, ...]:
+    specs = [spec for name in _RUN_BY_TORCH if (spec := importlib.util.find_spec(name)) is not None]
+    folders = [os.path.join(f, "") for spec in specs for f in spec.submodule_search_locations or ()]
+    return _torch.torch_directory(), _HERE, *folders
+
+
+@functools.lru_cache(maxsize=4096)
+def is_library(file: str) -> bool:
+    """Code trusted not to read state of its own that changes: torch and what it runs, the standard library, ours."""
+    return (
+        file.startswith("<frozen")
+        or (file.startswith(_STDLIB) and "site-packages" not in file)
+        or file.startswith(_trusted_folders())
+    )
+
+
+def is_installed(file: str) -> bool:
+    """Code of an installed package: its classes and decorators are taken not to change, its objects may."""
+    return "site-packages" in file or "dist-packages" in file or is_library(file)
+
+
+@functools.lru_cache(maxsize=4096)
+def is_layer(file: str) -> bool:
+    """The layers of torch.nn: their lines say something where the user has none."""
+    modules = os.path.join(_torch.torch_directory(), "nn", "modules") + os.sep
+    return file.startswith(modules) and not file.endswith(f"{os.sep}module.py")
+
+
+def path_of(module: types.ModuleType) -> str:
+    """The file of a module; empty where it has none. A lazy module is not woken."""
+    return module.__dict__.get("__file__") or ""
+
+
+def is_trusted_module(module: types.ModuleType) -> bool:
+    """Modules of torch, NumPy, the standard library and ours; what no file tells, the name does."""
+    file = path_of(module)
+    return is_library(file) if file else module.__name__.partition(".")[0] in _TRUSTED_PACKAGES
+
+
+def file_of(name: str) -> str:
+    """The file of the module that is imported under a name; empty where there is none."""
+    module = sys.modules.get(name)
+    return path_of(module) if isinstance(module, types.ModuleType) else ""
+
+
+def is_trusted_class(cls: type) -> bool:
+    """As is_trusted_module. A file of the user's may be named like one of theirs."""
+    file = file_of(cls.__module__)
+    return cls.__module__.partition(".")[0] in _TRUSTED_PACKAGES and (not file or is_library(file))
+
+
+def is_plain_object(value: Any) -> bool:
+    """Whether a value is an object with attributes of a class of the user's, or of an installed package."""
+    kind = type(value)
+    return (
+        not is_trusted_class(kind)
+        and statics.freeze_static(value) is None
+        and (hasattr(value, "__dict__") or hasattr(kind, "__slots__"))
+    )
