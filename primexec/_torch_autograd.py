@@ -50,6 +50,11 @@ def autograd_nodes(roots: Sequence[Tensor]) -> Iterator[Any]:
             stack += [following for following, _ in node.next_functions]
 
 
+def leaves_behind(roots: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The leaves of the autograd graph behind the roots."""
+    return (node.variable for node in autograd_nodes(roots) if hasattr(node, "variable"))
+
+
 def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
     """What the autograd graph behind the roots keeps for backward: storage → bytes."""
     kept: dict[int, int] = {}

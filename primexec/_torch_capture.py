@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,19 @@ from torch import Tensor
 from primexec._torch import modes_off, private, pytree, torch_directory
 
 _capturing = threading.local()
+
+
+class Trace(Protocol):
+    """What a capture asks of the trace that it serves."""
+
+    def stand_in(self, value: Any) -> Any:
+        """The fake tensor for a real one; any other value as it is."""
+
+    def before_backward(self, roots: Sequence[Tensor], accumulates: bool) -> None:
+        """A backward pass begins at these tensors; it may accumulate into the `.grad` of leaves."""
+
+    def before_control_flow(self, tensors: Iterable[Any]) -> None:
+        """torch.cond or its like is called with these tensors among other values."""
 
 
 def capturing() -> bool:
@@ -52,22 +65,23 @@ for _name in ("or", "ror", "and", "rand", "xor", "rxor", "eq", "ne", "int", "ind
 
 
 @contextmanager
-def capture_environment() -> Iterator[list[str]]:
+def capture_environment(trace: Trace) -> Iterator[list[str]]:
     """What must hold in this thread while a capture runs. Callers hold the capture lock.
 
     Yields:
         A list that gets an entry for each backward pass that runs meanwhile.
     """
-    _capturing.depth = getattr(_capturing, "depth", 0) + 1
-    outer, _capturing.passes = getattr(_capturing, "passes", None), []
+    outer = _capturing.__dict__.copy()
+    _capturing.depth = outer.get("depth", 0) + 1
+    _capturing.trace, _capturing.passes = trace, []
     autocast_cache = torch.is_autocast_cache_enabled()
     collecting = gc.isenabled()
     try:
         with ExitStack() as patches:
-            for owner, name, stand_in in _stand_ins():
+            for owner, name, replacement in _stand_ins():
                 original = getattr(owner, name)
                 patches.callback(setattr, owner, name, original)
-                setattr(owner, name, stand_in(original))
+                setattr(owner, name, replacement(original))
             patches.enter_context(torch.autograd.set_detect_anomaly(False))  # it reads values, which are not there
             torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
             gc.disable()  # a callback of the collector is not the function's code
@@ -76,8 +90,8 @@ def capture_environment() -> Iterator[list[str]]:
         if collecting:
             gc.enable()
         torch.set_autocast_cache_enabled(autocast_cache)
-        _capturing.depth -= 1
-        _capturing.passes = outer
+        _capturing.__dict__.clear()
+        _capturing.__dict__.update(outer)
 
 
 @cache
@@ -96,7 +110,18 @@ def _stand_ins() -> list[tuple[Any, str, Callable[[Any], Any]]]:
         (torch, f"{verb}_rng_state", _recorded_rng(op)) for verb, op in (("get", "rng_state"), ("set", "set_rng_state"))
     ]
     backward = (torch.autograd, "_engine_run_backward", _noted)
-    return [compiling, control_flow, fake_log, backward, *rng, *questions]
+    entrances = [
+        (private(module), name, _given)
+        for module, name in (
+            ("torch._functorch.utils", "unwrap_dead_wrappers"),  # what torch.autograd.Function.apply begins with
+            ("torch.autograd.function", "custom_function_call"),  # the same inside of transforms
+            ("torch._functorch.vmap", "_add_batch_dim"),
+            ("torch._functorch.eager_transforms", "_wrap_for_grad"),
+            ("torch._functorch.eager_transforms", "_maybe_wrap_functional_tensor"),
+            ("torch._functorch.eager_transforms", "_propagate_functional_input_mutation"),
+        )
+    ]
+    return [compiling, control_flow, fake_log, backward, *entrances, *rng, *questions]
 
 
 def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,16 +130,35 @@ def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if capturing():
             _capturing.passes.append("backward")
+            _capturing.trace.before_backward(args[0], kwargs.get("accumulate_grad", False))
         return original(*args, **kwargs)
 
     return run
+
+
+def _given(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Autograd and torch.func note the tensors given here, before our modes see them in an operator."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if capturing():
+            stand_in = _capturing.trace.stand_in
+            with modes_off():
+                args = tuple([tuple(map(stand_in, a)) if type(a) is tuple else stand_in(a) for a in args])
+        return original(*args, **kwargs)
+
+    return call
 
 
 def _call_directly(original: Callable[..., Any]) -> Callable[..., Any]:
     """Eagerly torch.cond and its like go through Dynamo; a capture records the operator itself."""
 
     def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any = None) -> Any:
-        return fn(*args, **(kwargs or {})) if capturing() else original(fn, args, kwargs)
+        if not capturing():
+            return original(fn, args, kwargs)
+        with modes_off():
+            args, kwargs = pytree.tree_map_only(Tensor, _capturing.trace.stand_in, (args, kwargs or {}))
+        _capturing.trace.before_control_flow(pytree.tree_leaves((args, kwargs)))
+        return fn(*args, **kwargs)
 
     return call
 

@@ -53,14 +53,14 @@ class Calls(_torch.TorchFunctionMode):
         tracer = self.tracer
         if fn in forbidden():
             raise tracer.fail(forbidden()[fn], VALUE_HINT)
-        if _torch.functorch_active():
-            sys.settrace(watching)
-            return fn(*args, **kwargs)
         if fn in _sensitive():
             tracer.uses_sdpa = True
         elif fn in _LAYOUT_QUESTIONS:
             tracer.uses_layout = True
         args, kwargs = tracer._stand_ins(args), tracer._stand_ins(kwargs)
+        if _torch.functorch_active():
+            sys.settrace(watching)
+            return fn(*args, **kwargs)
         if fn is Tensor.__bool__ and (truth := self._checked(args[0], sys._getframe(2))) is not None:
             return truth
         if fn in _gradient_accessors():

@@ -229,7 +229,7 @@ def _capture(
     fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
     fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
     try:
-        with _torch_capture.capture_environment() as passes:
+        with _torch_capture.capture_environment(tracer.entrances) as passes:
             result = tracer.run(run, fake_args, fake_kwargs)
     except BaseException as error:
         if _torch.asks_unknown_size(error):
@@ -322,6 +322,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
     stores = _stores(tracer, shadows, outputs)
     filled = _check_side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
+    tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
     filled = _check_side_effects(tracer.reads) or filled  # hooks and custom functions ran in the backward pass
     tracer.graph.output((*outputs, *extras))

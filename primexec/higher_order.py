@@ -57,6 +57,7 @@ def record(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     new = [tracer._stand_ins(a) if isinstance(a, Tensor) else a for a in new]
     bodies = [_Body(tracer, args[i], form.operands(new)) for i in form.bodies]
     outside = list({id(t): t for body in bodies for t in body.scope.lifted}.values())
+    tracer.entrances.before_control_flow(outside)
     new[form.extra] = (*new[form.extra], *outside)
     node_args = [tracer._nodes(a) if isinstance(a, (tuple, Tensor)) else a for a in new]
     for i, body in zip(form.bodies, bodies, strict=True):

@@ -96,6 +96,15 @@ class Recorder:
             CONTIGUOUS if unknown else tuple(of_root) for of_root, unknown in zip(strides, self.unknown, strict=True)
         )
         self.needed = (True,) * len(self.inputs)
+        self._retained = [
+            n for n in tracer.graph.nodes if isinstance(t := n.meta.get("val"), Tensor) and t.retains_grad
+        ]
+        if returned := next((n for n in self._retained if n in results), None):
+            raise CaptureError(
+                "the function returns a tensor on which it called retain_grad()",
+                hint="call retain_grad() on what the traced function returns",
+                source=returned.meta.get("source"),
+            )
         # Passes may remove these nodes from the forward graph before another backward program is recorded.
         nodes = (n for n in tracer.graph.nodes if n.op == "call_function" and _is_step(n))
         self._steps: dict[fx.Node, tuple[Any, View]] = {n: (n.args[0], View.of(n)) for n in nodes}
@@ -110,8 +119,10 @@ class Recorder:
         earlier = frozenset(tracer.inputs)
         tracer.scope = scope = Scope(forward)
         tangents = given = wanted = None
+        retained = {n: n.meta["val"].grad for n in self._retained}
         try:
-            with _torch_capture.capture_environment(), _torch_autograd.autocast_off(), torch.enable_grad():
+            environment = _torch_capture.capture_environment(tracer.entrances)
+            with environment, _torch_autograd.autocast_off(), torch.enable_grad():
                 tangents = [self._tangent(scope, i, strides) for i, strides in enumerate(gradients)]
                 given = [(n.meta["val"], t) for n, t in zip(self.roots, tangents, strict=True) if t is not None]
                 wanted = [n.meta["val"] for n, need in zip(self.inputs, needed, strict=True) if need]
@@ -124,6 +135,8 @@ class Recorder:
             raise
         finally:
             tracer.scope = forward
+            for node, grad in retained.items():  # nobody can ask for it, and the next pass would add to it
+                node.meta["val"].grad = grad
             del tangents, given, wanted
         tracer.raise_failure()
         return self._program(scope, results, earlier)

@@ -26,6 +26,7 @@ from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_or
 from primexec._torch import pytree
 from primexec.bytecode import EXACT_TYPE, SEEDS, runs_optimizer, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls
+from primexec.entrances import Entrances
 from primexec.errors import CaptureError, SourceLine
 from primexec.gradients import LeafGradients
 from primexec.program import MADE_WHILE_TRACING, ApiCall, Input, TensorSpec
@@ -86,6 +87,7 @@ class Tracer:
         self._places: dict[int, list[tuple[Any, Any, str]]] | None = None
         self._lifted_before: dict[int, tuple[Any, fx.Node]] = {}  # the same once the run is over, without owning it
         self.gradients = LeafGradients(self)
+        self.entrances = Entrances(self)
         self._histories: dict[int, Any] = {}  # id of an input's stand-in → its autograd node
         self._lines: dict[int, SourceLine | None] = {}  # sequence number of an autograd node → line of its operator
         self.taken: dict[fx.Node, fx.Node] = {}  # placeholder of a backward graph → node of the forward graph
@@ -118,11 +120,12 @@ class Tracer:
 
     def lift(self, real: Any) -> Any:
         """The stand-in for a tensor or generator that the code reached by itself: an input read at every call."""
-        if _torch.identity(real) in self._lifts:
-            if _torch.identity(real) in self._positions and _torch.identity(real) not in self.tied:
-                self.tied[_torch.identity(real)] = self._positions[_torch.identity(real)], self._find(real)
-            return self._lifts[_torch.identity(real)][1]
-        before = self._lifted_before.get(_torch.identity(real))
+        key = _torch.identity(real)
+        if key in self._lifts:
+            if key in self._positions and key not in self.tied:
+                self.tied[key] = self._positions[key], self._find(real)
+            return self._lifts[key][1]
+        before = self._lifted_before.get(key)
         if before is not None and before[0]() is real:
             return before[1].meta["val"]
         if isinstance(real, Tensor) and (problem := tensor_problem(real)):
@@ -135,7 +138,7 @@ class Tracer:
                 "pass it as an argument, or keep it in a module, a closure or a global variable",
             )
         self._add_state(real, places)
-        return self._lifts[_torch.identity(real)][1]
+        return self._lifts[key][1]
 
     def _add_state(self, real: Any, places: list[tuple[Any, Any, str]]) -> None:
         self._add_input(real, "state", places, places[0][2].rpartition(": ")[2], places[0][2])
@@ -148,7 +151,7 @@ class Tracer:
         elif key in self._positions:
             self.tied.setdefault(key, (self._positions[key], self._find(real)))[1].append(place)
         else:
-            node = self._outermost().nodes[_torch.identity(self._lifts[key][1])]
+            node = self.outermost().nodes[_torch.identity(self._lifts[key][1])]
             self.inputs[node.name].binding.append(place)
 
     def _find(self, real: object) -> list[tuple[Any, Any, str]]:
@@ -163,7 +166,7 @@ class Tracer:
         return self._add_input(real, "constant", real, "constant", MADE_WHILE_TRACING)
 
     def _add_input(self, real: Any, kind: Any, binding: Any, name: str, label: str) -> fx.Node:
-        node = higher_order.add_placeholder(self._outermost().graph, _identifier(name))
+        node = higher_order.add_placeholder(self.outermost().graph, _identifier(name))
         if isinstance(real, Tensor):
             with _torch.modes_off(), torch.inference_mode(real.is_inference()), warnings.catch_warnings():
                 # torch asks for `.grad` of every tensor, whether it can have one or not.
@@ -175,7 +178,7 @@ class Tracer:
         else:
             stand_in = real
         self._lifts[_torch.identity(real)] = real, stand_in
-        self._outermost().bind(stand_in, node)
+        self.outermost().bind(stand_in, node)
         if not isinstance(real, Tensor):
             with _torch.modes_off():
                 self.reads.generators.append((real, real.get_state()))
@@ -191,7 +194,8 @@ class Tracer:
         """The mode that records operators, to enter again from inside an operator."""
         return _Operators(self)
 
-    def _outermost(self) -> Scope:
+    def outermost(self) -> Scope:
+        """The graph of the program."""
         scope = self.scope
         while scope.parent is not None:
             scope = scope.parent
@@ -291,7 +295,7 @@ class Tracer:
     def _stand_ins(self, value: Any) -> Any:
         """value with real tensors replaced by fake ones."""
         if isinstance(value, Tensor):
-            return value if _torch.is_fake(value) else self.lift(value)
+            return self.entrances.stand_in(value)
         if type(value) in (tuple, list):
             return type(value)(self._stand_ins(v) for v in value)
         if type(value) is dict:

@@ -48,7 +48,7 @@ LAYERS = (
     "reference", "reference.pointwise", "reference.shape", "reference.reduction", "reference.indexing",
     "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",
     "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
-    "graphs", "capture", "random_state", "instances", "joint", "cut", "tracer", "gradients",
+    "graphs", "capture", "random_state", "instances", "joint", "cut", "tracer", "entrances", "gradients",
     "calls", "higher_order", "effects", "shadow", "references", "reads", "cached_calls", "imports", "namespaces",
     "contents", "bytecode", "origins", "value_checks",
     "statics", "program", "config",
