@@ -34,7 +34,14 @@ class Namespace:
     def of_class(cls, owner: type) -> Namespace:
         """The attributes of a class. Its `__dict__` is a proxy, and only a dict has a version that can be compared."""
         held = next(d for d in gc.get_referents(owner.__dict__) if isinstance(d, dict))
-        return cls(held, f"{owner.__name__}.", keys=frozenset(held), owner=owner)
+        namespace = cls(held, f"{owner.__name__}.", keys=frozenset(held), owner=owner)
+        if (constructor := held.get("__init__")) is not None:  # it runs on what the function makes
+            namespace.values["__init__"], namespace.originals["__init__"] = statics.Identity(constructor), constructor
+        return namespace
+
+    def special(self) -> set[str]:
+        """The methods that run without being named."""
+        return {n for n, value in self.held.items() if n.startswith("__") and n.endswith("__") and callable(value)}
 
     def get(self, name: Any) -> Any:
         return dict.__getitem__(self.held, name)  # a subclass may run code of its own

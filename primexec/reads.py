@@ -15,6 +15,7 @@ import collections.abc
 import contextvars
 import copy
 import functools
+import operator
 import os
 import sys
 import threading
@@ -48,7 +49,7 @@ class Reads:
         self.cells: list[Cell] = []
         self.containers: list[Container] = []
         self.codes: dict[tuple[int, int], types.CodeType] = {}  # by their identity and that of their globals
-        self._names: set[str] = {"training"}
+        self._names: set[str] = {"training", "forward"}  # torch's code asks modules for these
         self._everything = False
         self.reflective = False  # user code asked for attributes by computed or optional names
         self._seen: dict[int, object] = {}
@@ -252,21 +253,18 @@ class Reads:
             self.reach(getattr(fn, "__wrapped__", None), label)
             return
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+            if name == "__class__":  # made for super(), and never set again
+                self.reach(read_cell(cell), label)
+                continue
             self._record_cell(
                 lambda cell=cell: read_cell(cell),  # type: ignore[misc]
                 lambda value, cell=cell: setattr(cell, "cell_contents", value),  # type: ignore[misc]
                 f"{name} (closed over by {label})",
             )
-        for i in range(len(fn.__defaults__ or ())):
-            self._record_cell(
-                lambda i=i: (fn.__defaults__ or {})[i],  # type: ignore[misc]
-                _ignore,  # the tuple of defaults cannot be changed in place
-                f"default {i} of {label}",
-            )
-        if fn.__kwdefaults__:
-            namespace = self._namespace(fn.__kwdefaults__, f"default of {label}: ")
-            for name in fn.__kwdefaults__:
-                self._record(namespace, name)
+        for name in ("__defaults__", "__kwdefaults__"):
+            if getattr(fn, name):
+                get: Any = functools.partial(operator.attrgetter(name), fn)
+                self._record_cell(get, functools.partial(setattr, fn, name), f"{name} of {label}")
         if fn.__dict__:
             self._reach_object(fn, fn.__dict__, label)
         self.reach(getattr(fn, "__wrapped__", None), label)
@@ -331,6 +329,7 @@ class Reads:
             if namespace is None:
                 namespace = self._classes[base] = Namespace.of_class(base)
                 self.namespaces[id(namespace.held)] = namespace
+                self._record_names(namespace, namespace.special())
             self._record_names(namespace, names)
 
     def _watch_state(self, value: Any, label: str) -> None:
@@ -363,6 +362,9 @@ class Reads:
             namespace.keep_keys()
             for name in value:
                 self._record(namespace, name)
+        elif isinstance(value, (tuple, frozenset)):  # itself it cannot change
+            for i, part in enumerate(statics.contents(value)):
+                self._watch_container(part, f"{label}[{i}]", installed)
         else:
             base = statics.builtin_base(value)
             copied = base(statics.contents(value))
