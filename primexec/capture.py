@@ -471,9 +471,9 @@ def _check_side_effects(reads: Reads) -> CaptureError | None:
 
 
 def _variable_in(label: str) -> str:
-    """`table` in "global of file.py: table: 'key'" and in "table (closed over by f)"."""
+    """`table` in "global of file.py: table: 'key'", "table (closed over by f)" and "state (closed over by f).table"."""
     name = re.sub(r"^global of \S+: ", "", label)
-    return re.split(r" \(|: ", name)[0].rpartition(".")[2]
+    return re.sub(r" \(.*?\)", "", name).partition(": ")[0].rpartition(".")[2]
 
 
 def _side_effect(label: str, name: str, reads: Reads) -> CaptureError:

@@ -322,6 +322,8 @@ class Reads:
 
     def _record_class(self, cls: type, names: set[str] | frozenset[str]) -> None:
         """Attributes of the classes in user code, methods included."""
+        if issubclass(cls, torch.autograd.Function):
+            names = names | _NAMED_BY_AUTOGRAD
         for base in cls.__mro__:
             if origins.is_trusted_class(base) or origins.is_installed(origins.file_of(base.__module__)):
                 continue
@@ -477,6 +479,8 @@ class Reads:
                 yield cell.get, None, cell.label, cell.original
         yield from self._pinned
 
+
+_NAMED_BY_AUTOGRAD = frozenset({"forward", "setup_context", "backward", "jvp", "vjp", "vmap"})
 
 # Handled apart (children, parameters, buffers, hooks), or of no effect on a forward call.
 _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}

@@ -472,3 +472,27 @@ def test_a_dict_with_attributes_of_its_own_in_a_module() -> None:
     assert torch.equal(traced(X), X * 2)
     module._config.scale = 3.0
     assert torch.equal(traced(X), X * 3)
+
+
+def test_closure_of_a_custom_function() -> None:
+    scale, shift = [2.0], 1.0
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * scale[0] + shift
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+            return g * scale[0]
+
+    traced = make_traced(lambda x: Scaled.apply(x))
+    x = X.clone().requires_grad_()
+    for n in range(3):
+        scale[0], shift = n + 2.0, n // 2 + 1.0
+        for _ in range(2):
+            out = traced(x)
+            (gradient,) = torch.autograd.grad(out.sum(), x)
+            assert torch.equal(out, x * scale[0] + shift)
+            assert torch.equal(gradient, torch.full_like(x, scale[0]))
+        assert traces(traced) == n + 1

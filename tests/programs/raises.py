@@ -2,6 +2,7 @@
 
 import functools
 import random
+import types
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tests.programs.table import Family, draw, tensors
+from tests.programs.table import Family, draw, of, tensors
 
 FAMILY = Family("raises")
 X = tensors((3, 4))
@@ -105,6 +106,53 @@ def list_append_of_tensor() -> Any:
         return y
 
     return run
+
+
+LEAF = of(lambda x: (x.requires_grad_(),), 3)
+
+
+@FAMILY.factory(LEAF, line="log.append(g.shape)")
+def list_append_in_hook() -> Any:
+    log: list[Any] = []
+
+    def run(x: Tensor) -> Tensor:
+        y = x * 2
+        y.register_hook(lambda g: log.append(g.shape))
+        return y.sum()
+
+    return run
+
+
+@FAMILY.factory(LEAF, line="held.last = g")
+def attribute_in_hook() -> Any:
+    held = types.SimpleNamespace(last=None)
+
+    def run(x: Tensor) -> Tensor:
+        def hook(g: Tensor) -> None:
+            held.last = g
+
+        y = x * 2
+        y.register_hook(hook)
+        return y.sum()
+
+    return run
+
+
+@FAMILY.factory(LEAF, line="log.append(g)")
+def list_append_in_custom_function() -> Any:
+    log: list[Any] = []
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+            log.append(g)
+            return g * 2
+
+    return lambda x: Doubled.apply(x).sum()
 
 
 @FAMILY.factory(X, line='table["n"] = 2')
