@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import CheckpointFunction
 
 from primexec import _torch
 from primexec.errors import SourceLine
@@ -34,16 +35,21 @@ _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 
 
 @functools.cache
-def state_setters() -> dict[types.CodeType, str]:
-    """Functions that change state of torch's without an operator; they are stopped before they do."""
+def refused() -> dict[types.CodeType, tuple[str, str]]:
+    """Functions of torch's that are stopped before they run: (reason, way out).
+
+    They change state without an operator, or run a backward pass of their own, whose gradients go to leaves.
+    """
     random: Any = (torch.manual_seed, torch.seed, torch.random.set_rng_state)
     defaults: Any = (
         torch.set_default_dtype, torch.set_default_device, torch.set_default_tensor_type,
         torch.use_deterministic_algorithms, torch.set_float32_matmul_precision,
     )  # fmt: skip
-    setters = dict.fromkeys(random, "the state of torch's random generator")
-    setters |= dict.fromkeys(defaults, "a default of torch")
-    return {inspect.unwrap(fn).__code__: what for fn, what in setters.items()}
+    outside = "set it outside the traced function"
+    found = dict.fromkeys(random, ("the function sets the state of torch's random generator", outside))
+    found |= dict.fromkeys(defaults, ("the function sets a default of torch", outside))
+    found[CheckpointFunction.backward] = ("a checkpoint is reentrant", "pass use_reentrant=False to checkpoint()")
+    return {inspect.unwrap(fn).__code__: told for fn, told in found.items()}
 
 
 def user_source(frame: types.FrameType | None, outermost: types.CodeType) -> SourceLine | None:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from primexec import _torch, origins, statics
-from primexec.bytecode import CodeNames, names_of, state_setters
+from primexec.bytecode import CodeNames, names_of, refused
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import Container
@@ -81,8 +81,8 @@ class Reads:
 
     def enter(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
-        if code in state_setters():
-            raise self.refuse(f"the function sets {state_setters()[code]}", "set it outside the traced function")
+        if code in refused():
+            raise self.refuse(*refused()[code])
         if code is IMPORT_MODULE:
             self._imports.by_name(frame.f_locals["name"], frame.f_locals["package"])
         key = id(code), id(frame.f_globals)

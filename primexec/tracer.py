@@ -258,8 +258,8 @@ class Tracer:
             self.inference_segments = True
         node.meta["inference"] = inference
         node.meta["grad_mode"] = torch.is_grad_enabled()
-        if node.meta["grad_mode"]:
-            self._lines[_torch_autograd.sequence_number()] = source
+        # Without grad mode the node made last is that of a custom function whose forward runs, or has its line.
+        self._lines.setdefault(_torch_autograd.sequence_number(), source)
         if isinstance(out, Tensor):
             self._bind_output(out, node)
         elif isinstance(out, (tuple, list)):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from tests.programs.table import Family, draw, of, tensors
@@ -153,6 +154,26 @@ def list_append_in_custom_function() -> Any:
             return g * 2
 
     return lambda x: Doubled.apply(x).sum()
+
+
+@FAMILY.factory(LEAF, line="checkpoint(layer, x, use_reentrant=True)")
+def reentrant_checkpoint() -> Any:
+    layer = nn.Linear(3, 3)
+
+    def run(x: Tensor) -> Any:
+        return checkpoint(layer, x, use_reentrant=True)
+
+    return run
+
+
+@FAMILY.factory(LEAF, match="use_reentrant=False")
+def reentrant_checkpoint_in_a_step() -> Any:
+    layer = nn.Linear(3, 3)
+
+    def run(x: Tensor) -> None:
+        checkpoint(layer, x, use_reentrant=True).sum().backward()
+
+    return run
 
 
 @FAMILY.factory(X, line='table["n"] = 2')
