@@ -230,6 +230,11 @@ def asks_unknown_size(error: BaseException) -> bool:
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
+def expression(symbol: Any) -> Any:
+    """What a size that depends on data is, as SymPy has it."""
+    return symbol.node.expr
+
+
 def is_fake(t: object) -> bool:
     fake = sys.modules.get("torch._subclasses.fake_tensor")
     return fake is not None and isinstance(t, fake.FakeTensor)

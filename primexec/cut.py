@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from primexec import effects
+from primexec import _torch, effects
 
 
 def made_again(needed: Iterable[fx.Node], results: Iterable[fx.Node]) -> set[fx.Node]:
@@ -39,10 +39,10 @@ def made_again(needed: Iterable[fx.Node], results: Iterable[fx.Node]) -> set[fx.
         reached.add(node)
         alone = node.op == "call_function" and effects.aliases_input(node) and effects.stands_alone(node)
         view = effects.is_view(node) and not alone
-        kept = math.inf if view or effects.storage_of(node) in seen else _bytes(node)
+        kept = math.inf if view or _is_size(node) or effects.storage_of(node) in seen else _bytes(node)
         flow.add_edge((node, "made"), (node, "kept"), capacity=kept)
         memory = {effects.storage_of(n) for n in (node, *node.all_input_nodes)}
-        if view or (is_cheap(node) and memory.isdisjoint(written) and not alone):
+        if view or _is_size(node) or (is_cheap(node) and memory.isdisjoint(written) and not alone):
             again.add(node)
             for source in node.all_input_nodes:
                 flow.add_edge((source, "kept"), (node, "made"), capacity=math.inf)
@@ -66,8 +66,16 @@ def is_cheap(node: fx.Node) -> bool:
     return torch.Tag.pointwise in tags or node.target is torch.ops.aten._to_copy.default or effects.is_view(node)
 
 
+def _is_size(node: fx.Node) -> bool:
+    """Whether it is a number read off a tensor, which is no tensor that could be saved."""
+    return isinstance(node.meta.get("val"), _torch.SYMBOLS)
+
+
+_UNKNOWN_SIZE = 1 << 10  # a guess at sizes that depend on data
+
+
 def _bytes(node: fx.Node) -> int:
     value = node.meta.get("val")
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or isinstance(value, torch.nn.Parameter):
         return 0
-    return 0 if isinstance(value, torch.nn.Parameter) else value.numel() * value.element_size()
+    return math.prod(n if type(n) is int else _UNKNOWN_SIZE for n in value.shape) * value.element_size()

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order
+from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order, sizes
 from primexec._torch import pytree
 from primexec.bytecode import EXACT_TYPE, SEEDS, runs_optimizer, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls
@@ -312,7 +312,10 @@ class Tracer:
             self.lift(value)
             return self.node_of(value)
         if isinstance(value, _torch.SYMBOLS):
-            raise self.unknown_size()
+            node = sizes.node_of(self, value)
+            if node is None:
+                raise self.unknown_size()
+            return node
         if type(value) in (tuple, list):
             return type(value)(self._nodes(v) for v in value)
         if type(value) is dict:

@@ -60,6 +60,39 @@ def batch_norm_of_half_precision(trace: Trace) -> Any:
     return grads(model), values(model)
 
 
+def masked_loss(x: Tensor) -> Tensor:
+    mask = x[:, 0] > 0
+    return F.mse_loss(x[mask], x.roll(1, 0)[mask]) + (x * x)[x > 0].mean()
+
+
+def written_where_negative(x: Tensor) -> Tensor:
+    y = x * 1
+    y[y < 0] *= 0.1
+    return y
+
+
+def dispatched(x: Tensor) -> Tensor:
+    """As a mixture of experts: rows to the expert that they choose."""
+    out = torch.zeros_like(x)
+    for expert in range(3):
+        chosen = torch.where(x.argmax(-1) == expert)[0]
+        out = out.index_add(0, chosen, x[chosen] * x.softmax(-1)[chosen, expert, None])
+    return out
+
+
+@feature(traces=3)
+def sizes_that_depend_on_data(trace: Trace) -> Any:
+    seen = []
+    for fn in (masked_loss, written_where_negative, dispatched):
+        run = trace(fn)
+        for seed in range(4):
+            x = leaf(seed)
+            y = run(x - 9) if seed == 3 else run(x)  # at the end nothing is positive
+            y.square().sum().backward()
+            seen += [y, x.grad]
+    return seen
+
+
 @feature(traces=2)
 def lstm_with_its_backward(trace: Trace) -> Any:
     model = nn.LSTM(6, 4)

@@ -1,0 +1,58 @@
+"""Sizes that depend on the values of tensors, as nodes: read off a tensor that has them, or reckoned from such."""
+
+from __future__ import annotations
+
+import operator
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from primexec import _torch
+
+if TYPE_CHECKING:
+    from primexec.tracer import Scope, Tracer
+
+_OPERATIONS = {"Add": operator.add, "Mul": operator.mul}
+
+
+def node_of(tracer: Tracer, size: Any) -> Any:
+    """The node of a size in the current graph, or the number that it is; None where no tensor has it."""
+    return _node(tracer, _torch.expression(size), size)
+
+
+def _node(tracer: Tracer, expression: Any, size: Any) -> Any:
+    if expression.is_Integer:
+        return int(expression)
+    place = _place(tracer, expression)
+    if place is not None:
+        tensor, dim = place
+        return _emit(tracer, torch.ops.aten.sym_size.int, (tracer.node_of(tensor), dim), tensor.shape[dim])
+    operation = _OPERATIONS.get(type(expression).__name__)
+    if operation is None:
+        return None
+    parts = [_node(tracer, part, size) for part in expression.args]
+    if None in parts:
+        return None
+    return reduce(lambda a, b: _emit(tracer, operation, (a, b), size), parts)
+
+
+def _place(tracer: Tracer, expression: Any) -> tuple[Tensor, int] | None:
+    """A tensor, of the current graph if possible, and the dimension of it that has this size."""
+    scope: Scope | None = tracer.scope
+    while scope is not None:
+        for t in scope.alive:
+            if isinstance(t, Tensor):
+                for dim, size in enumerate(t.shape):
+                    if type(size) is not int and _torch.expression(size) == expression:
+                        return t, dim
+        scope = scope.parent
+    return None
+
+
+def _emit(tracer: Tracer, op: Any, args: tuple[Any, ...], size: Any) -> Any:
+    node = tracer.graph.call_function(op, args)
+    node.meta.update(val=size, source=tracer.source(), inference=torch.is_inference_mode_enabled())
+    node.meta["grad_mode"] = torch.is_grad_enabled()
+    return node
