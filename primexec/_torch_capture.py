@@ -110,6 +110,7 @@ def _stand_ins() -> list[tuple[Any, str, Callable[[Any], Any]]]:
         (torch, f"{verb}_rng_state", _recorded_rng(op)) for verb, op in (("get", "rng_state"), ("set", "set_rng_state"))
     ]
     backward = (torch.autograd, "_engine_run_backward", _noted)
+    causal = (torch.nn.modules.transformer, "_detect_is_causal_mask", _without_hint)
     entrances = [
         (private(module), name, _given)
         for module, name in (
@@ -121,7 +122,7 @@ def _stand_ins() -> list[tuple[Any, str, Callable[[Any], Any]]]:
             ("torch._functorch.eager_transforms", "_propagate_functional_input_mutation"),
         )
     ]
-    return [compiling, control_flow, fake_log, backward, *entrances, *rng, *questions]
+    return [compiling, control_flow, fake_log, backward, causal, *entrances, *rng, *questions]
 
 
 def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,6 +162,20 @@ def _call_directly(original: Callable[..., Any]) -> Callable[..., Any]:
         return fn(*args, **kwargs)
 
     return call
+
+
+def _without_hint(original: Callable[..., bool]) -> Callable[..., bool]:
+    """nn.Transformer compares a mask with the causal one, and attention then masks by position in place of adding it.
+
+    The values of the mask are unknown in a capture. Used as it is, it gives the same but for rounding, unless it wants
+    a gradient, which it gets only so.
+    """
+
+    def detect(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+        unknown = capturing() and is_causal is None and mask is not None and not mask.requires_grad
+        return False if unknown else original(mask, is_causal, size)
+
+    return detect
 
 
 def _quietly(original: Callable[[logging.LogRecord], None]) -> Callable[[logging.LogRecord], None]:

@@ -22,6 +22,12 @@ def tokens(i: int) -> tuple[Tensor]:
     return (draw(i, 2, 5, dtype=torch.int64).abs(),)
 
 
+def mask(i: int) -> Tensor:
+    """A causal mask, which eager recognises, and others by turns."""
+    causal = nn.Transformer.generate_square_subsequent_mask(5)
+    return causal if i % 2 == 0 else causal.roll(i, 0)
+
+
 LIBRARY: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "linear": (lambda: nn.Linear(4, 5), X),
     "linear_no_bias": (lambda: nn.Linear(4, 5, bias=False), X),
@@ -81,6 +87,22 @@ LIBRARY: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
             nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
         ).eval(),
         SEQUENCE,
+    ),
+    "encoder_masked": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False),
+        lambda i: Call((draw(i, 5, 2, 8),), {"mask": mask(i)}),
+    ),
+    "encoder_masked_eval": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval(),
+        lambda i: Call((draw(i, 2, 5, 8),), {"mask": mask(i)}),
+    ),
+    "decoder_masked": (
+        lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 1),
+        lambda i: Call((draw(i, 2, 5, 8), draw(i + 9, 2, 3, 8)), {"tgt_mask": mask(i)}),
+    ),
+    "transformer_masked": (
+        lambda: nn.Transformer(8, 2, 1, 1, 16, batch_first=True).eval(),
+        lambda i: Call((draw(i, 2, 5, 8), draw(i + 9, 2, 5, 8)), {"src_mask": mask(i), "tgt_mask": mask(i).isinf()}),
     ),
     "double": (lambda: nn.Linear(4, 5).double(), tensors((3, 4), dtype=torch.float64)),
     "half": (lambda: nn.Linear(4, 5).bfloat16(), tensors((3, 4), dtype=torch.bfloat16)),
