@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any, Protocol
@@ -92,6 +92,50 @@ def capture_environment(trace: Trace) -> Iterator[list[str]]:
         torch.set_autocast_cache_enabled(autocast_cache)
         _capturing.__dict__.clear()
         _capturing.__dict__.update(outer)
+
+
+@contextmanager
+def standing_in(shadows: Mapping[int, torch.nn.Module]) -> Iterator[None]:
+    """Who reads or sets an attribute of a module in this thread reads or sets that of its shadow.
+
+    A bound method that the module keeps, a hook, a child that knows its parent refer to the module itself, and would
+    not see what the function assigns to `self`.
+
+    Args:
+        shadows: by the identity of the module's `__dict__`, which a traced module shares.
+    """
+    outer, _capturing.shadows = getattr(_capturing, "shadows", None), shadows
+    module: Any = torch.nn.Module
+    names = ("__getattribute__", "__setattr__", "__delattr__") if shadows else ()
+    before = {name: module.__dict__.get(name) for name in names}
+    try:
+        for name in names:
+            setattr(module, name, _of_shadow(before[name] or getattr(object, name)))
+        yield
+    finally:
+        _capturing.shadows = outer
+        for name, original in before.items():
+            setattr(module, name, original) if original else delattr(module, name)
+
+
+def _of_shadow(original: Callable[..., Any]) -> Callable[..., Any]:
+    def access(module: torch.nn.Module, /, *args: Any) -> Any:
+        shadows = getattr(_capturing, "shadows", None)
+        if shadows:
+            module = shadows.get(id(object.__getattribute__(module, "__dict__")), module)
+        return original(module, *args)
+
+    return access
+
+
+@contextmanager
+def modules_themselves() -> Iterator[None]:
+    """Modules are themselves again in this thread, whatever stands in for them."""
+    outer, _capturing.shadows = getattr(_capturing, "shadows", None), None
+    try:
+        yield
+    finally:
+        _capturing.shadows = outer
 
 
 @cache

@@ -165,7 +165,7 @@ class TracedModule(torch.nn.Module):
         raise TypeError("make a traced module with primexec.make_traced(module)")
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self._primexec_traced(*args, **kwargs)
+        return _SLOT.__get__(self)(*args, **kwargs)  # in a trace a shadow, which has none, answers for the module
 
     def cache_info(self) -> CacheInfo:
         """As `Traced.cache_info`."""
@@ -195,7 +195,7 @@ class TracedModule(torch.nn.Module):
 
 
 def _traced(module: TracedModule) -> Traced:
-    traced: Traced = module._primexec_traced
+    traced: Traced = _SLOT.__get__(module)
     return traced
 
 

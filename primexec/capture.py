@@ -182,7 +182,7 @@ def capture(
         if statics.freeze_static(leaf) is None and not isinstance(leaf, (Tensor, torch.Generator)):
             reads.reach(leaf, label)
     shadows = Shadows()
-    tracer = Tracer(reads)
+    tracer = Tracer(reads, shadows)
     before, same_globals, grad = RandomState(), _torch.global_state_check(), torch.is_grad_enabled()
     try:
         captured = _capture(fn, leaves, labels, tree, tracer, shadows, signature.name, save)

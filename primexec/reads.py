@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from primexec import _torch, origins, statics
+from primexec import _torch, _torch_capture, origins, statics
 from primexec.bytecode import CodeNames, names_of, refused
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.config import READ_ENVIRONMENT, environment
@@ -93,6 +93,7 @@ class Reads:
                 self._read(names, frame)
         return self._previous(frame, event, arg) if self._previous is not None else None
 
+    @_torch_capture.modules_themselves()
     def _read(self, names: CodeNames, frame: types.FrameType) -> None:
         for topic, line in names.suspects.items():
             self.suspects.setdefault(topic, SourceLine(frame.f_code.co_filename, line, frame.f_code.co_qualname))
@@ -135,6 +136,7 @@ class Reads:
                 if code.co_name in cls.__dict__:
                     self.reach(cls.__dict__[code.co_name], f"{cls.__name__}.{code.co_name}")
 
+    @_torch_capture.modules_themselves()
     def _reach_import(self, module: types.ModuleType) -> None:
         if not origins.is_trusted_module(module):
             name = module.__name__
@@ -317,6 +319,7 @@ class Reads:
         if isinstance(value, CACHED):
             self.cached_calls.replace(value, get, set_, label)
 
+    @_torch_capture.modules_themselves()
     def _record_call(self, call: Callable[[], Any], label: str) -> None:
         self._record_cell(call, _ignore, label)
 

@@ -22,6 +22,7 @@ class Shadows:
 
     def __init__(self) -> None:
         self._of: dict[int, tuple[torch.nn.Module, torch.nn.Module]] = {}  # id → (module, shadow)
+        self.by_dict: dict[int, torch.nn.Module] = {}  # id of a module's `__dict__` → its shadow
 
     def function(self, fn: Any) -> Any:
         """fn with the modules that it is, or is bound to, replaced by their shadows."""
@@ -47,6 +48,7 @@ class Shadows:
                 )
         shadow: torch.nn.Module = object.__new__(getattr(type(module), "primexec_class", type(module)))
         self._of[id(module)] = module, shadow
+        self.by_dict[id(module.__dict__)] = shadow
         held = shadow.__dict__
         for name, value in module.__dict__.items():
             held[name] = value.copy() if name in _DICTS else value
@@ -75,6 +77,7 @@ class Shadows:
     def clear(self) -> None:
         """Let go of the shadows, and so of the tensors that hang on them."""
         self._of.clear()
+        self.by_dict.clear()
 
     def adopt(self, real: Any) -> Any:
         """The module a shadow stands for, where `real` is a shadow; used for what the function returns."""

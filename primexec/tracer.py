@@ -32,6 +32,7 @@ from primexec.gradients import LeafGradients
 from primexec.program import MADE_WHILE_TRACING, ApiCall, Input, TensorSpec
 from primexec.reads import Reads
 from primexec.references import outlives
+from primexec.shadow import Shadows
 from primexec.statics import tensor_problem
 
 _UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
@@ -68,8 +69,8 @@ class Scope:
 class Tracer:
     """One capture in progress."""
 
-    def __init__(self, reads: Reads) -> None:
-        self.reads = reads
+    def __init__(self, reads: Reads, shadows: Shadows) -> None:
+        self.reads, self.shadows = reads, shadows
         reads.refuse = self.fail  # type: ignore[method-assign]
         self.fake_mode = _torch.fake_mode()
         self.scope = Scope()
@@ -98,7 +99,8 @@ class Tracer:
 
     def run(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call fn under the modes; the result is made of fake tensors."""
-        with _torch.modes(self.fake_mode, _Operators(self), Calls(self)):
+        modes = _torch.modes(self.fake_mode, _Operators(self), Calls(self))
+        with _torch_capture.standing_in(self.shadows.by_dict), modes:
             self.reads.start()
             self._running = True
             try:

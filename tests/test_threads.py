@@ -208,6 +208,33 @@ def test_capture_is_unseen_in_other_threads(look: Callable[[], None]) -> None:
     assert traced.cache_info()[:3] == (0, 1, 1)
 
 
+class Remembering(nn.Module):
+    """Assigns to itself, and then lets another thread look at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("memory", torch.zeros(3))
+        object.__setattr__(self, "middle", InTheMiddle(self.look))
+
+    def look(self) -> None:
+        assert type(self.memory) is Tensor
+        self.count = 1
+        del self.count
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.memory = x * 2
+        return self.middle(x) + self.memory
+
+
+def test_modules_are_themselves_in_other_threads() -> None:
+    module = Remembering()
+    traced = make_traced(module)
+    assert traced(torch.ones(3)).shape == (3,)
+    assert traced.cache_info()[:3] == (0, 1, 1)
+    assert torch.equal(module.memory, torch.full((3,), 2.0))
+    assert "__getattribute__" not in nn.Module.__dict__
+
+
 FORK = """
 import os, threading, warnings, torch, primexec
 torch.set_num_threads(1)

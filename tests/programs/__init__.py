@@ -15,6 +15,7 @@ from tests.programs import (
     pytrees,
     raises,
     random_,
+    selves,
     views,
 )
 from tests.programs.table import Program
@@ -34,6 +35,7 @@ FAMILIES = (
     modules,
     opaque,
     corners,
+    selves,
 )
 PROGRAMS: list[Program] = [program for file in FAMILIES for program in file.FAMILY.programs]
 REFUSED: list[Program] = raises.FAMILY.programs
