@@ -81,6 +81,7 @@ class CodeNames:
 
     globals: tuple[str, ...]
     attributes: frozenset[str]
+    loaded: frozenset[str]  # those of them that are not set only
     reflective: bool  # getattr or its like, in user code
     everything: bool  # attribute names are computed: take them all
     modules: bool  # sys.modules, in user code
@@ -110,6 +111,7 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
         return None
     globals_: dict[str, None] = {}
     attributes: set[str] = set()
+    loaded: set[str] = set()
     computed = False
     suspects: dict[str, int] = {}
     line = code.co_firstlineno
@@ -125,6 +127,8 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             computed |= not _takes_constant_name(instructions[i + 1 :])
         if instruction.opname in _ATTRIBUTE:
             attributes.add(instruction.argval)
+            if instruction.opname != "STORE_ATTR":
+                loaded.add(instruction.argval)
         elif instruction.opname in _GLOBAL:
             globals_[instruction.argval] = None
         elif instruction.opname in _COMPARISONS and not is_installed(file):
@@ -135,9 +139,11 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
     reflective = bool(_REFLECTION & (globals_.keys() | attributes))
     if reflective:
         attributes |= constants
+        loaded |= constants
     return CodeNames(
         () if torch_module else tuple(globals_),
         frozenset(attributes),
+        frozenset(loaded),
         reflective and not is_installed(file),
         computed and not torch_module,
         "modules" in attributes and not is_installed(file) and any(i.argval == "sys" for i in instructions),

@@ -428,16 +428,20 @@ def _needs_autograd(t: Tensor) -> bool:
 
 
 def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[Store]:
-    """What the traced code assigned: tensors to attributes and in dicts, and gradients. Anything else raises.
+    """What the traced code assigned, in its order: tensors, plain values of attributes, and gradients.
 
+    Plain values are set at every call where the attribute is new or not asked for. Anything else raises.
     The tensors are added to the outputs.
     """
     stores = []
     for held, name, value, label in shadows.differences():
         if isinstance(value, Tensor) and not value.requires_grad and tracer.output(value) is not None:
             stores.append(_store(tracer, held, name, value, label, outputs))
-        elif statics.freeze_static(value) is None or statics.freeze(held.get(name)) != statics.freeze(value):
-            raise _side_effect(label, name, tracer.reads)
+        elif statics.freeze_static(value) is None or (name in held and name in tracer.reads.loaded):
+            if statics.freeze_static(value) is None or statics.freeze(held.get(name)) != statics.freeze(value):
+                raise _side_effect(label, name, tracer.reads)
+        else:
+            stores.append(_store(tracer, held, name, value, label, outputs))
     for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
         for leaf in _torch.flatten(value)[0]:
             if leaf.requires_grad if isinstance(leaf, Tensor) else statics.freeze_argument(leaf) is None:
@@ -445,7 +449,7 @@ def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[St
         stores.append(_store(tracer, held, name, value, label, outputs))
     for of, value, label in tracer.gradients.changes():
         stores.append(_store(tracer, of, "grad", value, label, outputs))
-    return sorted(stores, key=lambda s: s.label)
+    return stores
 
 
 def _store(tracer: Tracer, held: Any, key: Any, value: Any, label: str, outputs: list[fx.Node]) -> Store:

@@ -74,6 +74,15 @@ class Namespace:
         """Record the names as well."""
         self.keys = self.keys_now()
 
+    def may_set(self, name: Any, value: Any, loaded: set[str]) -> bool:
+        """Whether a program may set a new plain value at every call.
+
+        What it asks for as well is refused, unless it is a new attribute: a counter would trace at every call.
+        """
+        frozen, then = statics.freeze_static(value), self.values.get(name, ABSENT)
+        is_attribute = isinstance(self.keys, frozenset) and frozen != then
+        return frozen is not None and (self.flags or (is_attribute and (then is ABSENT or name not in loaded)))
+
     def had(self, name: Any) -> bool:
         """Whether there was such a name when the names were recorded, if they were."""
         return self.keys is None or key_of(name) in self.keys

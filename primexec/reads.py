@@ -50,6 +50,7 @@ class Reads:
         self.containers: list[Container] = []
         self.codes: dict[tuple[int, int], types.CodeType] = {}  # by their identity and that of their globals
         self._names: set[str] = {"training", "forward"}  # torch's code asks modules for these
+        self.loaded: set[str] = set()  # names of attributes that are asked for, and not set only
         self._everything = False
         self.reflective = False  # user code asked for attributes by computed or optional names
         self._seen: dict[int, object] = {}
@@ -115,6 +116,7 @@ class Reads:
                 if isinstance(module, types.ModuleType) and not origins.is_installed(origins.path_of(module)):
                     self._reach_import(module)
         self.reflective |= names.reflective
+        self.loaded |= names.loaded
         new = names.attributes - self._names
         if names.everything:
             self._everything = True
@@ -390,7 +392,7 @@ class Reads:
                 yield container.label, container.frozen, statics.freeze(container.value), container.installed
 
     def assigned(self, fake: Callable[[Any], bool]) -> Iterator[tuple[Any, Any, Any, str]]:
-        """(dict or setter, name, value, label) of new values that satisfy `fake`, and of flags that torch's code sets.
+        """(dict or setter, name, value, label) of new values that satisfy `fake`, and of plain ones that may be set.
 
         What was there before is put back.
         """
@@ -399,7 +401,7 @@ class Reads:
                 new = name not in namespace.values and not namespace.had(name)
                 if not new and (name not in namespace.values or value is namespace.originals.get(name, ABSENT)):
                     continue
-                if fake(value) or (namespace.flags and statics.freeze_static(value) is not None):
+                if fake(value) or namespace.may_set(name, value, self.loaded):
                     held = namespace.setter(name) if namespace.owner else namespace.held
                     yield held, name, value, namespace.label_of(name)
                     namespace.put_back(name)

@@ -64,7 +64,7 @@ class Shadows:
                 real = module.__dict__ if kind is None else module.__dict__.get(kind, {})
                 ours = shadow.__dict__ if kind is None else shadow.__dict__.get(kind, {})
                 if isinstance(real, dict):
-                    for name in ours.keys() | real.keys():
+                    for name in {**ours, **real}:
                         if kind is None and name in _DICTS:
                             if "hooks" in name and ours[name].keys() != real[name].keys():
                                 yield real, name, ours[name], f"{label}.{name}"

@@ -84,6 +84,17 @@ def test_features_are_filed_at_every_call(path: str, training: bool) -> None:
     assert traced.cache_info().traces == 1
 
 
+@torch.no_grad()
+def test_features_have_the_order_of_the_run() -> None:
+    module, features = nn.Sequential(nn.ReLU(), nn.Tanh(), nn.Sigmoid()), dict[str, Tensor]()
+    for name, layer in zip("cab", module, strict=True):
+        layer.register_forward_hook(lambda module, args, out, name=name: features.__setitem__(name, out))
+    traced = make_traced(module, executor="aten")
+    for _ in range(2):
+        traced(X)
+        assert list(features) == ["c", "a", "b"]
+
+
 def test_hooks_that_count_are_refused() -> None:
     module, seen = net(), []
     module[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))

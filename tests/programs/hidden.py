@@ -70,7 +70,7 @@ FAMILY.add_factory("lru_cache_of_tensor", uncached, X, either=True)
 FAMILY.add_factory("lru_cache_left_clean", uncached, X, either=True, before=check_cached_table)
 FAMILY.add_factory("lru_cache_filled_before", cached_before, X, either=True)
 FAMILY.add("lru_cache_of_number", lambda x: x * cached_number(x.shape[1]), X)
-FAMILY.add_factory("cached_property_of_number", lambda: (lambda o: lambda x: x * o.size)(Holder()), X, either=True)
+FAMILY.add_factory("cached_property_of_number", lambda: (lambda o: lambda x: x * o.size)(Holder()), X, traces_at=(0, 1))
 FAMILY.add_factory("cached_property_of_tensor", lambda: (lambda o: lambda x: x * o.table)(Holder()), X, either=True)
 
 
@@ -114,6 +114,33 @@ def table_in_dict(self: Any, x: Tensor) -> Tensor:
 def size_remembered(self: Any, x: Tensor) -> Tensor:
     self.size = max(self.size, x.shape[0])
     return x * self.size
+
+
+@lazy(traces_at=(0, 1))
+def attribute_made(self: Any, x: Tensor) -> Tensor:
+    self.fresh = 1
+    return x
+
+
+@lazy(traces_at=(0, 1))
+def attribute_set(self: Any, x: Tensor) -> Tensor:
+    self.size = x.numel()
+    return x
+
+
+@lazy(traces_at=(0, 1))
+def attribute_made_once(self: Any, x: Tensor) -> Tensor:
+    if not hasattr(self, "factor"):
+        self.factor = 2.0
+        return x
+    return x * self.factor
+
+
+@lazy(traces_at=(0, 1))
+def attributes_in_order(self: Any, x: Tensor) -> Any:
+    names = list(vars(self))
+    self.second, self.first = x * 2, x * 3
+    return x, names
 
 
 @lazy(either=True)

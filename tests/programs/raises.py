@@ -271,12 +271,6 @@ def module_appends(self: Any, x: Tensor) -> Tensor:
     return x
 
 
-@module_program("self.fresh = 1")
-def module_new_attribute(self: Any, x: Tensor) -> Tensor:
-    self.fresh = 1
-    return x
-
-
 @module_program("self.train(not self.training)")
 def module_toggles_training(self: Any, x: Tensor) -> Tensor:
     self.train(not self.training)
