@@ -19,6 +19,7 @@ from torch import Tensor
 
 from primexec import _torch, _torch_autograd, statics
 from primexec._torch import pytree
+from primexec.again import changes_nothing_outside, raised_by_an_operator
 from primexec.capture import Captured, Signature
 from primexec.contents import Contents
 from primexec.gradients import GradientOf, read_place
@@ -319,10 +320,15 @@ class _Writer:
             set_autocast = self._constant(torch.set_autocast_enabled)
             before.append(f"{set_autocast}({device!r}, False)")
             after.append(f"{set_autocast}({device!r}, True)")
-        if before:
-            self.lines += [*before, "try:", f"  {run}", "finally:", *(f"  {line}" for line in after)]
-        else:
-            self.lines.append(run)
+        running = [*before, "try:", f"  {run}", "finally:", *(f"  {line}" for line in after)] if before else [run]
+        if changes_nothing_outside(program):  # then eager's exception, or what its handler does, can still be had
+            fn, genuine = self._constant(self.captured.reads.fn), self._constant(raised_by_an_operator)
+            running = [
+                "try:", *(f"  {line}" for line in running),
+                "except Exception as error:", f"  if not {genuine}(error): raise", "  out = None",
+                f"if out is None: return {fn}(*args, **kwargs)",
+            ]  # fmt: skip
+        self.lines += running
         for store in self.captured.stores:
             value = self._result(store.tree, iter(store.leaves))
             if isinstance(store.held, str):

@@ -62,6 +62,13 @@ def text_of_a_value(x: Tensor) -> Tensor:
     return x
 
 
+def text_after_a_write(x: Tensor) -> Tensor:
+    x.mul_(2)
+    if x.max() > 100:
+        raise ValueError(f"{x.dim()}: {x.max():.2f} of {list(x)!r} in {x.shape}")
+    return x
+
+
 def local_class(x: Tensor) -> Tensor:
     class LocalError(Exception):
         pass

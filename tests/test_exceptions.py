@@ -173,3 +173,63 @@ def test_exception_of_a_traced_function_in_a_backward_pass() -> None:
         return total
 
     assert torch.equal(gradient(make_traced), gradient(lambda fn: fn))
+
+
+class Watched(nn.Module):
+    """Keeps what it saw last, and raises on NaN."""
+
+    last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x * 2
+        if torch.isnan(x).any():
+            raise ValueError(f"nan among {x.tolist()}")
+        self.last = x * 3
+        return x + 1
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+def test_attributes_assigned_before_a_cached_program_raises(executor: Any) -> None:
+    module = Watched()
+    module.last = None
+    traced: Any = make_traced(module, executor=executor)
+    for value in (1.0, 1.0, float("nan"), 2.0):
+        x = torch.full((2,), value)
+        if value != value:
+            with pytest.raises(ValueError, match=r"nan among \[nan, nan\]") as caught:
+                traced(x)
+            assert caught.value.__context__ is None
+            assert module.last.isnan().all()
+        else:
+            assert torch.equal(traced(x), x + 1)
+            assert torch.equal(module.last, x * 3)
+    assert traced.cache_info().traces == 2  # without a tensor there, and with one
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+def test_an_error_of_values_that_the_function_handles(executor: Any) -> None:
+    def factor(x: Tensor) -> Tensor:
+        y = torch.zeros_like(x).add_(x)
+        try:
+            return torch.linalg.cholesky(y) * 2
+        except RuntimeError:
+            return y.new_zeros(2, 2)
+
+    traced = make_traced(factor, executor=executor)
+    for x in (torch.eye(2), -torch.eye(2), torch.eye(2) * 4):
+        torch.testing.assert_close(traced(x), factor(x))
+    assert traced.cache_info()[:3] == (2, 1, 1)
+
+
+def test_an_error_after_a_write_is_raised() -> None:
+    @make_traced
+    def factor(x: Tensor) -> Tensor:
+        x.add_(1)
+        try:
+            return torch.linalg.cholesky(x)
+        except RuntimeError:
+            return x
+
+    factor(torch.eye(2))
+    with pytest.raises(RuntimeError, match="cholesky"):
+        factor(-torch.eye(2))

@@ -21,7 +21,7 @@ LAYERS = (
     "testing.samples_whole", "testing.samples", "testing.values", "testing.regions", "testing.report",
     "testing.tolerance",
     "primexec", "compare", "repro", "bisection", "divergence", "runs", "slices", "rounding", "exact", "ulp",
-    "dynamo", "api", "explain", "inspection", "cache", "guards", "autograd", "pipeline", "runtime",
+    "dynamo", "api", "explain", "inspection", "cache", "guards", "again", "autograd", "pipeline", "runtime",
     "verify_plan", "partition", "executors",
     "executors.registry", "executors.llvm.executor", "executors.llvm.library",
     "executors.llvm.judge", "executors.llvm.own", "executors.llvm.windows", "executors.llvm.products",

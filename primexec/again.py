@@ -1,0 +1,34 @@
+"""Calls in which a program raises: where it has changed nothing yet, the function itself can still be run."""
+
+from __future__ import annotations
+
+import traceback
+
+from torch import fx
+
+from primexec import _torch, effects
+from primexec.errors import PrimexecError
+from primexec.program import Program
+from primexec.value_checks import CHECK
+
+
+def changes_nothing_outside(program: Program) -> bool:
+    """Whether a program neither writes to its inputs nor draws random numbers, nor does what is not known."""
+    graph = program.graph_module.graph
+    inputs = {effects.storage_of(n) for n in graph.find_nodes(op="placeholder")} | {None}
+
+    def stays_inside(node: fx.Node) -> bool:
+        op = node.target
+        if op is CHECK or not effects.has_effect(node):
+            return True
+        if not isinstance(op, _torch.OpOverload) or op.namespace != "aten" or effects.is_random(node):
+            return False
+        return inputs.isdisjoint(effects.storage_of(w) for w in effects.writes(node))
+
+    return all(stays_inside(n) for n in graph.nodes if n.op == "call_function")
+
+
+def raised_by_an_operator(error: Exception) -> bool:
+    """Whether an error is what an operator of PyTorch's says, and so what it would say in the function as well."""
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return not isinstance(error, PrimexecError) and any(f.startswith("<primexec aten ") for f in files)
