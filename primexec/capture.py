@@ -179,7 +179,7 @@ def capture(
     except CaptureError as error:
         _raise_located(error, fn)
     for leaf, label in zip(leaves, labels, strict=True):
-        if statics.freeze_static(leaf) is None and not isinstance(leaf, (Tensor, torch.Generator)):
+        if not isinstance(leaf, (Tensor, torch.Generator)):
             reads.reach(leaf, label)
     shadows = Shadows()
     tracer = Tracer(reads, shadows)

@@ -27,6 +27,15 @@ class Container:
     def changed(self) -> bool:
         return statics.freeze(self.value) != self.frozen  # type: ignore[no-any-return]
 
+    def put_back(self) -> None:
+        """Let it hold again what it held."""
+        if statics.is_array(self.value):
+            self.value[... if hasattr(self.value, "shape") else slice(None)] = self.copied
+        else:
+            base = statics.builtin_base(self.value)
+            base.clear(self.value)
+            (base.update if hasattr(base, "update") else base.extend)(self.value, self.copied)
+
 
 class Contents:
     """What containers hold: compared by identity, at the speed of C, and by value only where that differs."""

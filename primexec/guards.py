@@ -144,6 +144,7 @@ class _Writer:
                 keys = self._constant(tuple(value)) if value else ""
                 if value:
                     self._miss_if(f"tuple({variable}) != {keys}")
+                    self._kinds_of_keys(variable, value, depth)
                 children = [(f"{variable}[{keys}[{i}]]", v) for i, v in enumerate(value.values())]
             else:
                 children = [(f"{variable}[{i}]", v) for i, v in enumerate(value)]
@@ -154,6 +155,8 @@ class _Writer:
             self._miss_if(f"type({variable}) is not {self._constant(kind)}")
             self.lines.append(f"{found}, context = {self._constant(flatten)}({variable})")
             self._miss_if(f"len({found}) != {len(parts)} or context != {self._constant(context)}")
+            if isinstance(value, dict):
+                self._kinds_of_keys(variable, value, depth)
             children = [(f"{found}[{i}]", v) for i, v in enumerate(parts)]
         elif pytree.is_namedtuple_instance(value):
             self._miss_if(f"type({variable}) is not {self._constant(kind)}")
@@ -165,6 +168,11 @@ class _Writer:
             name = f"a{len(self.lines)}"
             self.lines.append(f"{name} = {expression}")
             self._structure(name, child, depth + 1)
+
+    def _kinds_of_keys(self, variable: str, value: dict[Any, Any], depth: int) -> None:
+        """1, 1.0 and True are equal, and so are a str and a member of an enumeration that is one."""
+        if depth and value:
+            self._miss_if(f"list(map(type, {variable})) != {self._constant(list(map(type, value)))}")
 
     def _statics(self) -> None:
         for variable, value in self.leaves:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections.abc
 import contextvars
 import copy
+import enum
 import functools
 import operator
 import os
@@ -33,7 +34,7 @@ from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import Container
 from primexec.errors import CaptureError, SourceLine
 from primexec.imports import IMPORT_MODULE, Imports
-from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, read_cell, show_key
+from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, itself, read_cell, show_key
 
 _RANDOM_MODULES = frozenset({"random", "numpy.random._generator", "numpy.random.mtrand"})
 _INPUTS = (torch.Tensor, torch.Generator)
@@ -150,7 +151,10 @@ class Reads:
 
     def reach(self, value: Any, label: str) -> None:
         """Make whatever hangs on value known: its attributes are recorded once code names them."""
-        if id(value) in self._seen or statics.freeze_static(value) is not None:
+        if id(value) in self._seen:
+            return
+        if statics.freeze_static(value) is not None:
+            self._reach_static(value, label)
             return
         if len(self._seen) > MAX_OBJECTS:
             raise self.refuse(
@@ -222,6 +226,14 @@ class Reads:
             if wrapped is not None:
                 self.reach(wrapped, label)
 
+    def _reach_static(self, value: Any, label: str) -> None:
+        """Compared by value; but its class may hold attributes, and a member of an enumeration some of its own."""
+        if isinstance(value, enum.Enum) and not origins.is_trusted_class(type(value)):
+            self._seen[id(value)] = value
+            self._reach_object(value, value.__dict__, label)
+        elif hasattr(type(value), "__dataclass_fields__"):
+            self._record_class(type(value), self._names)
+
     def _reach_module(self, module: torch.nn.Module, label: str) -> None:
         tables = {name: module.__dict__[name] for name in MODULE_TABLES if name in module.__dict__}
         for name, held in (*tables.items(), *_torch.global_hooks().items()):
@@ -250,7 +262,7 @@ class Reads:
         for i, group in enumerate(groups):
             self._watch_container(group, f"{label}.param_groups[{i}]")
             # Its state is kept by parameter: others in their place are another program.
-            self._pinned += [(functools.partial(_itself, p), None, f"{label}: {i}", p) for p in group["params"]]
+            self._pinned += [(functools.partial(itself, p), None, f"{label}: {i}", p) for p in group["params"]]
 
     def _reach_function(self, fn: types.FunctionType, label: str) -> None:
         if origins.is_installed(fn.__code__.co_filename):
@@ -329,7 +341,7 @@ class Reads:
         """Attributes of the classes in user code, methods included."""
         if issubclass(cls, torch.autograd.Function):
             names = names | _NAMED_BY_AUTOGRAD
-        for base in cls.__mro__:
+        for base in (*cls.__mro__, *type.mro(type(cls))):
             if origins.is_trusted_class(base) or origins.is_installed(origins.file_of(base.__module__)):
                 continue
             namespace = self._classes.get(base)
@@ -458,15 +470,8 @@ class Reads:
             if cell.changed():
                 cell.set(cell.original)
         for container in self.containers:
-            value, copied = container.value, container.copied
-            if not container.changed():
-                continue
-            if statics.is_array(value):
-                value[... if hasattr(value, "shape") else slice(None)] = copied
-            else:
-                base = statics.builtin_base(value)
-                base.clear(value)
-                (base.update if hasattr(base, "update") else base.extend)(value, copied)
+            if container.changed():
+                container.put_back()
 
     def tensors(self) -> Iterator[tuple[Any, Any, str, Any]]:
         """(container or getter, key, label, value) of every place reached that holds a tensor or generator."""
@@ -493,7 +498,3 @@ _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
 
 def _ignore(value: Any) -> None:
     """Sets what code cannot change."""
-
-
-def _itself(value: Any) -> Any:
-    return value

@@ -10,6 +10,7 @@ import array
 import collections
 import dataclasses
 import enum
+import functools
 import math
 import sys
 import types
@@ -20,7 +21,7 @@ import torch
 # The closed list of types whose values are compared with ==, once the types are the same.
 _BY_VALUE: frozenset[type] = frozenset(
     {
-        type(None), bool, int, str, bytes, type(Ellipsis), type(NotImplemented), range,
+        type(None), bool, int, str, bytes, type(Ellipsis), type(NotImplemented),
         torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
     }
 )  # fmt: skip
@@ -62,19 +63,28 @@ def freeze_static(value: Any) -> Any:
         return kind, "nan" if math.isnan(value) else value, math.copysign(1.0, value)
     if isinstance(value, complex) and kind is complex:
         return kind, freeze_static(value.real), freeze_static(value.imag)
-    if isinstance(value, enum.Enum):
-        return kind, value.name
-    if isinstance(value, slice):
+    if isinstance(value, enum.Enum):  # combinations of flags may have no name
+        return kind, value.value if isinstance(value, enum.Flag) else value.name
+    if isinstance(value, (slice, range)):
         return _freeze_all(kind, (value.start, value.stop, value.step))
     if kind is tuple or kind is frozenset:
         return _freeze_all(kind, value)
     parameters = getattr(kind, "__dataclass_params__", None)
     if parameters is not None and parameters.frozen:
-        return _freeze_all(kind, [getattr(value, f.name) for f in dataclasses.fields(value)])
+        return _freeze_all(kind, _attributes(value))
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
         return kind, value.dtype.str, value.tobytes()
     return None
+
+
+def _attributes(value: Any) -> list[Any]:
+    """What a frozen dataclass holds: its fields, and the names and values of what else was set, caches apart."""
+    names = [f.name for f in dataclasses.fields(value)]
+    cached = functools.cached_property
+    others = getattr(value, "__dict__", {}).keys() - names
+    others = sorted(n for n in others if not isinstance(getattr(type(value), n, None), cached))
+    return [*(getattr(value, n) for n in (*names, *others)), *others]
 
 
 def _freeze_all(kind: type, values: Any) -> Any:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import enum
+import functools
 import math
 import struct
+from collections import OrderedDict, defaultdict
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,10 @@ class Color(enum.Enum):
 
 class Level(enum.IntEnum):
     RED = 1
+
+
+class Flags(enum.IntFlag):
+    ONE = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +90,10 @@ STATICS: list[list[Any]] = [
     [slice(None, 1)],
     [range(3)],
     [range(0, 3, 2)],
+    [range(0, 4, 2)],
+    [Flags.ONE],
+    [Flags(8), Flags(8)],
+    [Flags(16)],
     [torch.Size([2, 3])],
     [torch.Size([3, 2])],
     [Config(1.0), Config(1.0, "a")],
@@ -197,3 +207,59 @@ def test_what_can_change_is_not_static(value: Any) -> None:
 def test_objects_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(CaptureError, match="odd is of type object, which can be neither traced nor compared"):
         make_traced(lambda x, odd: x)(X, object())
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Sets what is no field."""
+
+    rate: float
+    times: dataclasses.InitVar[float]
+    scale = 1.0
+
+    def __post_init__(self, times: float) -> None:
+        object.__setattr__(self, "product", self.rate * times)
+
+    @functools.cached_property
+    def twice(self) -> float:
+        return self.rate * 2
+
+
+def test_what_a_frozen_dataclass_holds_beside_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = make_traced(lambda x, r: x * r.product * r.scale + r.twice)  # type: ignore[attr-defined]
+    for times in (1.0, 3.0, 1.0):
+        assert torch.equal(traced(X, Rate(2.0, times)), X * 2 * times + 4)
+    assert traces(traced) == 2
+    monkeypatch.setattr(Rate, "scale", 2.0)
+    assert torch.equal(traced(X, Rate(2.0, 1.0)), X * 4 + 4)
+
+
+def test_attributes_of_members_and_of_metaclasses(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meta(type):
+        scale = 2.0
+
+    class Scaled(metaclass=Meta):
+        pass
+
+    monkeypatch.setattr(Color.RED, "scale", 2.0, raising=False)
+    red: Any = Color.RED
+    by_class, by_closure = make_traced(lambda x: x * Scaled.scale), make_traced(lambda x: x * red.scale)
+    by_argument = make_traced(lambda x, color: x * color.scale)
+    for expected in (2.0, 2.0, 3.0):
+        monkeypatch.setattr(Meta, "scale", expected)
+        monkeypatch.setattr(Color.RED, "scale", expected)
+        for out in (by_class(X), by_closure(X), by_argument(X, Color.RED)):
+            assert torch.equal(out, X * expected)
+    assert [traces(t) for t in (by_class, by_closure, by_argument)] == [2, 2, 2]
+
+
+class Key(enum.StrEnum):
+    A = "a"
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, functools.partial(defaultdict, int)], ids=str)
+def test_keys_are_told_apart_by_their_types(kind: Any) -> None:
+    traced = make_traced(lambda held: [*map(repr, held)])
+    for key in (1, 1.0, True, "a", Key.A, 1):
+        assert traced(kind({key: X})) == [repr(key)]
+    assert traces(traced) == 5
