@@ -15,7 +15,7 @@ from primexec._torch import pytree
 from primexec.errors import CaptureError
 from primexec.program import ApiCall
 from primexec.statics import freeze_static
-from primexec.value_checks import CHECK, value_check
+from primexec.value_checks import CHECK, assertions, value_check
 
 if TYPE_CHECKING:
     from primexec.tracer import Tracer
@@ -71,6 +71,8 @@ class Calls(_torch.TorchFunctionMode):
             sys.settrace(watching)
             out = fn(*args, **kwargs)
             sys.settrace(None)
+            for holds, message in assertions(fn, args, kwargs):
+                torch._assert_async(holds, message)
         except CaptureError:
             raise
         except Exception as error:

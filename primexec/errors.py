@@ -75,5 +75,9 @@ class IndexOutOfRangeError(PrimexecError, IndexError):
     """
 
 
+class ValueCheckError(PrimexecError):
+    """Elements of a tensor that its operator does not take; eager PyTorch raises RuntimeError, which this is, too."""
+
+
 class ExecutorError(PrimexecError):
     """An executor that was asked for cannot be loaded, or broke its protocol."""

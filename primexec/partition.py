@@ -210,7 +210,7 @@ def _pinned(program: Program, inference: bool) -> dict[fx.Node, str]:
         results = effects.results_of(node)
         if isinstance(node.meta.get("val"), _torch.SYMBOLS):
             pinned[node] = "it computes a size"
-        elif effects.has_effect(node):
+        elif effects.has_effect(node) and not _only_raises(node):
             pinned[node] = "it has effects"
         elif node.meta.get("inference", inference) != inference:
             pinned[node] = "it runs in another inference mode"
@@ -229,6 +229,11 @@ def _pinned(program: Program, inference: bool) -> dict[fx.Node, str]:
                 ):
                     pinned.setdefault(source, "it returns an alias")
     return pinned
+
+
+def _only_raises(node: fx.Node) -> bool:
+    row = lookup(node.target)
+    return row is not None and row.effects == "raises"
 
 
 def _only_places(node: fx.Node, pinned: dict[fx.Node, str]) -> bool:

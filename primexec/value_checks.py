@@ -11,6 +11,7 @@ import dis
 import functools
 import pkgutil
 import types
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,33 @@ def _check(value: Tensor, fails: bool, kind: str, arguments: list[str]) -> None:
 
 _LIBRARY.impl("check", _check, "CompositeExplicitAutograd")
 CHECK = torch.ops.primexec.check.default
+
+
+def assertions(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, str]]:
+    """What a call of torch's API checks without an operator: truth values, and what is said where one is false."""
+    return _UNRECORDED[fn](args, kwargs) if fn in _UNRECORDED else []
+
+
+def _classes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, str]]:
+    given = [*args, *kwargs.values()]
+    (index,) = (v for v in given if isinstance(v, Tensor))
+    count = next((v for v in given if isinstance(v, int)), -1)
+    return [
+        ((index >= 0).all(), "Class values must be non-negative."),
+        ((index < count).all(), "Class values must be smaller than num_classes."),
+    ]
+
+
+def _fractions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, str]]:
+    q = kwargs["q"] if "q" in kwargs else args[1]
+    inside = ((q >= 0) & (q <= 1)).all() if isinstance(q, Tensor) else None
+    return [] if inside is None else [(inside, "quantile() q values must be in the range [0, 1]")]
+
+
+_UNRECORDED: dict[Any, Callable[[tuple[Any, ...], dict[str, Any]], list[tuple[Tensor, str]]]] = {
+    torch.nn.functional.one_hot: _classes,
+    **dict.fromkeys((torch.quantile, Tensor.quantile, torch.nanquantile, Tensor.nanquantile), _fractions),
+}
 
 
 class ValueCheck(NamedTuple):

@@ -65,6 +65,8 @@ READS: dict[str, Callable[[Tensor], Any]] = {
     "one row of one": lambda a: a[:1, :1][torch.zeros(3, dtype=torch.int64)],
 }
 
+PARTLY = ("repeated", "twice")  # whose results do not need all places: these are checked by a kernel of their own
+
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_reads(dtype: torch.dtype, compiled: list[Compiled]) -> None:  # noqa: F811
@@ -74,7 +76,7 @@ def test_reads(dtype: torch.dtype, compiled: list[Compiled]) -> None:  # noqa: F
             got, expected = run(fn, a), fn(a)
             assert torch.equal(got, expected), name
             assert (got.dtype, got.stride()) == (expected.dtype, expected.stride()), name
-            assert kernels(compiled) == [1], name
+            assert kernels(compiled) == [1 + (name in PARTLY)], name
             compiled.clear()
 
 

@@ -134,7 +134,7 @@ def _evaluate(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         return results[index]
     try:
         result = reference.lookup(str(node.target))(*args, **kwargs)
-        val = node.meta["val"]
+        val = node.meta.get("val")
         if isinstance(val, (tuple, list)):
             return tuple(_as_declared(r, v) for r, v in zip(result, val, strict=True))
         return result if val is None else _as_declared(result, val)

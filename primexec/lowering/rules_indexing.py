@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -39,11 +40,47 @@ def _embedding(
 
 @rule("aten.index_add.default")
 def _index_add(a: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Any:
-    """By `scatter_add`, as eager does it for more than one dimension."""
-    if a.dim() < 2 or a.dim() != source.dim() or index.dim() != 1:
+    """By `scatter_add`, as eager does it for more than one dimension; negative indices are errors."""
+    if a.dim() != source.dim() or index.dim() != 1 or not a.dim():
         return NotImplemented
+    if a.dim() == 1:
+        term = source if alpha == 1 else source * alpha
+        return _aten.index_put.default(a, [_unwrapped(index, a.shape[0])], term, accumulate=True)
     places = index.reshape([-1 if d == dim % a.dim() else 1 for d in range(a.dim())]).expand(source.shape)
     return _aten.scatter_add.default(a, dim, places, source if alpha == 1 else source * alpha)
+
+
+def _unwrapped(index: Tensor, size: int) -> Tensor:
+    """Indices of `index_put` of which the negative ones are beyond the other end."""
+    return torch.where(index < 0, index - size, index)
+
+
+@rule("aten.index_copy.default")
+def _index_copy(a: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    """By `index_put`; negative indices are errors."""
+    if a.dim() != source.dim() or index.dim() != 1 or not a.dim():
+        return NotImplemented
+    dim %= a.dim()
+    return _aten.index_put.default(a, [*[None] * dim, _unwrapped(index, a.shape[dim])], source)
+
+
+@rule("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
+def _index_fill(a: Tensor, dim: int, index: Tensor, value: Any) -> Any:
+    """By `index_put`: negative indices count from the end."""
+    if not a.dim():
+        return NotImplemented
+    made = value.to(a.dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=a.dtype, device=a.device)
+    return _aten.index_put.default(a, [*[None] * (dim % a.dim()), index.reshape(-1)], made)
+
+
+@rule("aten.max_unpool2d.default", "aten.max_unpool3d.default")
+def _max_unpool(a: Tensor, indices: Tensor, output_size: list[int], *windows: Any) -> Any:
+    """By `scatter` in each plane: an index outside of its plane is an error."""
+    planes = a.shape[: a.dim() - len(output_size)]
+    shape = math.prod(planes), math.prod(a.shape[len(planes) :])
+    empty = torch.zeros(shape[0], math.prod(output_size), dtype=a.dtype, device=a.device)
+    made = _aten.scatter.src(empty, 1, indices.reshape(shape), a.reshape(shape))
+    return made.reshape(*planes, *output_size)
 
 
 @rule("aten.roll.default")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from primexec import _torch
 from primexec.lowering.rules import rule, wide
 from primexec.lowering.rules_resampling import RULES
 
@@ -171,6 +172,23 @@ def _trilinear(a: Tensor, b: Tensor, c: Tensor, *dims_and_unroll: Any) -> Any:
     return (a * b * c).sum(sumdim)
 
 
+# Checks of values ---------------------------------------------------------------------------------------
+
+
+@rule("aten._assert_async.default")
+def _assert_async(a: Tensor) -> Any:
+    return _aten._assert_async.msg(a, "Expected Tensor with single nonzero value, but got zero")
+
+
+@rule("aten.binary_cross_entropy.default")
+def _binary_cross_entropy(a: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1) -> Any:
+    for name, t in (("input", a), ("target", target)):
+        inside = ((t >= 0) & (t <= 1)).all()
+        _aten._assert_async.msg(inside, f"all elements of {name} should be between 0 and 1")
+    decomposition: Any = _torch.decomposition(_aten.binary_cross_entropy.default)
+    return decomposition(a, target, weight, reduction)
+
+
 # Distances ----------------------------------------------------------------------------------------------
 
 
@@ -279,8 +297,11 @@ def _select_scatter(a: Tensor, source: Tensor, dim: int, index: int) -> Any:
 @rule("aten.masked_scatter.default")
 def _masked_scatter(a: Tensor, mask: Tensor, source: Tensor) -> Any:
     a, mask = torch.broadcast_tensors(a, mask)
-    places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(0, max(source.numel() - 1, 0))
-    return torch.where(mask, source.reshape(-1)[places].reshape(a.shape), a) if source.numel() else a.clone()
+    if not source.numel():
+        _aten._assert_async.msg(~mask.any(), "Number of elements of source < number of ones in mask")
+        return a.clone()
+    places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(0)  # beyond the end where there are too many
+    return torch.where(mask, source.reshape(-1).gather(0, places).reshape(a.shape), a)
 
 
 @rule("aten.put.default")

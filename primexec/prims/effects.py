@@ -30,6 +30,14 @@ ROWS = (
         "raises",
     ),
     _row(
+        "aten._assert_async.msg",
+        "Raises RuntimeError with the text assert_msg where the one element of self is zero.",
+        "one element → nothing",
+        ANY,
+        "no result",
+        "raises",
+    ),
+    _row(
         "_c10d_functional.all_reduce.default",
         "The sum (or product, min, max, ...) over all processes.",
         "any → the same",

@@ -28,6 +28,18 @@ def linalg_check_errors(info: Array, api_name: str, *, is_matrix: bool) -> tuple
     return ()
 
 
+@reference("aten._assert_async.msg")
+def assert_async(self: Array, assert_msg: str) -> tuple[()]:
+    """Nothing.
+
+    Raises:
+        RuntimeError: with the message, where the element is zero.
+    """
+    if not np.all(self):
+        raise RuntimeError(assert_msg)
+    return ()
+
+
 def _names(*names: str) -> list[str]:
     return [f"aten.{n}" if "." in n else f"aten.{n}.default" for n in names]
 

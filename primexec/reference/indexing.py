@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from primexec.errors import IndexOutOfRangeError
 from primexec.reference.dtypes import Array, cast, largest, smallest
 from primexec.reference.registry import reference
 
@@ -15,10 +16,10 @@ def _places(self: Array, dim: int, index: Array) -> tuple[Any, ...]:
     """A NumPy index: index[i, j] along dim, i and j elsewhere.
 
     Raises:
-        IndexError: where an index is out of range; negative ones are.
+        IndexOutOfRangeError: where an index is out of range; negative ones are.
     """
     if index.size and (index.min() < 0 or index.max() >= self.shape[dim]):
-        raise IndexError(f"an index is out of range for dimension {dim} of size {self.shape[dim]}")
+        raise IndexOutOfRangeError(f"an index is out of range for dimension {dim} of size {self.shape[dim]}")
     places: list[Any] = list(np.ogrid[tuple(slice(n) for n in index.shape)])
     places[dim] = index
     return tuple(places)

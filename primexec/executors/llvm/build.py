@@ -7,12 +7,27 @@ from typing import Any
 import torch
 from torch import fx
 
-from primexec.executors.llvm import maps
+from primexec.executors.llvm import checks, maps
 from primexec.executors.llvm.instructions import REDUCTIONS
-from primexec.executors.llvm.ir import Access, Const, Expr, Index, Kernel, Load, Op, Place, Reduce, Scan, Store, Within
+from primexec.executors.llvm.ir import (
+    Access,
+    Const,
+    Expr,
+    Index,
+    Kernel,
+    Load,
+    Op,
+    Place,
+    Reduce,
+    Scan,
+    Store,
+    Within,
+    roots_of,
+    walk,
+)
 from primexec.executors.llvm.maps import VIEWS, Map, Read, Term
 from primexec.executors.llvm.piecewise import PIECEWISE, Piece
-from primexec.executors.llvm.schedule import MOVES, SCANS, Check, Group, State, embedding, prim, step, value
+from primexec.executors.llvm.schedule import ASSERTION, MOVES, SCANS, Check, Group, State, embedding, prim, step, value
 from primexec.executors.llvm.writes import SCATTERS, write_of
 
 Guards = tuple[Within, ...]
@@ -28,6 +43,15 @@ class Builder:
         self.places: dict[tuple[Read, Guards], Place] = {}
         self.sums: dict[tuple[tuple[tuple[int, Read], ...], Guards], Index] = {}
         self.withins: dict[tuple[Term, int, int, Guards], Within] = {}
+
+    def checked(self, kernel: Kernel) -> set[tuple[fx.Node, fx.Node]]:
+        """Operators and their indices that the kernel checks all of."""
+        made = {id(v) for v in walk(roots_of(kernel))}
+        return {
+            (read.user, read.node)
+            for (read, guards), place in self.places.items()
+            if not guards and id(place) in made and checks.is_whole(read, kernel)
+        }
 
     def kernel(self) -> Kernel:
         stores = []
@@ -164,6 +188,8 @@ class Builder:
             return self._reshaped(node, index, guards)
         if name in PIECEWISE:
             return self._joined(node, index, guards)
+        if name == ASSERTION:
+            return self._asserted(node)
         if name == "full":
             return Const(node.args[1], dtype)
         if name == "iota":
@@ -181,6 +207,14 @@ class Builder:
         if name == "signbit" and dtype is not torch.bool:  # PyTorch's metadata has the argument's dtype
             return Op("convert_element_type", (Op(name, tuple(made), torch.bool),), dtype)
         return Op(name, tuple(made), dtype)
+
+    def _asserted(self, node: fx.Node) -> Expr:
+        """What holds, as a place in a dimension of size 1."""
+        given, message = node.args
+        read = node.meta.get("read")
+        check = Check(node, 1, str(message)) if read is None else Check(read.user, read.size)
+        fails = Op("bitwise_not", (self._expr(given, ()),), torch.bool)  # type: ignore[arg-type]
+        return Place(Op("convert_element_type", (fails,), torch.int64), 1, False, self.s.number_of(check))
 
     def _joined(self, node: fx.Node, index: Map, guards: Guards) -> Expr:
         """The value of the piece that the point falls into."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from primexec.executors.llvm import maps
+from primexec.executors.llvm import checks, maps
 from primexec.executors.llvm.build import Builder
 from primexec.executors.llvm.costs import ROOTS
 from primexec.executors.llvm.indirect import INDIRECT
@@ -19,6 +19,7 @@ from primexec.executors.llvm.layout import NARROW
 from primexec.executors.llvm.maps import VIEWS, Map
 from primexec.executors.llvm.piecewise import PIECEWISE
 from primexec.executors.llvm.schedule import (
+    ASSERTION,
     MOVES,
     SCANS,
     Buffer,
@@ -51,6 +52,7 @@ class Scheduler(State):
 
     def __init__(self, graph: fx.Graph, fuel: int | None = None) -> None:
         super().__init__()
+        self.graph = graph
         self.nodes = [n for n in graph.nodes if n.op == "call_function"]
         self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
         self.returned: list[fx.Node] = list(graph.output_node().args[0])  # type: ignore[arg-type]
@@ -69,11 +71,15 @@ class Scheduler(State):
             if node not in self.buffer_of:
                 self.buffer_of[node] = self._buffer("output", value(node))
         self._keep_what_others_read()
-        kernels = []
+        kernels, checked = [], set[tuple[fx.Node, fx.Node]]()
         for number, group in enumerate(self.groups):
-            kernel = Builder(self, number, group).kernel()
+            builder = Builder(self, number, group)
+            kernel = builder.kernel()
             if kernel.stores:
                 kernels.append(kernel)
+                checked |= builder.checked(kernel)
+        if unchecked := checks.missing(self.nodes, checked):
+            return Scheduler(checks.with_assertions(self.graph, unchecked), self.fuel).schedule()
         return Schedule(tuple(self.buffers), tuple(kernels), tuple(self.buffer_of[n] for n in self.returned),
                         tuple(self.checks))  # fmt: skip
 
@@ -124,8 +130,8 @@ class Scheduler(State):
                 why = "returned"
             elif name in REDUCTIONS or name in SCANS:
                 why = "a reduction" if name in REDUCTIONS else "a scan"
-            elif name in SCATTERS:
-                why = "written at places"
+            elif name in SCATTERS or name == ASSERTION:
+                why = "written at places" if name in SCATTERS else "an assertion"
             elif name not in VIEWS and (node in dear or size > RECOMPUTED_PRIMS) and self._is_shared(node):
                 why = "shared: dear to compute again"
             elif size > INLINED_PRIMS:
@@ -311,6 +317,8 @@ class Scheduler(State):
         return len(seen)
 
     def _keep_what_others_read(self) -> None:
+        for root in (n for n in self.roots if prim(n) == ASSERTION):  # so that a kernel computes it
+            self.buffer_of[root] = self._buffer("arena", value(root))
         for root in (n for n in self.roots if prim(n) in SCATTERS):  # the copy is written to where it lies
             if root not in self.buffer_of:
                 self.buffer_of[root] = self._buffer("arena", value(root))

@@ -46,6 +46,9 @@ def _counted(node: fx.Node, index: Map, rank: int) -> tuple[Term, int, int] | No
             return None
         last = start + step * (made.shape[0] - 1)
         return index[0].times(step, start), min(start, last), max(start, last)
+    if name == "full":
+        number: Any = node.args[1]
+        return (Term(number, (0,) * rank), number, number) if isinstance(number, int) else None
     if name in maps.VIEWS:
         source: Any = node.args[0]
         at = maps.VIEWS[name](node, source.meta["val"].shape, index, rank)

@@ -23,7 +23,7 @@ from primexec.executors.llvm.instructions import (
 )
 from primexec.executors.llvm.maps import VIEWS
 from primexec.executors.llvm.piecewise import PIECEWISE
-from primexec.executors.llvm.schedule import SCANS, prim, reduced_axes
+from primexec.executors.llvm.schedule import ASSERTION, SCANS, prim, reduced_axes
 from primexec.executors.llvm.target import host
 from primexec.executors.llvm.writes import SCATTERS
 from primexec.prims import lookup
@@ -39,6 +39,8 @@ def support(node: fx.Node) -> Support:
         found = _judge_own(node)
         return found if found or prim(node) not in SCATTERS else _judge_write(node)
     t = node.meta.get("val")
+    if prim(node) == ASSERTION:
+        return _judge_assertion(node)
     if prim(node) in SCANS:
         return _judge_scan(node)
     if not isinstance(t, Tensor):
@@ -48,6 +50,13 @@ def support(node: fx.Node) -> Support:
         if reason:
             return no(reason)
     return _judge(node)
+
+
+def _judge_assertion(node: fx.Node) -> Support:
+    asked: Any = node.args[0]
+    t: Tensor = asked.meta["val"]
+    reason = unfit(t) or ("" if t.dtype is torch.bool and not t.dim() else "it asks what is no bool, or no number")
+    return no(reason) if reason else YES
 
 
 def _judge_write(node: fx.Node) -> Support:

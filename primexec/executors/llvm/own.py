@@ -170,6 +170,8 @@ def expansion(node: fx.Node) -> Expansion | str:
 def rewritten(graph: fx.Graph) -> fx.Graph:
     """A copy with the simpler prims in place, equal ones merged, and copies before writes."""
     graph = _once(graph)
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_async.msg):
+        node.meta["val"] = torch.empty((), dtype=torch.int64, device="meta")  # the place that stands for it
     while any(is_own(n) and isinstance(expansion(n), Expansion) for n in graph.nodes if n.op == "call_function"):
         graph = _once(graph)
     remove_no_ops(graph)
@@ -232,7 +234,13 @@ def _once(graph: fx.Graph) -> fx.Graph:
         parts = expansion(node) if node.op == "call_function" and is_own(node) else None
         if isinstance(parts, Expansion):
             results = inline(parts, node, made, [copies[n] for n in node.all_input_nodes])
-            copies[node] = results if isinstance(node.meta["val"], (tuple, list)) else results[0]
+            if isinstance(node.meta["val"], (tuple, list)):
+                copies[node] = results
+                taken = {u.args[1] for u in node.users}
+                unused = [r for i, r in enumerate(results) if r is not None and i not in taken]
+                _drop(made, unused, {copies[n] for n in node.all_input_nodes})
+            else:
+                copies[node] = results[0]
             continue
         copies[node] = made.node_copy(node, copies.__getitem__)
     for node in made.find_nodes(op="call_function", target=operator.getitem):
@@ -241,3 +249,12 @@ def _once(graph: fx.Graph) -> fx.Graph:
         node.replace_all_uses_with(scan)
         made.erase_node(node)
     return made
+
+
+def _drop(graph: fx.Graph, results: list[fx.Node], inputs: set[fx.Node]) -> None:
+    """Takes back what nobody uses of an expansion, and what only that was made of."""
+    for node in results:
+        if not node.users and node not in inputs:
+            sources = node.all_input_nodes
+            graph.erase_node(node)
+            _drop(graph, sources, inputs)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from primexec.errors import IndexOutOfRangeError
+from primexec.errors import IndexOutOfRangeError, PrimexecError, ValueCheckError
 from primexec.executors.llvm import maps
 from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import REDUCTIONS
@@ -36,15 +36,24 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Check:
-    """What an index that is data must fit: the operator that indexes, and the size of the dimension."""
+    """What data must fit.
+
+    Attributes:
+        user: the operator that indexes by it, or checks it.
+        size: of the dimension that it indexes.
+        message: what the error says, where it is no index.
+    """
 
     user: fx.Node
     size: int
+    message: str = ""
 
-    def error(self, index: int | None) -> IndexOutOfRangeError:
+    def error(self, index: int | None) -> PrimexecError:
         """What to raise for an index (None: one that is not known) that does not fit."""
         found = "an index" if index is None else f"index {index}"
         where = f"\n  {self.user.meta['source']}" if self.user.meta.get("source") else ""
+        if self.message:
+            return ValueCheckError(self.message + where)
         return IndexOutOfRangeError(f"{found} is out of bounds for a dimension of size {self.size}{where}")
 
 
@@ -152,6 +161,7 @@ class State:
         return self.checks.setdefault(check, len(self.checks))
 
 
+ASSERTION = "_assert_async"
 # Scans, and what each keeps; `cummax` and `cummin` stand for the values alone.
 SCANS = {"cumsum": "sum", "cumprod": "prod", "cummax": "amax", "cummin": "amin", "logcumsumexp": "logaddexp"}
 MOVES = {**VIEWS, **INDIRECT}  # what rearranges elements, by a map from each result to an argument
