@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -236,9 +237,11 @@ def _once(graph: fx.Graph) -> fx.Graph:
             results = inline(parts, node, made, [copies[n] for n in node.all_input_nodes])
             if isinstance(node.meta["val"], (tuple, list)):
                 copies[node] = results
-                taken = {u.args[1] for u in node.users}
-                unused = [r for i, r in enumerate(results) if r is not None and i not in taken]
-                _drop(made, unused, {copies[n] for n in node.all_input_nodes})
+                taken = {results[u.args[1]] for u in node.users}
+                inlined = sum(n.op == "call_function" for n in parts.graph.nodes)
+                for new in list(itertools.islice(reversed(made.nodes), inlined)):
+                    if not new.users and new not in taken:  # nobody asked for that result
+                        made.erase_node(new)
             else:
                 copies[node] = results[0]
             continue
@@ -249,12 +252,3 @@ def _once(graph: fx.Graph) -> fx.Graph:
         node.replace_all_uses_with(scan)
         made.erase_node(node)
     return made
-
-
-def _drop(graph: fx.Graph, results: list[fx.Node], inputs: set[fx.Node]) -> None:
-    """Takes back what nobody uses of an expansion, and what only that was made of."""
-    for node in results:
-        if not node.users and node not in inputs:
-            sources = node.all_input_nodes
-            graph.erase_node(node)
-            _drop(graph, sources, inputs)
