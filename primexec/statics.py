@@ -170,6 +170,8 @@ def tensor_problem(t: torch.Tensor) -> str:
     """Why a real tensor cannot be traced; empty where it can."""
     if type(t) not in (torch.Tensor, torch.nn.Parameter):
         return f"a tensor subclass, {type(t).__qualname__}"
+    if t._is_zerotensor():
+        return "a tensor of zeros without memory, as jvp, jacfwd and hessian make inside of transforms (use jacrev)"
     if t.layout is not torch.strided:
         return f"a tensor of layout {t.layout}"
     if t.is_quantized or t.is_nested:

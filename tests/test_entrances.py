@@ -205,11 +205,13 @@ def returned(x: Tensor, w: Tensor) -> Any:
     [
         (branches, "control flow of tensors that require grad"),
         (operands, "control flow of tensors that require grad"),
+        (lambda x, w: torch.vmap(hessian(lambda x: (x * w).sin().sum()))(x), "zeros without memory"),
         (returned, r"retain_grad\(\)"),
         (lambda x, w: Hidden.apply(x * 2, w), r"backward\(\) is called in a backward pass"),
     ],
 )
 @pytest.mark.parametrize("make", [of_closure, of_module])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
 def test_refused(function: Any, message: str, make: Callable[..., tuple[Any, Tensor]]) -> None:
     fn, w = make(function)
     x = draw(2, 2, 3).requires_grad_()
