@@ -318,8 +318,8 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
         else:
             places.append(len(outputs))
             outputs.append(node)
-    differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
     stores = _stores(tracer, shadows, outputs)
+    differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
     filled = _check_side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
@@ -427,6 +427,10 @@ def _needs_autograd(t: Tensor) -> bool:
     return t.requires_grad and (t.grad_fn is not None or not t._is_view())
 
 
+def _is_grad_leaf(t: Tensor) -> bool:
+    return t.requires_grad and t.is_leaf
+
+
 def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[Store]:
     """What the traced code assigned, in its order: tensors, plain values of attributes, and gradients.
 
@@ -435,7 +439,7 @@ def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[St
     """
     stores = []
     for held, name, value, label in shadows.differences():
-        if isinstance(value, Tensor) and not value.requires_grad and tracer.output(value) is not None:
+        if isinstance(value, Tensor) and not _is_grad_leaf(value) and tracer.output(value) is not None:
             stores.append(_store(tracer, held, name, value, label, outputs))
         elif statics.freeze_static(value) is None or (name in held and name in tracer.reads.loaded):
             if statics.freeze_static(value) is None or statics.freeze(held.get(name)) != statics.freeze(value):
@@ -444,7 +448,7 @@ def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[St
             stores.append(_store(tracer, held, name, value, label, outputs))
     for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
         for leaf in _torch.flatten(value)[0]:
-            if leaf.requires_grad if isinstance(leaf, Tensor) else statics.freeze_argument(leaf) is None:
+            if _is_grad_leaf(leaf) if isinstance(leaf, Tensor) else statics.freeze_argument(leaf) is None:
                 raise _side_effect(label, str(name or label), tracer.reads)
         stores.append(_store(tracer, held, name, value, label, outputs))
     for of, value, label in tracer.gradients.changes():

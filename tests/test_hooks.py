@@ -224,3 +224,46 @@ def test_tables_of_a_module_are_replaced(replace: Callable[[nn.Sequential], None
     assert not torch.equal(module(X), before)
     traced(X)
     assert traced.cache_info()[:3] == (1, 2, 2)
+
+
+class Keeps(nn.Module):
+    """Leaves results with their history behind, as models do with attention weights and auxiliary losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3, 3)
+        self.last: Tensor | None = None
+        self.loss = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.linear(x)
+        self.row = self.last[0]
+        self.loss = self.loss + self.last.square().mean()
+        return self.last.tanh()
+
+
+LOSSES: dict[str, Callable[[Keeps, Tensor], Tensor]] = {
+    "result": lambda module, out: out.sum(),
+    "kept": lambda module, out: module.last.sum(),  # type: ignore[union-attr]
+    "view": lambda module, out: module.row.sum(),
+    "all": lambda module, out: out.sum() + module.last.sum() + module.row.prod() + module.loss,  # type: ignore[union-attr]
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_what_is_kept_has_its_history(loss: Callable[[Keeps, Tensor], Tensor]) -> None:
+    eager, kept = Keeps(), Keeps()
+    traced = make_traced(kept, executor="aten")
+    for i in range(3):
+        for module, run in ((eager, eager), (kept, traced)):
+            loss(module, run(X * i)).backward()
+            module.loss = module.loss.detach()
+        for a, b in zip(eager.parameters(), kept.parameters(), strict=True):
+            torch.testing.assert_close(b.grad, a.grad)
+        assert kept.row._base is kept.last
+    for run in (eager, eager, traced, traced):
+        run(X)
+    eager.loss.backward()
+    kept.loss.backward()
+    torch.testing.assert_close(kept.linear.weight.grad, eager.linear.weight.grad)
