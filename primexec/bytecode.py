@@ -6,7 +6,9 @@ import dis
 import functools
 import inspect
 import os
+import random
 import types
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +24,10 @@ _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR",
 _GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
 _REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__"})
 RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exact type of a tensor"
+INSTALLED_RANDOM = "random numbers in installed packages"
 _SUSPECT_NAMES = {
     **dict.fromkeys(("random", "randint", "randrange", "uniform", "choice", "choices", "shuffle", "sample"), RANDOM),
-    **dict.fromkeys(("gauss", "seed", "set_state"), RANDOM),
+    **dict.fromkeys(("gauss", "seed", "set_state", "getrandbits"), RANDOM),
     **dict.fromkeys(("manual_seed", "set_rng_state", "fork_rng"), SEEDS),
 }
 _MUTATORS = frozenset(
@@ -36,20 +39,39 @@ _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 
 @functools.cache
 def refused() -> dict[types.CodeType, tuple[str, str]]:
-    """Functions of torch's that are stopped before they run: (reason, way out).
+    """Functions that are stopped before they run: (reason, way out).
 
-    They change state without an operator, or run a backward pass of their own, whose gradients go to leaves.
+    They change state, or ask for it, without an operator, or run a backward pass of their own, whose gradients go to
+    leaves.
     """
-    random: Any = (torch.manual_seed, torch.seed, torch.random.set_rng_state)
+    seeds: Any = (torch.manual_seed, torch.seed, torch.random.set_rng_state)
     defaults: Any = (
         torch.set_default_dtype, torch.set_default_device, torch.set_default_tensor_type,
         torch.use_deterministic_algorithms, torch.set_float32_matmul_precision,
     )  # fmt: skip
-    outside = "set it outside the traced function"
-    found = dict.fromkeys(random, ("the function sets the state of torch's random generator", outside))
+    entropy: Any = (
+        random.SystemRandom.random, random.SystemRandom.getrandbits, random.Random.seed, uuid.uuid1, uuid.uuid4,
+    )  # fmt: skip
+    outside, passed = "set it outside the traced function", "ask outside the traced function, and pass the value"
+    found = dict.fromkeys(seeds, ("the function sets the state of torch's random generator", outside))
     found |= dict.fromkeys(defaults, ("the function sets a default of torch", outside))
+    found |= dict.fromkeys(entropy, ("the function asks for numbers that are others at every call", passed))
+    found[torch.initial_seed] = "the function asks for the seed of torch's random generator", passed
+    found[random.Random.setstate] = "the function sets the state of a random generator", outside
     found[CheckpointFunction.backward] = ("a checkpoint is reentrant", "pass use_reentrant=False to checkpoint()")
     return {inspect.unwrap(fn).__code__: told for fn, told in found.items()}
+
+
+def is_refused(frame: types.FrameType) -> bool:
+    """Whether a call of one of the refused functions has begun."""
+    if frame.f_code not in refused():
+        return False
+    if frame.f_code is random.Random.seed.__code__:
+        return frame.f_locals["a"] is None
+    asker = frame.f_back
+    # NumPy's RandomState is made of numbers of the system's, and then of those that its seed, an argument, gives.
+    seeded = asker is not None and "RandomState" in asker.f_code.co_names and asker.f_code.co_code[asker.f_lasti + 1]
+    return not seeded
 
 
 def user_source(frame: types.FrameType | None, outermost: types.CodeType) -> SourceLine | None:
@@ -118,8 +140,10 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
     instructions = list(dis.get_instructions(code))
     for i, instruction in enumerate(instructions):
         line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
-        if isinstance(instruction.argval, str) and not is_installed(file):
+        if isinstance(instruction.argval, str):
             topic = _SUSPECT_NAMES.get(instruction.argval)
+            if is_installed(file):
+                topic = INSTALLED_RANDOM if topic is RANDOM else None
             through_torch = i > 0 and instructions[i - 1].argval in ("torch", "random")  # `seeding` sees these run
             if topic and not (topic is SEEDS and through_torch):
                 suspects.setdefault(topic, line)

@@ -199,7 +199,7 @@ def capture(
         _raise_located(changed or error, fn)
     changed = before.changes(reads)
     if changed is not None:
-        raise changed
+        _raise_located(changed, fn)
     if not same_globals():
         torch.set_grad_enabled(grad)
         _raise_located(

@@ -28,10 +28,10 @@ class Container:
         return statics.freeze(self.value) != self.frozen  # type: ignore[no-any-return]
 
     def put_back(self) -> None:
-        """Let it hold again what it held."""
+        """Let it hold again what it held; a tuple does."""
         if statics.is_array(self.value):
             self.value[... if hasattr(self.value, "shape") else slice(None)] = self.copied
-        else:
+        elif not isinstance(self.value, (tuple, frozenset)):
             base = statics.builtin_base(self.value)
             base.clear(self.value)
             (base.update if hasattr(base, "update") else base.extend)(self.value, self.copied)

@@ -61,8 +61,12 @@ class Namespace:
         else:
             del self.held[name]
 
-    def put_back_removed(self) -> None:
-        """Let the names that are gone be there again, and where their order matters, in their order."""
+    def restore(self) -> None:
+        """Let all names be what they were, those that are gone be there again, and where it matters, in their order."""
+        for name in [n for n in self.held if n in self.values or not self.had(n)]:
+            known = name in self.originals or self.values.get(name, ABSENT) is ABSENT
+            if known and self.get(name) is not self.originals.get(name, ABSENT):
+                self.put_back(name)
         for name in self.originals.keys() - self.held.keys():
             self.put_back(name)
         if isinstance(self.keys, dict) and self.keys_now() != self.keys:
@@ -166,6 +170,10 @@ def read_cell(cell: Any) -> Any:
         return ABSENT
 
 
+def ignore(value: Any) -> None:
+    """Sets what code cannot change."""
+
+
 def itself(value: Any) -> Any:
-    """Give what it is given."""
+    """Get what never changes place."""
     return value

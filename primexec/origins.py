@@ -7,6 +7,7 @@ import collections
 import functools
 import importlib.util
 import os
+import random
 import sys
 import sysconfig
 import types
@@ -21,12 +22,25 @@ _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 _RUN_BY_TORCH = ("numpy", "sympy", "mpmath")
 _TRUSTED_PACKAGES = frozenset({"torch", "numpy", "builtins", "primexec"}) | sys.stdlib_module_names - {"__main__"}
 
+# Of modules: handled apart (children, parameters, buffers, hooks), or of no effect on a forward call.
+MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
+
 # Classes of torch and the standard library whose objects hold state of the user's.
 STATEFUL = (
     torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler, torch.distributions.Distribution,
     argparse.Namespace, types.SimpleNamespace, collections.UserDict, collections.UserList, collections.UserString,
     collections.ChainMap,
 )  # fmt: skip
+
+# What hangs on objects that only lead to others.
+LEADS_TO: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    ((functools.partial, functools.partialmethod), ("func", "args", "keywords")),
+    ((staticmethod, classmethod), ("__func__",)),
+    (property, ("fget",)),
+    (functools.singledispatchmethod, ("dispatcher",)),
+    ((types.BuiltinMethodType, types.MethodWrapperType), ("__self__",)),
+    ((type({}.keys()), type({}.values()), type({}.items())), ("mapping",)),
+)
 
 
 @functools.cache
@@ -77,8 +91,9 @@ def file_of(name: str) -> str:
 
 def is_trusted_class(cls: type) -> bool:
     """As is_trusted_module. A file of the user's may be named like one of theirs."""
-    file = file_of(cls.__module__)
-    return cls.__module__.partition(".")[0] in _TRUSTED_PACKAGES and (not file or is_library(file))
+    name = str(cls.__module__)  # a descriptor, in classes of Cython
+    file = file_of(name)
+    return name.partition(".")[0] in _TRUSTED_PACKAGES and (not file or is_library(file))
 
 
 def is_plain_object(value: Any) -> bool:
@@ -89,3 +104,28 @@ def is_plain_object(value: Any) -> bool:
         and statics.freeze_static(value) is None
         and (hasattr(value, "__dict__") or hasattr(kind, "__slots__"))
     )
+
+
+def is_generator(value: object) -> bool:
+    """Whether a value is a random generator of Python's or NumPy's."""
+    return isinstance(value, random.Random) or str(type(value).__module__).startswith("numpy.random.")
+
+
+def is_random(value: object) -> bool:
+    """Whether a value is the generator that all modules share, or the module of its functions."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__ in ("random", "numpy.random")
+    shared = (random.random, getattr(sys.modules.get("numpy.random"), "rand", None))  # methods of theirs
+    return is_generator(value) and any(value is getattr(method, "__self__", None) for method in shared)
+
+
+def user_modules() -> list[types.ModuleType]:
+    """The modules of the user's that are imported."""
+    modules = [m for m in list(sys.modules.values()) if isinstance(m, types.ModuleType)]
+    return [m for m in modules if not is_installed(path_of(m))]
+
+
+def slots_of(cls: type) -> set[str]:
+    """The attributes of objects of a class of the user's that stand in slots."""
+    slotted = [base.__dict__ for base in cls.__mro__ if "__slots__" in base.__dict__ and not is_trusted_class(base)]
+    return {n for held in slotted for n, slot in held.items() if isinstance(slot, types.MemberDescriptorType)}

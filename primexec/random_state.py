@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from primexec.bytecode import RANDOM, SEEDS
+from primexec.bytecode import INSTALLED_RANDOM, RANDOM, SEEDS
 from primexec.errors import CaptureError
 from primexec.reads import Reads
 
@@ -29,10 +29,10 @@ class RandomState:
         Other threads may draw numbers meanwhile: only code that names something random is held to account.
         """
         source = reads.suspects.get(RANDOM) or reads.suspects.get(SEEDS)
-        if source is None:
+        if source is None and INSTALLED_RANDOM not in reads.suspects and not reads.draws:
             return None
         changed = []
-        if not torch.equal(torch.get_rng_state(), self._torch_state):
+        if source is not None and not torch.equal(torch.get_rng_state(), self._torch_state):
             torch.set_rng_state(self._torch_state)
             changed.append("the state of torch's random generator")
         if random.getstate() != self._random_state:
@@ -46,7 +46,7 @@ class RandomState:
         return CaptureError(
             f"the function changed {' and '.join(changed)} while it was traced; a program would do so only once",
             hint="draw numbers and set seeds outside the traced function, or pass a torch.Generator",
-            source=source,
+            source=source or reads.suspects.get(INSTALLED_RANDOM),
         )
 
 

@@ -28,15 +28,14 @@ from typing import Any
 import torch
 
 from primexec import _torch, _torch_capture, origins, statics
-from primexec.bytecode import CodeNames, names_of, refused
+from primexec.bytecode import CodeNames, is_refused, names_of, refused
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import Container
 from primexec.errors import CaptureError, SourceLine
 from primexec.imports import IMPORT_MODULE, Imports
-from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, itself, read_cell, show_key
+from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, ignore, itself, read_cell, show_key
 
-_RANDOM_MODULES = frozenset({"random", "numpy.random._generator", "numpy.random.mtrand"})
 _INPUTS = (torch.Tensor, torch.Generator)
 _LEAVES = frozenset({str, int, float, bool, type(None)})  # nothing hangs on them
 MAX_OBJECTS = 200_000
@@ -63,6 +62,7 @@ class Reads:
         self._previous: Any = None
         self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
         self.suspects: dict[str, SourceLine] = {}
+        self.draws = False  # functions of the random generators of Python or NumPy are within reach
         self.fn = fn
         self.reach(fn, "self" if isinstance(fn, torch.nn.Module) else getattr(fn, "__name__", "fn"))
 
@@ -83,7 +83,7 @@ class Reads:
 
     def enter(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
-        if code in refused():
+        if is_refused(frame):
             raise self.refuse(*refused()[code])
         if code is IMPORT_MODULE:
             self._imports.by_name(frame.f_locals["name"], frame.f_locals["package"])
@@ -113,9 +113,8 @@ class Reads:
         if "globals" in names.globals:
             self._watch_container(frame.f_globals, "globals()")
         if names.modules:
-            for module in list(sys.modules.values()):
-                if isinstance(module, types.ModuleType) and not origins.is_installed(origins.path_of(module)):
-                    self._reach_import(module)
+            for module in origins.user_modules():
+                self._reach_import(module)
         self.reflective |= names.reflective
         self.loaded |= names.loaded
         new = names.attributes - self._names
@@ -141,6 +140,7 @@ class Reads:
 
     @_torch_capture.modules_themselves()
     def _reach_import(self, module: types.ModuleType) -> None:
+        self.draws |= origins.is_random(module)
         if not origins.is_trusted_module(module):
             name = module.__name__
             self.reach(module, name)
@@ -170,41 +170,36 @@ class Reads:
             self._seen[id(value)] = value
             self._reach_function(value, label)
         elif isinstance(value, types.MethodType):
-            self.reach(value.__self__, "self")
+            self._reach_held(value.__self__, "self")
             self.reach(value.__func__, label)
-        elif isinstance(value, functools.partial):
-            self.reach(value.func, label)
-            for held in (value.args, value.keywords):
-                self._watch_container(held, label)
-                self.reach(held, label)
-        elif isinstance(value, (staticmethod, classmethod)):
-            self.reach(value.__func__, label)
-        elif isinstance(value, property):
-            self.reach(value.fget, label)
+        elif names := next((names for kind, names in origins.LEADS_TO if isinstance(value, kind)), ()):
+            for name in names:
+                self._reach_held(getattr(value, name), label)
         elif isinstance(value, contextvars.ContextVar):
             self._seen[id(value)] = value
             set_: Any = value.set  # returns a token
             self._record_cell(lambda: value.get(ABSENT), set_, label)
         elif isinstance(value, types.MappingProxyType):
             self._seen[id(value)] = value
-            self._record_cell(lambda: dict(value), _ignore, label)
+            self._record_cell(lambda: dict(value), ignore, label)
         elif isinstance(value, threading.local):
             self._seen[id(value)] = value
-            self._record_cell(lambda: tuple(value.__dict__), _ignore, label)
+            self._record_cell(lambda: tuple(value.__dict__), ignore, label)
             for name in list(value.__dict__):
                 get = functools.partial(getattr, value, name, ABSENT)
                 self._record_cell(get, functools.partial(setattr, value, name), f"{label}.{name}")
         elif isinstance(value, weakref.ref):
             self.reach(value(), label)
-        elif isinstance(value, (dict, list, tuple, set, frozenset)):
+        elif statics.is_container(value):
             self._seen[id(value)] = value
             if hasattr(value, "__dict__"):
                 self._reach_object(value, value.__dict__, label)
             parts = dict.items(value) if isinstance(value, dict) else enumerate(statics.contents(value))
             for key, part in list(parts):
                 if type(part) not in _LEAVES:
-                    self.reach(part, f"{label}[{show_key(key)}]")
+                    self._reach_part(part, f"{label}[{show_key(key)}]")
         elif isinstance(value, types.ModuleType):
+            self.draws |= origins.is_random(value)
             if not origins.is_trusted_module(value):
                 self._seen[id(value)] = value
                 self._namespace(value.__dict__, f"{label}.").installed = origins.is_installed(origins.path_of(value))
@@ -234,6 +229,20 @@ class Reads:
         elif hasattr(type(value), "__dataclass_fields__"):
             self._record_class(type(value), self._names)
 
+    def _reach_part(self, part: Any, label: str) -> None:
+        """What stands in a container, whose own contents are compared."""
+        if id(part) not in self._seen:
+            self._watch_state(part, label)
+            if statics.is_array(part):
+                self._watch_container(part, label)
+            self.reach(part, label)
+
+    def _reach_held(self, held: Any, label: str) -> None:
+        """What a function in C works on: the list of `append`, the keywords of a partial."""
+        if id(held) not in self._seen:
+            self._watch_container(held, label)
+            self._reach_part(held, label)
+
     def _reach_module(self, module: torch.nn.Module, label: str) -> None:
         tables = {name: module.__dict__[name] for name in MODULE_TABLES if name in module.__dict__}
         for name, held in (*tables.items(), *_torch.global_hooks().items()):
@@ -248,6 +257,8 @@ class Reads:
         namespace.values |= {name: statics.Identity(held) for name, held in tables.items()}
         namespace.originals |= tables
         self._reach_object(module, module.__dict__, label)
+        if isinstance(module, (torch.nn.ParameterList, torch.nn.ParameterDict)):  # they make up names of attributes
+            self._record_names(namespace, module.__dict__.keys() - origins.MODULE_INTERNALS)
 
     def _reach_stateful(self, value: Any, label: str) -> None:
         """The code that reads such an object is not watched, so all of its attributes count as read."""
@@ -258,7 +269,7 @@ class Reads:
         for name in value.__dict__.keys() - ({"param_groups"} if groups else set()):
             self._record(namespace, name)
         if groups:
-            self._record_cell(lambda: tuple(map(id, value.param_groups)), _ignore, f"{label}.param_groups")
+            self._record_cell(lambda: tuple(map(id, value.param_groups)), ignore, f"{label}.param_groups")
         for i, group in enumerate(groups):
             self._watch_container(group, f"{label}.param_groups[{i}]")
             # Its state is kept by parameter: others in their place are another program.
@@ -308,7 +319,7 @@ class Reads:
                     self._record(namespace, name)
 
     def _record(self, namespace: Namespace, name: Any) -> None:
-        internal = name == "__builtins__" or (name in _MODULE_INTERNALS and "_modules" in namespace.held)
+        internal = name == "__builtins__" or (name in origins.MODULE_INTERNALS and "_modules" in namespace.held)
         if name in namespace.values or internal:
             return
         if name not in namespace.held or not namespace.had(name):
@@ -335,7 +346,7 @@ class Reads:
 
     @_torch_capture.modules_themselves()
     def _record_call(self, call: Callable[[], Any], label: str) -> None:
-        self._record_cell(call, _ignore, label)
+        self._record_cell(call, ignore, label)
 
     def _record_class(self, cls: type, names: set[str] | frozenset[str]) -> None:
         """Attributes of the classes in user code, methods included."""
@@ -353,7 +364,9 @@ class Reads:
 
     def _watch_state(self, value: Any, label: str) -> None:
         """Generators are put back if the function moves them; what moves and cannot be put back is refused."""
-        if isinstance(value, collections.abc.Iterator) or type(value).__module__ in _RANDOM_MODULES:
+        if origins.is_random(value):
+            self.draws = True
+        elif isinstance(value, collections.abc.Iterator) or origins.is_generator(value):
             raise self.refuse(
                 f"{label} is a {type(value).__name__}, whose state cannot be compared from call to call",
                 "pass the values as arguments",
@@ -363,15 +376,13 @@ class Reads:
                 self.generators.append((value, value.get_state()))
 
     def _record_slots(self, owner: Any, names: set[str] | frozenset[str], label: str) -> None:
-        for base in type(owner).__mro__:
-            if "__slots__" in base.__dict__ and not origins.is_trusted_class(base):
-                for name in names & base.__dict__.keys():
-                    if isinstance(base.__dict__[name], types.MemberDescriptorType):
-                        get = functools.partial(getattr, owner, name, ABSENT)
-                        self._record_cell(get, functools.partial(setattr, owner, name), f"{label}{name}")
+        for name in names & origins.slots_of(type(owner)):
+            get = functools.partial(getattr, owner, name, ABSENT)
+            self._record_cell(get, functools.partial(setattr, owner, name), f"{label}{name}")
 
     def _watch_container(self, value: Any, label: str, installed: bool = False) -> None:
-        if statics.is_array(value):
+        if statics.is_array(value) and id(value) not in self._seen:
+            self._seen[id(value)] = value
             self.containers.append(Container(value, statics.freeze(value), copy.copy(value), label, installed))
         if not statics.is_container(value) or statics.freeze_static(value) is not None:
             return
@@ -460,12 +471,7 @@ class Reads:
             generator.set_state(state)
         self.cached_calls.forget()
         for namespace in self.namespaces.values():
-            for name in [n for n in namespace.held if n in namespace.values or not namespace.had(n)]:
-                value = namespace.get(name)
-                known = name in namespace.originals or namespace.values.get(name, ABSENT) is ABSENT
-                if known and value is not namespace.originals.get(name, ABSENT):
-                    namespace.put_back(name)
-            namespace.put_back_removed()
+            namespace.restore()
         for cell in self.cells:
             if cell.changed():
                 cell.set(cell.original)
@@ -491,10 +497,3 @@ class Reads:
 
 
 _NAMED_BY_AUTOGRAD = frozenset({"forward", "setup_context", "backward", "jvp", "vjp", "vmap"})
-
-# Handled apart (children, parameters, buffers, hooks), or of no effect on a forward call.
-_MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
-
-
-def _ignore(value: Any) -> None:
-    """Sets what code cannot change."""

@@ -147,7 +147,7 @@ def contents(container: Any) -> list[Any]:
 
 
 def _freeze_container(value: Any) -> Any:
-    """Deep form of a list, tuple, dict or set. Where it holds tensors, its identity too: they are read from it."""
+    """Deep form of a list, tuple, dict or set; its identity too, where tensors or attributes are read from it."""
     seen: set[int] = set()
 
     def deep(v: Any) -> Any:
@@ -160,7 +160,8 @@ def _freeze_container(value: Any) -> Any:
             return freeze(v) if is_array(v) else Identity(v)
         seen.add(id(v))
         parts = [x for item in dict.items(v) for x in item] if isinstance(v, dict) else contents(v)
-        held = Identity(v) if any(isinstance(x, torch.Tensor) for x in parts) else None
+        owned = getattr(v, "__dict__", None) or any(isinstance(x, torch.Tensor) for x in parts)
+        held = Identity(v) if owned else None
         return type(v), (frozenset if isinstance(v, (set, frozenset)) else tuple)(map(deep, parts)), held
 
     return deep(value)
