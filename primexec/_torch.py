@@ -379,9 +379,9 @@ def identity(value: Any) -> int:
     return -int(getattr(value, "_cdata")) if isinstance(value, torch.Generator) else id(value)  # noqa: B009
 
 
-def layout_of(t: Any) -> tuple[int, int, bool]:
-    """What Python code may ask about the memory behind a tensor."""
-    return t.storage_offset(), t.untyped_storage().nbytes(), t._is_view()
+def layout_of(t: Any) -> tuple[int, int, bool, bool]:
+    """What Python code may ask about the memory behind a tensor, and whether it has a history."""
+    return t.storage_offset(), t.untyped_storage().nbytes(), t._is_view(), t.is_leaf
 
 
 def storage_key(t: Any) -> int:

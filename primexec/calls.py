@@ -28,8 +28,10 @@ VALUE_HINT = "return the tensor instead, or do this outside of the traced functi
 
 
 # Answered by the fake tensor; a program that asked checks them at every call.
+_properties: Any = Tensor
 _LAYOUT_QUESTIONS: frozenset[Any] = frozenset(
     {Tensor.storage_offset, Tensor.untyped_storage, Tensor.storage, Tensor._is_view}
+    | {_properties.is_leaf.__get__, _properties.grad_fn.__get__}
 )
 
 
@@ -197,6 +199,7 @@ def forbidden() -> dict[Any, str]:
         properties._base.__get__: "the base of a view is read",
         Tensor.__reduce_ex__: "a tensor is pickled",
         Tensor.is_shared: "whether a tensor is in shared memory is asked",
+        Tensor.is_set_to: "whether two tensors are one piece of memory is asked",
         Tensor.share_memory_: "a tensor is moved to shared memory",
         properties._version.__get__: "the version counter of a tensor is read",
         properties.data.__set__: "the .data of a tensor is replaced",

@@ -286,7 +286,8 @@ class _Writer:
             if isinstance(value, torch.Generator):
                 self._miss_if(f"{variable}.device != {self._constant(value.device)}")
         if captured.reads.reflective:  # getattr(x, "tag", None) sees what Python code has hung on a tensor
-            self._miss_if(*(f"{v}.__dict__" for v, t in tensors.items() if not t.__dict__))
+            held = {v: (self._constant(tuple(t.__dict__)) if t.__dict__ else "()") for v, t in tensors.items()}
+            self._miss_if(*(f"{v}.__dict__" if k == "()" else f"tuple({v}.__dict__) != {k}" for v, k in held.items()))
         if captured.runs_backward:
             hooks = self._constant(_torch_autograd.has_gradient_hooks)
             self._miss_if(*(f"{hooks}({v})" for v, t in tensors.items() if t.requires_grad))

@@ -37,7 +37,6 @@ from primexec.imports import IMPORT_MODULE, Imports
 from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, ignore, itself, read_cell, show_key
 
 _INPUTS = (torch.Tensor, torch.Generator)
-_LEAVES = frozenset({str, int, float, bool, type(None)})  # nothing hangs on them
 MAX_OBJECTS = 200_000
 
 
@@ -157,10 +156,8 @@ class Reads:
             self._reach_static(value, label)
             return
         if len(self._seen) > MAX_OBJECTS:
-            raise self.refuse(
-                f"more than {MAX_OBJECTS} Python objects hang on what the function names, the last one {label}",
-                "keep them outside of the traced function, or in tensors",
-            )
+            reason = f"more than {MAX_OBJECTS} Python objects hang on what the function names, the last one {label}"
+            raise self.refuse(reason, "keep them outside of the traced function, or in tensors")
         if isinstance(value, torch.jit.ScriptModule):
             return  # keeps nothing in Python
         if isinstance(value, torch.nn.Module):
@@ -196,8 +193,7 @@ class Reads:
                 self._reach_object(value, value.__dict__, label)
             parts = dict.items(value) if isinstance(value, dict) else enumerate(statics.contents(value))
             for key, part in list(parts):
-                if type(part) not in _LEAVES:
-                    self._reach_part(part, f"{label}[{show_key(key)}]")
+                self._reach_part(part, f"{label}[{show_key(key)}]")
         elif isinstance(value, types.ModuleType):
             self.draws |= origins.is_random(value)
             if not origins.is_trusted_module(value):
@@ -206,6 +202,10 @@ class Reads:
                 self._reach_object(value, value.__dict__, label)
         elif isinstance(value, type):
             self._record_class(value, self._names)
+        elif isinstance(value, torch.Tensor) and value.__dict__:  # such as a flag on a parameter
+            self._seen[id(value)] = value
+            self._objects.append((self._namespace(value.__dict__, f"{label}."), value))
+            self._record_names(self._objects[-1][0], self._names)
         elif isinstance(value, origins.STATEFUL):
             self._seen[id(value)] = value
             self._reach_stateful(value, label)
@@ -459,10 +459,9 @@ class Reads:
         self.codes.clear()
         self.generators.clear()
         self.namespaces = {k: n for k, n in self.namespaces.items() if n.values or n.keys is not None}
-        for namespace in self.namespaces.values():
-            namespace.settle()
-        for cell in self.cells:
-            cell.settle()
+        places: list[Namespace | Cell] = [*self.namespaces.values(), *self.cells]
+        for place in places:
+            place.settle()
         self.__dict__.pop("refuse", None)
 
     def restore(self) -> None:

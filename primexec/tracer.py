@@ -79,7 +79,8 @@ class Tracer:
         self.submodules = torch.nn.Module()
         self.failure: CaptureError | None = None
         self.uses_layout = self.uses_sdpa = self.inference_segments = False
-        self._own_attributes: set[str] = set()  # that fake tensors have by themselves
+        with self.fake_mode:  # what fake tensors have by themselves, and parameters and buffers made of them
+            self._own_attributes = {"_is_param", "_is_buffer", "persistent", *torch.empty(0).__dict__}
         self._running = False
         self._inference = torch.is_inference_mode_enabled()
         self._lifts: dict[int, tuple[object, Any]] = {}  # id of a real tensor or generator → (it, stand-in)
@@ -405,21 +406,24 @@ class Tracer:
             return None
         if type(leaf) is not Tensor and not isinstance(leaf, torch.nn.Parameter) and not _torch.is_fake(leaf):
             raise self.fail(f"the function returns a {type(leaf).__qualname__}", "return plain tensors")
+        if _torch.is_fake(leaf) and (names := sorted(leaf.__dict__.keys() - self._own_attributes)):
+            reason = f"the function returns a tensor with the Python attributes {', '.join(names)}"
+            raise self.fail(reason, "return such values beside the tensor")
         return self.node_of(leaf if _torch.is_fake(leaf) else self.lift(leaf))
 
     def check_metadata(self, grad_hint: str) -> None:
         """Inputs whose requires_grad or Python attributes the function changes, or asks for, raise."""
         for real, stand_in in self._lifts.values():
-            if isinstance(real, Tensor):
-                asked = {name for name in real.__dict__ if self.reads.asks_for(name)}
-                attributes = sorted((stand_in.__dict__.keys() - self._own_attributes) | asked)
-                if attributes and not isinstance(real, torch.nn.Parameter):
-                    raise CaptureError(
-                        f"the function uses the Python attributes {', '.join(attributes)} of a tensor",
-                        hint="pass such values as arguments of their own",
-                    )
             if not isinstance(real, Tensor):
                 continue
+            known = isinstance(real, torch.nn.Parameter) and self.reads.namespaces.get(id(real.__dict__))
+            guarded = known.values if known else {}
+            asked = {name for name in real.__dict__ if name not in guarded and self.reads.asks_for(name)}
+            if attributes := sorted((stand_in.__dict__.keys() - self._own_attributes) | asked):
+                raise CaptureError(
+                    f"the function uses the Python attributes {', '.join(attributes)} of a tensor",
+                    hint="pass such values as arguments of their own",
+                )
             if real.requires_grad != stand_in.requires_grad or self._histories[id(stand_in)] is not stand_in.grad_fn:
                 raise CaptureError(
                     "the function changes one of its inputs in a way that autograd records", hint=grad_hint

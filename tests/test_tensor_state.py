@@ -1,0 +1,170 @@
+"""State that hangs on tensors themselves, and on custom autograd functions."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import primexec
+
+X = torch.ones(1)
+
+
+def gradient(fn: Callable[[Tensor], Tensor]) -> float:
+    x = torch.ones(1, requires_grad=True)
+    fn(x).backward()
+    assert x.grad is not None
+    return x.grad.item()
+
+
+def test_attribute_of_a_parameter() -> None:
+    module: Any = nn.Linear(1, 1, bias=False)
+    module.weight.scale, module.weight.unread = 2.0, 0
+    traced = primexec.make_traced(lambda x: x * module.weight.scale)
+    for scale in (2.0, 3.0, 3.0):
+        module.weight.scale, module.weight.unread = scale, object()
+        assert traced(X).item() == scale
+    assert traced.cache_info().traces == 2  # type: ignore[attr-defined]
+
+
+def test_flag_of_a_parameter_decides_over_gradients() -> None:
+    weight: Any = nn.Parameter(torch.ones(1))
+    weight.frozen = True
+
+    def run(x: Tensor) -> Tensor:
+        return x * (weight.detach() if weight.frozen else weight)
+
+    traced = primexec.make_traced(run)
+    for frozen in (True, False, True):
+        weight.frozen = frozen
+        assert traced(X).requires_grad is not frozen
+
+
+def test_attribute_that_a_parameter_may_have() -> None:
+    weight: Any = nn.Parameter(torch.ones(1))
+    weight.other = 1
+    traced = primexec.make_traced(lambda x: x * weight.detach() * getattr(weight, "scale", 1.0))
+    assert traced(X).item() == 1
+    weight.scale = 3.0
+    assert traced(X).item() == 3
+    del weight.scale
+    assert traced(X).item() == 1
+
+
+def set_new(weight: Any) -> None:
+    weight.scale = 2.0
+
+
+def set_again(weight: Any) -> None:
+    weight.known = weight.known + 1
+
+
+@pytest.mark.parametrize(("change", "known"), [(set_new, {}), (set_new, {"known": 1}), (set_again, {"known": 1})])
+def test_attribute_that_the_function_sets_on_a_parameter(change: Callable[[Any], None], known: dict[str, int]) -> None:
+    weight = nn.Parameter(torch.ones(1))
+    weight.__dict__.update(known)
+    with pytest.raises(primexec.CaptureError, match=r"scale|known"):
+        primexec.make_traced(lambda x: (change(weight), x * weight)[1])(X)
+
+
+def test_attribute_of_a_result() -> None:
+    def tagged(x: Tensor) -> Any:
+        y: Any = x * 2
+        y.tag = 3.0
+        return y
+
+    with pytest.raises(primexec.CaptureError, match="returns a tensor with the Python attributes tag"):
+        primexec.make_traced(tagged)(X)
+    assert primexec.make_traced(lambda x: x * tagged(x).tag)(X).item() == 3
+
+
+@pytest.mark.parametrize("ask", [lambda x: x.is_leaf, lambda x: x.grad_fn is None], ids=["is_leaf", "grad_fn"])
+def test_whether_a_tensor_has_a_history(ask: Callable[[Tensor], bool]) -> None:
+    leaf = torch.ones(1, requires_grad=True)
+    traced = primexec.make_traced(lambda x: x * (2 if ask(x) else 3))
+    assert [traced(x).item() for x in (leaf, leaf * 1, leaf, leaf * 1)] == [2, 3, 2, 3]
+    assert traced.cache_info().traces == 2  # type: ignore[attr-defined]
+
+
+def test_history_that_nobody_asks_for_does_not_retrace() -> None:
+    leaf = torch.ones(1, requires_grad=True)
+    traced = primexec.make_traced(lambda x: x * 2)
+    assert [traced(x).item() for x in (leaf, leaf * 1)] == [2, 2]
+    assert traced.cache_info().traces == 1  # type: ignore[attr-defined]
+
+
+def test_whether_two_tensors_are_one_memory() -> None:
+    with pytest.raises(primexec.CaptureError, match="one piece of memory"):
+        primexec.make_traced(lambda x, y: x * 2 if x.is_set_to(y) else x)(X, X.view(1))
+
+
+def closed_over() -> tuple[Any, Callable[[float], None]]:
+    k = 2.0
+
+    class Scale(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * k
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+            return g * k
+
+    def put(value: float) -> None:
+        nonlocal k
+        k = value
+
+    return Scale, put
+
+
+def closed_over_list() -> tuple[Any, Callable[[float], None]]:
+    state = [2.0]
+
+    class Base(torch.autograd.Function):
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+            return x * state[0]
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.k = state[0]
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+            return g * ctx.k
+
+    class Derived(Base):
+        """Inherits all that runs."""
+
+    return Derived, lambda value: state.__setitem__(0, value)
+
+
+def read_in_backward() -> tuple[Any, Callable[[float], None]]:
+    state = SimpleNamespace(k=2.0)
+
+    class Read(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * state.k
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+            return g * state.k
+
+    return Read, lambda value: setattr(state, "k", value)
+
+
+@pytest.mark.parametrize("make", [closed_over, closed_over_list, read_in_backward])
+@pytest.mark.parametrize("bound", [False, True], ids=["class", "apply"])
+def test_state_of_a_custom_function(make: Callable[[], tuple[Any, Callable[[float], None]]], bound: bool) -> None:
+    function, put = make()
+    apply = function.apply
+    traced = primexec.make_traced((lambda x: apply(x)) if bound else lambda x: function.apply(x))
+    for k in (2.0, 3.0, 3.0, 2.0):
+        put(k)
+        assert traced(X).item() == k
+        assert gradient(traced) == k
+    assert traced.cache_info().traces == 4  # type: ignore[attr-defined]  # two with gradients
