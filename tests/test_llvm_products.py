@@ -99,6 +99,53 @@ def test_attention_of_one_query_is_one_program(compiled: list[Compiled]) -> None
     assert len(compiled) == 1
 
 
+def _jacobi(a: Tensor, b: Tensor) -> Tensor:
+    d, x = a.diagonal(), torch.zeros_like(b)
+    for _ in range(6):
+        x = (b - (a - torch.diag(d)) @ x) / d
+    return x
+
+
+def _symmetric(a: Tensor, v: Tensor) -> Tensor:
+    m = (a + a.T) / 40
+    for _ in range(6):
+        v = m @ v
+    return v
+
+
+def _markov(a: Tensor, v: Tensor) -> Tensor:
+    a = a.abs()
+    p = a / a.sum(1, keepdim=True)
+    for _ in range(6):
+        v = v @ p
+    return v
+
+
+@pytest.mark.parametrize("fn", [_jacobi, _symmetric, _markov])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_matrix_that_several_products_read_is_made_once(
+    fn: Callable[[Tensor, Tensor], Tensor],
+    layout: str,
+    compiled: list[Compiled],  # noqa: F811
+) -> None:
+    a, b = LAYOUTS[layout](data(40, 40) + 40 * torch.eye(40)), data(40, seed=1)
+    torch.testing.assert_close(run(fn, a, b), fn(a.double(), b.double()).float())
+    copied = fn is _jacobi and layout in ("transposed", "repeated")  # to read its diagonal
+    assert [b.shape for b in compiled[0].schedule.buffers if b.kind == "arena"].count((40, 40)) == 1 + copied
+
+
+def test_what_products_read_a_part_of_each_is_not_made_for_them(compiled: list[Compiled]) -> None:  # noqa: F811
+    def recurrent(x: Tensor, w: Tensor, h: Tensor) -> Tensor:
+        inputs = x * 2 - 1
+        for i in range(8):
+            h = torch.tanh(w @ h + w @ inputs[i])
+        return h
+
+    x, w, h = data(8, 60), data(60, 60, seed=1) / 8, data(60, seed=2)
+    torch.testing.assert_close(run(recurrent, x, w, h), recurrent(x.double(), w.double(), h.double()).float())
+    assert (8, 60) not in [b.shape for b in compiled[0].schedule.buffers if b.kind == "arena"]
+
+
 def test_training() -> None:
     net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     exact = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()

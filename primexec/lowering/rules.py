@@ -91,7 +91,8 @@ def _unsqueeze(a: Tensor, dim: int) -> Any:
 @rule("aten.diagonal.default")
 def _diagonal(a: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     dim1, dim2 = dim1 % a.dim(), dim2 % a.dim()
-    a = a.movedim((dim1, dim2), (-2, -1))
+    if (dim1, dim2) != (a.dim() - 2, a.dim() - 1):
+        a = a.movedim((dim1, dim2), (-2, -1))
     rows, columns = a.shape[-2:]
     start = offset if offset >= 0 else -offset * columns
     count = max(0, min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns))

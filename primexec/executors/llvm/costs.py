@@ -17,13 +17,16 @@ KEPT = 8  # what is computed again rather than kept for later passes costs less
 ROOTS = frozenset({"reciprocal", "rsqrt", "sqrt"})
 
 
+def prim_cost(prim: str) -> int:
+    """What one element of a pointwise prim costs."""
+    return DEAR_COST if prim in DEAR else SLOW_COST if prim in ROOTS or prim == "div" else int(prim not in COPIES)
+
+
 def cost(v: Expr) -> int:
     """What one value costs beyond its operands."""
     match v:
         case Op(prim):
-            own = (
-                DEAR_COST if prim in DEAR else SLOW_COST if prim in ROOTS or prim == "div" else int(prim not in COPIES)
-            )
+            own = prim_cost(prim)
             return own + ROUNDING_COST if v.dtype in (BF16, F16) and prim not in CHOICES else own
         case Place():
             return PLACE_COST

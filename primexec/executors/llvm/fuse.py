@@ -17,6 +17,7 @@ from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import DEAR, REDUCTIONS
 from primexec.executors.llvm.layout import NARROW
 from primexec.executors.llvm.maps import VIEWS, Map
+from primexec.executors.llvm.materialize import materialized
 from primexec.executors.llvm.piecewise import PIECEWISE
 from primexec.executors.llvm.schedule import (
     ASSERTION,
@@ -64,9 +65,10 @@ class Scheduler(State):
             t = value(node)
             self.buffer_of[node] = self._buffer("input", t)
         self._choose_roots()
-        for node in self.nodes:
-            if node in self.roots:
-                self._place(node)
+        self._place_roots()
+        if more := materialized(self.nodes, self, self._reads):
+            self.roots.update(more)
+            self._place_roots()
         for node in dict.fromkeys(self.returned):
             if node not in self.buffer_of:
                 self.buffer_of[node] = self._buffer("output", value(node))
@@ -106,7 +108,7 @@ class Scheduler(State):
             for kind, times in ((dear, REPEATED_DEAR), (slow, REPEATED)):
                 if any(a in kind and a not in self.roots for a in arguments) and _repeats(node, times):
                     keep(arguments[0], "kept: slow, and repeated")
-            if name in ROOTS or any(a in slow and a not in self.roots for a in arguments):
+            if name in ROOTS or _is_apart(node) or any(a in slow and a not in self.roots for a in arguments):
                 slow.add(node)
             if name in VIEWS and step(node, maps.identity(value(node).shape), value(node).dim()) is None:
                 if arguments[0] not in self.buffer_of and arguments[0] not in self.roots:
@@ -159,6 +161,13 @@ class Scheduler(State):
         return len(waiting) > 1
 
     # Placing --------------------------------------------------------------------------------------------
+
+    def _place_roots(self) -> None:
+        self.groups.clear()
+        self.place.clear()
+        for node in self.nodes:
+            if node in self.roots:
+                self._place(node)
 
     def _place(self, root: fx.Node) -> None:
         domain = domain_of(root)
@@ -354,6 +363,16 @@ def _repeats(node: fx.Node, times: int) -> bool:
             if walked and (steps[min(walked)[1]] != 0 or shape[min(walked)[1]] < NARROW):
                 return True
     return False
+
+
+def _is_apart(node: fx.Node) -> bool:
+    """Whether a slice has no elements that lie next to each other."""
+    t = value(node)
+    return (
+        prim(node) == "slice"
+        and t.numel() > 1
+        and all(s > 1 or n == 1 for s, n in zip(t.stride(), t.shape, strict=True))
+    )
 
 
 class _Expressions:
