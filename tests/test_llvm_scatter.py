@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import primexec
 from primexec.executors.llvm.executor import Compiled
-from tests.test_llvm import compiled, data, kernels, run  # noqa: F401
+from tests.observe import same_bits
+from tests.test_llvm import BOTH, compiled, data, kernels, run  # noqa: F401
 from tests.test_llvm_indexing import DTYPES, TARGET, places
 
 ONE, THREE = places(37, 1, high=53), places(37, 3, high=53, seed=5)
@@ -151,3 +153,76 @@ def test_gradient_of_cross_entropy(compiled: list[Compiled]) -> None:  # noqa: F
     loss(a).backward()
     torch.testing.assert_close(got, a.grad)
     assert kernels(compiled)[1] == 1
+
+
+def _mosaic(x: Tensor) -> Tensor:
+    a = torch.zeros_like(x)
+    a[::2, 1::2], a[1::2, ::2] = x[::2, 1::2], x[1::2, ::2] * 2
+    return a
+
+
+def _kept_between(x: Tensor) -> Any:
+    a = x * 2
+    a[::2] = 1
+    between = a * 3
+    a[:, 1::3] += x[:, 1::3]
+    return a, between, a[1::2].sum()
+
+
+def _turned(x: Tensor) -> Tensor:
+    a = x.t().contiguous().t() + 0
+    a[2::3, ::4] = x[2::3, ::4]
+    return a.t()
+
+
+def _inside(x: Tensor) -> Tensor:
+    a = x + 1
+    a[1:-1, 2:-1:2] = x[1:-1, 2:-1:2] * 3
+    a[::2][::2, ::5] = 0
+    return a * 2
+
+
+def _crossed(x: Tensor) -> Tensor:
+    a = x + 1
+    a[::2] = a[::2].flip(1)
+    a[:, ::2] = a.flip(0)[:, ::2]
+    return a
+
+
+WRITTEN = [_mosaic, _kept_between, _turned, _inside, _crossed]
+SIZES = [(12, 14), (37, 53), (1, 9), (9, 1), (1, 1), (0, 4), (4, 0), (2, 3)]
+
+
+@pytest.mark.parametrize("fn", WRITTEN)
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool], ids=str)
+def test_slices_with_steps(fn: Callable[[Tensor], Any], shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x = data(*shape, dtype=dtype)
+    for got, wanted in zip(*map(pytree.tree_leaves, (primexec.make_traced(fn)(x, executor=BOTH), fn(x))), strict=True):
+        assert same_bits(wanted, got) if got.dim() else torch.allclose(got, wanted, equal_nan=True)
+        assert got.stride() == wanted.stride()
+
+
+def test_slices_with_steps_are_written_once(compiled: list[Compiled]) -> None:  # noqa: F811
+    x = data(64, 64)
+    primexec.make_traced(_mosaic)(x, executor=BOTH)
+    assert kernels(compiled) == [3]  # the zeros, and two writes
+    assert sum(b.kind == "arena" for b in compiled[0].schedule.buffers) == 0
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 50])
+@pytest.mark.parametrize("start", [None, 3, -2, 90])
+def test_slice_scatter(start: int | None, step: int) -> None:
+    x = data(4, 20)
+    part = x[:, start::step] * 2
+    got = primexec.make_traced(lambda x, p: torch.slice_scatter(x, p, 1, start, None, step))(x, part, executor=BOTH)
+    assert torch.equal(got, torch.slice_scatter(x, part, 1, start, None, step))
+
+
+@pytest.mark.parametrize(("strides", "offset"), [((20, 2), 1), ((19, 1), 0), ((40, 20), 3), ((1, 20), 0)])
+def test_strided_writes(strides: tuple[int, int], offset: int) -> None:
+    def fn(x: Tensor, part: Tensor) -> Tensor:
+        return torch.as_strided_scatter(x * 2, part, (2, 3), strides, offset) + 1
+
+    x, part = data(6, 20), data(2, 3, seed=1)
+    assert torch.equal(primexec.make_traced(fn)(x, part, executor=BOTH), fn(x, part))

@@ -252,10 +252,12 @@ class Scheduler(State):
     def _out_of_order(self, number: int, root: fx.Node, domain: Domain, reads: list[tuple[fx.Node, Map | None]]) -> str:
         """Why a root cannot be where points are walked in order, or where they are not; empty where it can."""
         group = self.groups[number]
+        if prim(root) in SCATTERS or prim(group.roots[0]) in SCATTERS:
+            return "writes to memory"
         if group.ordered is None and domain.ordered is None:
             return ""
-        if prim(root) in SCATTERS or prim(group.roots[0]) in SCATTERS or domain.axes is not None:
-            return "writes in order"
+        if domain.axes is not None:
+            return "is walked in order"
         if domain.ordered not in (None, group.ordered) or domain.shape != group.shape:
             return "walks in another order"
         return "" if any(self.place.get(n) == number for n, _ in reads) else "would be walked in order"
@@ -328,7 +330,7 @@ class Scheduler(State):
     def _keep_what_others_read(self) -> None:
         for root in (n for n in self.roots if prim(n) == ASSERTION):  # so that a kernel computes it
             self.buffer_of[root] = self._buffer("arena", value(root))
-        for root in (n for n in self.roots if prim(n) in SCATTERS):  # the copy is written to where it lies
+        for root in (n for n in reversed(self.nodes) if prim(n) in SCATTERS):  # the copy is written to where it lies
             if root not in self.buffer_of:
                 self.buffer_of[root] = self._buffer("arena", value(root))
             self.buffer_of[root.all_input_nodes[0]] = self.buffer_of[root]

@@ -210,6 +210,7 @@ def _joined(kernel: Kernel, axes: list[int], by: tuple[int, ...], strides: list[
     return found
 
 
-def _score(axis: Axis, strides: list[tuple[int, ...]], narrow: int) -> tuple[bool, int, int]:
+def _score(axis: Axis, strides: list[tuple[int, ...]], narrow: int) -> tuple[bool, int, int, int]:
     steps = [s[axis.axis] for s in strides]
-    return axis.size >= narrow, sum(s == 1 for s in steps) - sum(s not in (0, 1) for s in steps), axis.size
+    near = min((abs(s) for s in steps if s), default=1)
+    return axis.size >= narrow, sum(s == 1 for s in steps) - sum(s not in (0, 1) for s in steps), -near, axis.size

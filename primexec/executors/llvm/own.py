@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -143,6 +143,7 @@ OWN: dict[str, Rule] = {
     "aten.scatter_add.default": _in_float32(torch.ops.aten.scatter_add.default, _added),
     "aten.scatter_reduce.two": _in_float32(torch.ops.aten.scatter_reduce.two, _kept),
     "aten.index_put.default": _kept,
+    "prims.as_strided_scatter.default": _kept,
     "aten.argmax.default": _arg("amax"),
     "aten.argmin.default": _arg("amin"),
     "aten.max.dim": _with_place("amax"),
@@ -173,12 +174,16 @@ def rewritten(graph: fx.Graph) -> fx.Graph:
     graph = _once(graph)
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_async.msg):
         node.meta["val"] = torch.empty((), dtype=torch.int64, device="meta")  # the place that stands for it
+    if any(_bounds(n)[3] != 1 for n in graph.find_nodes(op="call_function", target=_SLICES)):
+        remove_no_ops(graph)
+        merge_equal(graph)
+        _write_slices(graph)
     while any(is_own(n) and isinstance(expansion(n), Expansion) for n in graph.nodes if n.op == "call_function"):
         graph = _once(graph)
     remove_no_ops(graph)
     merge_equal(graph)
     if any(_is_write(n) for n in graph.nodes):  # last: it would be taken for a copy that changes nothing
-        graph, _ = with_copies(graph, _is_write, value)
+        graph, _ = with_copies(graph, lambda n: _is_write(n) and not _goes_on(n), value)
         for node in filter(_is_write, graph.nodes):
             node.meta["written"] = True
     if any(_is_no_view_of_memory(n) for n in graph.nodes):
@@ -188,6 +193,42 @@ def rewritten(graph: fx.Graph) -> fx.Graph:
 
 def _is_write(node: fx.Node) -> bool:
     return node.op == "call_function" and is_own(node)
+
+
+def _goes_on(node: fx.Node) -> bool:
+    """Whether a node writes to what another write has made for it alone."""
+    whole: Any = node.args[0]
+    return _is_write(whole) and len(whole.users) == 1 and node.args.count(whole) == 1
+
+
+_SLICES = torch.ops.aten.slice_scatter.default
+
+
+def _bounds(node: fx.Node) -> tuple[int, int, int, int]:
+    return maps.bounds(node, 1 if prim(node) == "slice" else 2, value(node.args[0]).shape)  # type: ignore[arg-type]
+
+
+def _write_slices(graph: fx.Graph) -> None:
+    """Slices with steps as writes in memory; slices of slices are written to at once."""
+    for node in reversed(graph.find_nodes(op="call_function", target=_SLICES)):
+        whole, part = cast(tuple[fx.Node, fx.Node], node.args[:2])
+        chain, base = [_bounds(node)], whole
+        while part.target is _SLICES and _is_slice(part.args[0], base, chain[-1]):
+            chain.append(_bounds(part))
+            base, part = cast(tuple[fx.Node, fx.Node], part.args[:2])
+        if not node.users or all(by == 1 for *_, by in chain) or not value(part).numel():
+            continue
+        strides, offset = list(maps.row_major(value(whole).shape)), 0
+        for dim, start, _, by in chain:
+            offset += start * strides[dim]
+            strides[dim] *= by
+        node.target = _prims.as_strided_scatter.default
+        node.args, node.kwargs = (whole, part, list(value(part).shape), strides, offset), {}
+    remove_no_ops(graph)
+
+
+def _is_slice(node: Any, base: fx.Node, bounds: tuple[int, int, int, int]) -> bool:
+    return prim(node) == "slice" and node.args[0] is base and _bounds(node) == bounds
 
 
 def _is_no_view_of_memory(node: fx.Node) -> bool:

@@ -57,6 +57,4 @@ def why_not(node: fx.Node, name: str, shapes: Sequence[Sequence[int]]) -> str:
     """Why an operator of PIECEWISE is not taken; empty where it is."""
     if len(shapes) > MOST_PIECES:
         return f"more than {MOST_PIECES} tensors are joined"
-    if name == "slice_scatter" and bounds(node, 2, shapes[0])[3] != 1:
-        return "a slice with steps is replaced"
     return ""

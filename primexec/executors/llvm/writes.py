@@ -1,4 +1,4 @@
-"""Operators that write at places that data tells: which points they walk, where they write, and in what order.
+"""Operators that write at places that data tells, or at every so many: which points they walk, where, in what order.
 
 A tensor is copied first; then each point of a domain changes one of its elements. Points that may meet at an element
 are walked in order, by one thread.
@@ -17,7 +17,7 @@ from primexec.executors.llvm.maps import Map, Read, Term
 
 # How a value meets what an element holds: a pointwise prim; nothing for one that takes its place.
 _ACCUMULATED = {"sum": "add", "prod": "mul", "amax": "maximum", "amin": "minimum"}
-SCATTERS = frozenset({"scatter", "scatter_add", "scatter_reduce", "index_put"})
+SCATTERS = frozenset({"scatter", "scatter_add", "scatter_reduce", "index_put", "as_strided_scatter"})
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,45 @@ class Write:
     how: str
 
     @property
-    def ordered(self) -> tuple[int, ...]:
-        """The axes whose points may meet at an element."""
+    def ordered(self) -> tuple[int, ...] | None:
+        """The axes whose points may meet at an element; None where no place depends on data, and none ever meet."""
+        if not any(t.reads for t in self.at):
+            return None
         alone = {t.strides.index(1) for t in self.at if not t.reads and t.offset == 0 and sorted(t.strides)[-1:] == [1]}
         return tuple(a for a, n in enumerate(self.shape) if a not in alone and n != 1)
 
 
 def write_of(node: fx.Node, name: str) -> Write:
     """The write of an operator of SCATTERS."""
+    if name == "as_strided_scatter":
+        return _strided(node)
     return _index_put(node) if name == "index_put" else _scatter(node, name)
+
+
+def _strided(node: fx.Node) -> Write:
+    source: Any = node.args[1]
+    shape = tuple(source.meta["val"].shape)
+    slices = _slices(node)
+    assert slices is not None
+    own = maps.identity(shape)
+    return Write(shape, tuple(t.times(by, start) for t, (start, by) in zip(own, slices, strict=True)), source, own, "")
+
+
+def _slices(node: fx.Node) -> list[tuple[int, int]] | None:
+    """Where a write to contiguous memory starts in each dimension, and its steps; None where it goes across them."""
+    args: tuple[Any, ...] = node.args
+    whole, _, sizes, strides, offset = args
+    shape = whole.meta["val"].shape
+    found: list[tuple[int, int]] = []
+    if len(sizes) != len(shape):
+        return None
+    for extent, step, size, stride in zip(shape, maps.row_major(shape), sizes, strides, strict=True):
+        start, offset = divmod(offset, step) if extent > 1 else (0, offset)
+        by, across = divmod(stride, step) if size > 1 else (1, 0)
+        if across or by < 1 or start + by * (size - 1) >= extent:
+            return None
+        found.append((start, by))
+    return found if offset == 0 else None
 
 
 def _scatter(node: fx.Node, name: str) -> Write:
@@ -85,6 +115,10 @@ def why_not(node: fx.Node, name: str) -> str:
     """Why an operator of SCATTERS is not taken; empty where it is."""
     if name == "index_put":
         return indirect.why_not(node, "index")
+    if name == "as_strided_scatter":
+        t: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
+        fits = t.is_contiguous() and t.storage_offset() == 0 and len(node.args) == 5 and _slices(node) is not None
+        return "" if fits else "it writes across the dimensions of its memory"
     whole, _, index = node.args[:3]
     if not whole.meta["val"].dim():  # type: ignore[union-attr]
         return "it writes to a number"
