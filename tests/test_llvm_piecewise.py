@@ -158,13 +158,8 @@ def test_memory_beyond_a_part_is_not_read() -> None:
 
 def test_what_is_refused() -> None:
     a, _, _ = inputs(torch.float32)
-    refused = {
-        "more than 32 tensors": lambda a: torch.cat([a[:, i : i + 1] for i in range(40)], 1),
-        "a slice with steps": lambda a: torch.slice_scatter(a, a[:, :10], 1, 0, 20, 2),
-    }
-    for reason, fn in refused.items():
-        with pytest.raises(primexec.ExecutorError, match=reason):
-            run(fn, a)
+    with pytest.raises(primexec.ExecutorError, match="more than 32 tensors"):
+        run(lambda a: torch.cat([a[:, i : i + 1] for i in range(40)], 1), a)
 
 
 @pytest.mark.parametrize("name", ["columns", "rows", "padded", "rolled", "stacked", "slice replaced"])

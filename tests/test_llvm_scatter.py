@@ -217,6 +217,7 @@ def test_slice_scatter(start: int | None, step: int) -> None:
     part = x[:, start::step] * 2
     got = primexec.make_traced(lambda x, p: torch.slice_scatter(x, p, 1, start, None, step))(x, part, executor=BOTH)
     assert torch.equal(got, torch.slice_scatter(x, part, 1, start, None, step))
+    assert torch.equal(run(lambda x: torch.slice_scatter(x, x[:, :10], 1, 0, 20, 2), x)[:, ::2], x[:, :10])
 
 
 @pytest.mark.parametrize(("strides", "offset"), [((20, 2), 1), ((19, 1), 0), ((40, 20), 3), ((1, 20), 0)])
