@@ -276,7 +276,7 @@ def as_kernels_have_it(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     if torch.Tag.pointwise in op.tags and not op._schema.is_mutable and isinstance(out, Tensor):
         stand_ins = _in_float32(args)
         if any(map(_has_odd_strides, pytree.tree_leaves(args))):
-            return _with_strides_of(_run_on_meta(op, stand_ins, kwargs), out)
+            return _with_strides_of(_iterated(op, stand_ins, kwargs), out)
         return out if stand_ins is args else _with_strides_of(op(*stand_ins, **kwargs), out)
     return out
 
@@ -293,8 +293,11 @@ def _has_odd_strides(t: Any) -> bool:
     return t.stride() != _on_meta(t, torch.contiguous_format).stride()
 
 
-def _run_on_meta(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """As kernels do, without the shortcuts of fake tensors. Numbers are tensors without dimensions to kernels."""
+def _iterated(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """As pointwise kernels do, without the shortcuts of fake tensors. Numbers are tensors without dimensions to them.
+
+    Operands of one shape and order take a shortcut of TensorIterator, which tensors on meta do not take.
+    """
     if op._overloadname == "Scalar" and hasattr(op.overloadpacket, "Tensor"):
         op = op.overloadpacket.Tensor
         args, kwargs = args[: sum(not p.kwarg_only for p in op._schema.arguments)], {}
@@ -303,6 +306,17 @@ def _run_on_meta(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
             torch.empty((), device="meta") if "Tensor" in str(p.type) and isinstance(a, (int, float, complex)) else a
             for p, a in zip(op._schema.arguments, args, strict=False)
         ]
+    first, *others = tensors = [t for t in pytree.tree_leaves(operands) if isinstance(t, Tensor)]
+    copies = any(p.name == "memory_format" for p in op._schema.arguments)
+    if not copies and all(t.shape == first.shape for t in others):
+        for format in (torch.contiguous_format, torch.channels_last)[: 2 if first.dim() == 4 else 1]:
+            if all(t.is_contiguous(memory_format=format) for t in tensors):
+                return _on_meta(first, format)
+    return _run_on_meta(op, operands, kwargs)
+
+
+def _run_on_meta(op: Any, operands: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    with modes_off():
         result: Tensor = op(*pytree.tree_map_only(Tensor, _on_meta, operands), **kwargs)
         return result
 
@@ -355,6 +369,8 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
     likes = (
         aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
         aten.rand_like.default, aten.randn_like.default, aten.randint_like.default, aten.randint_like.low_dtype,
+        aten.fill.Scalar, aten.fill.Tensor, aten.hardtanh.default, aten.nan_to_num.default, aten.rad2deg.default,
+        aten.deg2rad.default,
     )  # fmt: skip
     contiguous = (
         aten.pow.Scalar, aten.isin.Tensor_Tensor, aten.isin.Tensor_Scalar, aten._softmax_backward_data.default,

@@ -103,6 +103,11 @@ FAMILY.add(
     lambda x: (x + x, x * 2, torch.ops.aten.add.Scalar(x, 1), x.masked_fill(x > 0, 1), torch.lerp(x, x * 2, 0.5)),
     of(lambda x: (x.as_strided((1, 6, 1, 1), (6, 1, 6, 6)),), 6),
 )
+FAMILY.add(
+    "pooled_to_one_pixel",
+    lambda x: functional.interpolate(torch.relu(functional.adaptive_avg_pool2d(x, 1)), size=(4, 4), mode="bilinear"),
+    of(lambda x: (x.to(memory_format=torch.channels_last),), 2, 6, 4, 4),
+)
 FAMILY.add("two_layouts", lambda x, y: x + y, lambda i: (draw(i, 3, 4), draw(i, 4, 3).t()))
 for dtype in (torch.bfloat16, torch.float16):
     FAMILY.add(
