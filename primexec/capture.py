@@ -141,15 +141,20 @@ class Signature:
 
     def labels(self, leaves: Sequence[Any], tree: Any) -> list[str]:
         """How a user writes each leaf of `(args, kwargs)`: `x`, `batch['mask']`, `args[2]`."""
-        marked = pytree.tree_unflatten(list(range(len(leaves))), tree)
-        paths, _ = pytree.tree_flatten_with_path(marked)
-        return [self._root(p[0], p[1]) + pytree.keystr(p[2:]) for p, _ in paths]
+        args, kwargs = pytree.tree_unflatten(list(range(len(leaves))), tree)
+        roots = (*((self._positional(i), arg) for i, arg in enumerate(args)), *kwargs.items())
+        return [f"{root}{path}" for root, value in roots for path in _paths(value)]
 
-    def _root(self, part: Any, key: Any) -> str:
-        if part.idx == 1:  # of (args, kwargs)
-            return str(key.key)
-        index, known = key.idx, len(self.parameters)
+    def _positional(self, index: int) -> str:
+        known = len(self.parameters)
         return self.parameters[index] if index < known else f"{self.rest}[{index - known}]"
+
+
+def _paths(tree: Any) -> list[str]:
+    try:
+        return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    except ValueError:  # a class in it was registered without names for its parts
+        return [f"[{i}]" for i in range(len(pytree.tree_leaves(tree)))]
 
 
 def capture(

@@ -440,3 +440,25 @@ def test_such_a_value_is_forgotten_once_a_tensor_is_written_into_it() -> None:
 
     with pytest.raises(CaptureError, match="value of a tensor is needed"):
         make_traced(function)(X)
+
+
+class State:
+    """Registered as a pytree without names for its parts."""
+
+    def __init__(self, values: Tensor, count: Any) -> None:
+        self.values, self.count = values, count
+
+
+torch.utils._pytree.register_pytree_node(State, lambda s: ([s.values, s.count], None), lambda parts, _: State(*parts))
+
+
+def test_parts_of_a_pytree_without_names_are_numbered() -> None:
+    traced = make_traced(lambda x, state: State(state.values * x, state.count + 1))
+    for i in range(2):
+        out = traced(X, State(X + i, 2))
+        assert torch.equal(out.values, (X + i) * X)
+        assert out.count == 3
+    assert counts(traced) == (1, 1, 1)
+    assert [i.label for i in traced.trace(X, State(X + 1, 2)).inputs] == ["x", "state[0]"]
+    with pytest.raises(CaptureError, match=r"state\[1\] is of type object"):
+        traced(X, State(X, object()))
