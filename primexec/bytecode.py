@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import random
+import re
 import types
 import uuid
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from primexec.origins import is_installed, is_layer, is_library
 
 _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "IMPORT_FROM"})
 _GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
-_REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__"})
+_REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__", "attrgetter"})
 RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exact type of a tensor"
 INSTALLED_RANDOM = "random numbers in installed packages"
 _SUSPECT_NAMES = {
@@ -159,7 +160,14 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             near = [x.argval for x in instructions[max(0, i - 12) : i]]
             if "type" in near and near[-1] in ("Tensor", "Parameter"):
                 suspects.setdefault(EXACT_TYPE, line)
-    constants = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
+    texts = [c for c in code.co_consts if isinstance(c, str)]
+    constants = {name for c in texts for name in c.split(".") if name.isidentifier()}
+    for instruction in instructions:
+        if instruction.opname == "MATCH_CLASS":
+            attributes |= {name for c in code.co_consts if isinstance(c, tuple) for name in c if isinstance(name, str)}
+            computed |= bool(instruction.arg)  # the class tells the names of what patterns do not name
+    if "format" in attributes:
+        attributes |= {name for c in texts for name in re.findall(r"\.(\w+)", c)}
     reflective = bool(_REFLECTION & (globals_.keys() | attributes))
     if reflective:
         attributes |= constants

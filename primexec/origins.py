@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import collections
+import configparser
 import functools
 import importlib.util
 import os
+import queue
 import random
 import sys
 import sysconfig
+import threading
 import types
+import weakref
 from typing import Any
 
 import torch
@@ -29,7 +33,8 @@ MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__) - {"training"}
 STATEFUL = (
     torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler, torch.distributions.Distribution,
     argparse.Namespace, types.SimpleNamespace, collections.UserDict, collections.UserList, collections.UserString,
-    collections.ChainMap,
+    collections.ChainMap, threading.Event, queue.Queue, weakref.WeakKeyDictionary, weakref.WeakValueDictionary,
+    weakref.WeakSet, configparser.RawConfigParser, configparser.SectionProxy,
 )  # fmt: skip
 
 # What hangs on objects that only lead to others.

@@ -277,7 +277,8 @@ class Reads:
 
     def _reach_function(self, fn: types.FunctionType, label: str) -> None:
         if origins.is_installed(fn.__code__.co_filename):
-            self.reach(getattr(fn, "__wrapped__", None), label)
+            for name in ("__wrapped__", "registry"):  # of decorators, and of functools.singledispatch
+                self._reach_held(getattr(fn, name, None), label)
             return
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             if name == "__class__":  # made for super(), and never set again

@@ -1,11 +1,17 @@
 """State that no name leads to directly: behind functions in C, in containers of containers, in random generators."""
 
 import collections
+import configparser
+import dataclasses
 import functools
 import itertools
+import operator
 import os
+import queue
 import random
+import threading
 import uuid
+import weakref
 from collections.abc import Callable
 from random import getrandbits, normalvariate
 from types import SimpleNamespace
@@ -213,3 +219,109 @@ def test_what_is_the_same_at_every_call(name: str) -> None:
     for _ in range(2):
         assert torch.equal(traced(X), SEEDED[name](X))
     assert traced.cache_info().traces == 1
+
+
+@dataclasses.dataclass
+class Options:
+    scale: float = 2.0
+
+
+def by_named_pattern(x: Tensor, options: Any) -> Any:
+    match options:
+        case Options(scale=scale):
+            return x * scale
+
+
+def by_pattern(x: Tensor, options: Any) -> Any:
+    match options:
+        case Options(scale):
+            return x * scale
+
+
+READS: dict[str, Callable[[Tensor, Any], Any]] = {
+    "named_pattern": by_named_pattern,
+    "pattern": by_pattern,
+    "getter_made_inside": lambda x, options: x * operator.attrgetter("scale")(options),
+    "format": lambda x, options: x * float("{o.scale}".format(o=options)),  # noqa: UP032
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_attributes_that_the_bytecode_does_not_load(name: str) -> None:
+    options = Options()
+    traced = make_traced(lambda x: READS[name](x, options))
+    for k in (2.0, 3.0):
+        options.scale = k
+        for _ in range(2):
+            assert torch.equal(traced(X), X * k)
+    assert traced.cache_info().traces == 2
+
+
+class Key:
+    pass
+
+
+def of_event() -> Place:
+    event = threading.Event()
+    return lambda x: x * (2 if event.is_set() else 3), event.set
+
+
+def of_weak_keys() -> Place:
+    key = Key()
+    table = weakref.WeakKeyDictionary({key: 2.0})
+    return lambda x: x * table[key], lambda: table.__setitem__(key, 3.0)
+
+
+def of_weak_values() -> Place:
+    value = Options()
+    table = weakref.WeakValueDictionary({"k": value})
+    return lambda x: x * table["k"].scale, lambda: setattr(value, "scale", 3.0)
+
+
+def of_queue() -> Place:
+    waiting: queue.Queue[int] = queue.Queue()
+    return lambda x: x * waiting.qsize(), lambda: waiting.put(1)
+
+
+def of_parser() -> Place:
+    parser = configparser.ConfigParser()
+    parser["a"] = {"k": "2"}
+    return lambda x: x * float(parser["a"]["k"]), lambda: parser["a"].__setitem__("k", "3")
+
+
+def of_single_dispatch() -> Place:
+    @functools.singledispatch
+    def scale(x: Any) -> float:
+        return 2.0
+
+    return lambda x: x * scale(x), lambda: scale.register(torch.Tensor)(lambda x: 3.0)
+
+
+def of_partial_method() -> Place:
+    held = [2.0]
+
+    class Scaling:
+        scaled = functools.partialmethod(lambda self, x: x * held[0])
+
+    scaling = Scaling()
+    return lambda x: scaling.scaled(x), lambda: held.__setitem__(0, 3.0)
+
+
+LIBRARY = [of_event, of_weak_keys, of_weak_values, of_queue, of_parser, of_single_dispatch, of_partial_method]
+
+
+@pytest.mark.parametrize("place", LIBRARY, ids=lambda p: p.__name__)
+def test_objects_of_the_standard_library(place: Callable[[], Place]) -> None:
+    fn, change = place()
+    traced = make_traced(fn)
+    for _ in range(2):
+        for x in (X, X + 1):
+            assert torch.equal(traced(x), fn(x))
+        change()
+
+
+def test_effects_on_a_queue_are_refused() -> None:
+    waiting: queue.Queue[int] = queue.Queue()
+    with pytest.raises(CaptureError, match="which a program would do only once"):
+        make_traced(lambda x: (waiting.put(1), x)[1])(X)
+    assert waiting.qsize() == 0
