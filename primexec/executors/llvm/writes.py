@@ -29,6 +29,7 @@ class Write:
         at: from the domain to the element that is changed.
         source: what is written, a tensor or a number, and its index from the domain.
         how: the pointwise prim that joins it with the element.
+        apart: whether no two points meet at an element, and none is joined with it.
     """
 
     shape: tuple[int, ...]
@@ -36,11 +37,12 @@ class Write:
     source: Any
     source_at: Map
     how: str
+    apart: bool = False
 
     @property
     def ordered(self) -> tuple[int, ...] | None:
-        """The axes whose points may meet at an element; None where no place depends on data, and none ever meet."""
-        if not any(t.reads for t in self.at):
+        """The axes whose points may meet at an element; None where no order is needed."""
+        if self.apart:
             return None
         alone = {t.strides.index(1) for t in self.at if not t.reads and t.offset == 0 and sorted(t.strides)[-1:] == [1]}
         return tuple(a for a, n in enumerate(self.shape) if a not in alone and n != 1)
@@ -59,7 +61,14 @@ def _strided(node: fx.Node) -> Write:
     slices = _slices(node)
     assert slices is not None
     own = maps.identity(shape)
-    return Write(shape, tuple(t.times(by, start) for t, (start, by) in zip(own, slices, strict=True)), source, own, "")
+    return Write(
+        shape,
+        tuple(t.times(by, start) for t, (start, by) in zip(own, slices, strict=True)),
+        source,
+        own,
+        "",
+        apart=True,
+    )
 
 
 def _slices(node: fx.Node) -> list[tuple[int, int]] | None:
