@@ -26,6 +26,22 @@ _GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"
 _REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__", "attrgetter"})
 RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exact type of a tensor"
 INSTALLED_RANDOM = "random numbers in installed packages"
+IDENTITY = "whether two variables are one object"
+# What is refused at the end of a trace: (reason, way out); comparisons where an argument is also reached otherwise.
+SUSPECTS = {
+    SEEDS: (
+        "the function sets the state of a random generator; a program would do so only once",
+        "set seeds outside the traced function",
+    ),
+    EXACT_TYPE: (
+        "the exact type of a tensor is compared, and while tracing it is another one",
+        "use isinstance(x, torch.Tensor)",
+    ),
+    IDENTITY: (
+        "objects are compared by identity, and an argument is a tensor that the function also reaches by itself",
+        "pass a flag that says so",
+    ),
+}
 _SUSPECT_NAMES = {
     **dict.fromkeys(("random", "randint", "randrange", "uniform", "choice", "choices", "shuffle", "sample"), RANDOM),
     **dict.fromkeys(("gauss", "seed", "set_state", "getrandbits"), RANDOM),
@@ -156,7 +172,11 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
                 loaded.add(instruction.argval)
         elif instruction.opname in _GLOBAL:
             globals_[instruction.argval] = None
+            if instruction.argval == "id" and not is_installed(file):
+                suspects.setdefault(IDENTITY, line)
         elif instruction.opname in _COMPARISONS and not is_installed(file):
+            if instruction.opname == "IS_OP" and instructions[i - 1].opname != "LOAD_CONST":  # `is None`
+                suspects.setdefault(IDENTITY, line)
             near = [x.argval for x in instructions[max(0, i - 12) : i]]
             if "type" in near and near[-1] in ("Tensor", "Parameter"):
                 suspects.setdefault(EXACT_TYPE, line)

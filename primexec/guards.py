@@ -8,6 +8,7 @@ these changed.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -20,11 +21,13 @@ from torch import Tensor
 from primexec import _torch, _torch_autograd, statics
 from primexec._torch import pytree
 from primexec.again import changes_nothing_outside, raised_by_an_operator
+from primexec.bytecode import IDENTITY
 from primexec.capture import Captured, Signature
 from primexec.contents import Contents
 from primexec.gradients import GradientOf, read_place
 from primexec.namespaces import Namespace
 from primexec.program import Static, TensorSpec
+from primexec.reads import Reads
 from primexec.runtime import Executable
 
 MISS = object()
@@ -288,6 +291,11 @@ class _Writer:
         if captured.reads.reflective:  # getattr(x, "tag", None) sees what Python code has hung on a tensor
             held = {v: (self._constant(tuple(t.__dict__)) if t.__dict__ else "()") for v, t in tensors.items()}
             self._miss_if(*(f"{v}.__dict__" if k == "()" else f"tuple({v}.__dict__) != {k}" for v, k in held.items()))
+        if IDENTITY in captured.reads.suspects:
+            pattern = functools.partial(_same_objects, captured.reads)
+            leaves = [v for v, t in self.leaves if isinstance(t, Tensor)]
+            same = pattern(*(t for _, t in self.leaves if isinstance(t, Tensor)))
+            self._miss_if(f"{self._constant(pattern)}({', '.join(leaves)}) != {self._constant(same)}")
         if captured.runs_backward:
             hooks = self._constant(_torch_autograd.has_gradient_hooks)
             self._miss_if(*(f"{hooks}({v})" for v, t in tensors.items() if t.requires_grad))
@@ -366,6 +374,16 @@ class _Writer:
             )
         unflatten = self._constant(pytree.SUPPORTED_NODES[tree.type].unflatten_fn)
         return f"{unflatten}([{', '.join(children)}], {self._constant(tree.context)})"
+
+
+def _same_objects(reads: Reads, *arguments: Tensor) -> list[int] | None:
+    """Which of the arguments and the tensors that the code reached are one object."""
+    first: dict[int, int] = {}
+    try:
+        reached = [read_place((held, key, label), {}) for held, key, label, _ in reads.tensors()]
+    except (KeyError, IndexError):
+        return None
+    return [first.setdefault(_torch.identity(t), len(first)) for t in (*arguments, *reached)]
 
 
 class _Frozen:

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order, sizes
 from primexec._torch import pytree
-from primexec.bytecode import EXACT_TYPE, SEEDS, runs_optimizer, user_source
+from primexec.bytecode import IDENTITY, SUSPECTS, runs_optimizer, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls
 from primexec.entrances import Entrances
 from primexec.errors import CaptureError, SourceLine
@@ -385,18 +385,12 @@ class Tracer:
         """Raise what was refused during the run, even where the user's code caught it."""
         if self.failure is not None:
             raise self.failure
-        if SEEDS in self.reads.suspects:
-            raise CaptureError(
-                "the function sets the state of a random generator; a program would do so only once",
-                hint="set seeds outside the traced function",
-                source=self.reads.suspects[SEEDS],
-            ) from None
-        if EXACT_TYPE in self.reads.suspects:
-            raise CaptureError(
-                "the exact type of a tensor is compared, and while tracing it is another one",
-                hint="use isinstance(x, torch.Tensor)",
-                source=self.reads.suspects[EXACT_TYPE],
-            ) from None
+        for topic, (reason, hint) in SUSPECTS.items():
+            if topic in self.reads.suspects and (topic is not IDENTITY or self._reaches_an_argument()):
+                raise CaptureError(reason, hint=hint, source=self.reads.suspects[topic]) from None
+
+    def _reaches_an_argument(self) -> bool:
+        return any(_torch.identity(value) in self._positions for *_, value in self.reads.tensors())
 
     # Afterwards ----------------------------------------------------------------------------------------
 

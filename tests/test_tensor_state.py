@@ -168,3 +168,33 @@ def test_state_of_a_custom_function(make: Callable[[], tuple[Any, Callable[[floa
         assert traced(X).item() == k
         assert gradient(traced) == k
     assert traced.cache_info().traces == 4  # type: ignore[attr-defined]  # two with gradients
+
+
+HELD = torch.ones(1)
+LISTED, NUMBERED = [HELD, X], {id(HELD): 1}
+COMPARISONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "is": lambda x: x * 2 if x is HELD else x * 3,
+    "is not": lambda x: x * 3 if x is not HELD else x * 2,
+    "any": lambda x: x * 2 if any(x is t for t in LISTED) else x * 3,
+    "id": lambda x: x * 2 if id(x) in NUMBERED else x * 3,
+}
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_identity_of_an_argument(name: str) -> None:
+    traced = primexec.make_traced(COMPARISONS[name])
+    for _ in range(2):
+        assert traced(torch.ones(1)).item() == 3
+    with pytest.raises(primexec.CaptureError, match="compared by identity"):
+        traced(HELD)
+    assert traced(torch.ones(1)).item() == 3
+    assert traced.cache_info().traces == 1  # type: ignore[attr-defined]
+
+
+def test_identity_of_state() -> None:
+    state = SimpleNamespace(a=HELD, b=HELD)
+    traced = primexec.make_traced(lambda x: x * 2 if state.a is state.b else x * 3)
+    for b, factor in ((HELD, 2), (X, 3), (HELD.clone(), 3), (HELD, 2)):
+        state.b = b
+        assert traced(torch.ones(1)).item() == factor
+    assert traced.cache_info().traces == 2  # type: ignore[attr-defined]
