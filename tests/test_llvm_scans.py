@@ -42,6 +42,16 @@ def test_scans(dtype: torch.dtype, compiled: list[Compiled]) -> None:  # noqa: F
             compiled.clear()
 
 
+@pytest.mark.parametrize("rows", [3, 4, 5, 11])
+def test_rows_side_by_side(rows: int) -> None:
+    a = values(torch.float32)[:rows]
+    for fn in (lambda a: a.cumsum(1), lambda a: tuple(a.cummax(1)), lambda a: (a * 2).cumsum(1) / 3 + a):
+        same(run(fn, a), fn(a))
+        same(run(fn, a[:, ::2]), fn(a[:, ::2]))
+    b = data(rows, 2, 3, 7)
+    same(run(lambda b: b.transpose(1, 3).cumprod(2), b), b.transpose(1, 3).cumprod(2))
+
+
 def test_scans_of_bool() -> None:
     a = data(37, 53) > 0
     for fn in (lambda a: a.cumsum(1), lambda a: a.cumprod(0), lambda a: tuple(a.cummax(1))):

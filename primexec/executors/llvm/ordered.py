@@ -1,6 +1,7 @@
 """Kernels that walk axes point by point, in order: scans, and writes whose points may meet at an element.
 
-The other axes are independent: their points are the units of threads, and one of them goes along vector lanes.
+The other axes are independent: their points are the units of threads, and one of them goes along vector lanes. Scans
+along what lies together in memory take a few rows for lanes: each element of a row waits for the one before it.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ from primexec.executors.llvm.instructions import (
     splat,
     to_memory,
 )
-from primexec.executors.llvm.ir import Expr, Kernel, Scan, Store
+from primexec.executors.llvm.ir import Expr, Kernel, Scan, Store, roots_of, walk
 from primexec.executors.llvm.layout import WIDE, Axis, Layout, accesses
 from primexec.executors.llvm.memory import Positions
 from primexec.executors.llvm.target import ELEMENT_BYTES, Target
 from primexec.executors.llvm.vmath import FUNCTIONS
 
+ROWS = 4  # that are scanned side by side; more meet in the first cache where they lie 2^k bytes apart
+
 
 def plan(kernel: Kernel, target: Target) -> Layout:
-    """The independent axes outside, that which all stores walk element by element along lanes; the others inside."""
+    """The independent axes outside, that which all stores walk element by element along lanes; the others inside.
+
+    Where there is no such axis, the longest of a scan goes along lanes.
+    """
     alive = [Axis(n, a) for a, n in enumerate(kernel.axes) if n != 1]
     kept = [a for a in alive if not kernel.reduced[a.axis]]
     inner = tuple(a for a in alive if kernel.reduced[a.axis])
@@ -42,6 +48,9 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     lanes = 2 * target.lanes("f64" if width >= WIDE else "f32")
     fits = [a for a in kept if a.size >= lanes and all(s.access.strides[a.axis] == 1 for s in kernel.stores)]
     lane = fits[-1] if fits else None
+    if lane is None and kept and any(isinstance(v, Scan) for v in walk(roots_of(kernel))):
+        lanes = ROWS
+        lane = max((a for a in kept if a.size >= lanes), key=lambda a: a.size, default=None)
     outer = tuple(a for a in kept if a != lane)
     return Layout(outer, inner, lane, lane is not None, False, lanes if lane else 1, lanes)
 
