@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import dis
 import functools
 import inspect
@@ -73,6 +74,10 @@ def refused() -> dict[types.CodeType, tuple[str, str]]:
     found = dict.fromkeys(seeds, ("the function sets the state of torch's random generator", outside))
     found |= dict.fromkeys(defaults, ("the function sets a default of torch", outside))
     found |= dict.fromkeys(entropy, ("the function asks for numbers that are others at every call", passed))
+    found |= dict.fromkeys(
+        (dataclasses.asdict, dataclasses.astuple),
+        ("the function reads all attributes of an object, whose names stand nowhere", "read them by their names"),
+    )
     found[torch.initial_seed] = "the function asks for the seed of torch's random generator", passed
     found[random.Random.setstate] = "the function sets the state of a random generator", outside
     found[CheckpointFunction.backward] = ("a checkpoint is reentrant", "pass use_reentrant=False to checkpoint()")
