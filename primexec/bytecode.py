@@ -180,7 +180,8 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             if instruction.argval == "id" and not is_installed(file):
                 suspects.setdefault(IDENTITY, line)
         elif instruction.opname in _COMPARISONS and not is_installed(file):
-            if instruction.opname == "IS_OP" and instructions[i - 1].opname != "LOAD_CONST":  # `is None`
+            written = file != "<string>"  # by somebody, not by a dataclass
+            if instruction.opname == "IS_OP" and instructions[i - 1].opname != "LOAD_CONST" and written:  # `is None`
                 suspects.setdefault(IDENTITY, line)
             near = [x.argval for x in instructions[max(0, i - 12) : i]]
             if "type" in near and near[-1] in ("Tensor", "Parameter"):

@@ -32,20 +32,23 @@ class Imports:
     def __init__(self, imported: Callable[[types.ModuleType], None]) -> None:
         self._imported: Any = weakref.WeakMethod(imported)
         self._import: Any = builtins.__import__
-        self._replaced: list[Any] = []  # bodies of control flow start once more
+        self._runs = 0  # bodies of control flow start once more
         self._thread = threading.get_ident()
         self._outside = False  # the body of a module that is imported runs, and is none of the traced function's
 
     def start(self) -> None:
-        self._replaced.append(builtins.__import__)
-        builtins.__import__ = self._stand_in
+        self._runs += 1
+        if self._runs == 1:
+            self._import, builtins.__import__ = builtins.__import__, self._stand_in
 
     def stop(self) -> None:
-        builtins.__import__ = self._replaced.pop()
+        self._runs -= 1
+        if self._runs == 0 and builtins.__import__ == self._stand_in:  # else somebody else stands before it
+            builtins.__import__ = self._import
 
     def _stand_in(self, name: str, globals: Any = None, *rest: Any, **named: Any) -> Any:
         importer = (globals or {}).get("__name__", "")
-        if self._outside or threading.get_ident() != self._thread or is_library(file_of(importer)):
+        if not self._runs or self._outside or threading.get_ident() != self._thread or is_library(file_of(importer)):
             return self._import(name, globals, *rest, **named)
         return self._run(lambda: self._import(name, globals, *rest, **named))
 

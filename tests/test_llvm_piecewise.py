@@ -85,7 +85,10 @@ def test_moves(dtype: torch.dtype, compiled: list[Compiled]) -> None:  # noqa: F
             got, expected = run(fn, *tensors), fn(*tensors)
             assert torch.equal(got, expected), name
             assert (got.dtype, got.stride()) == (expected.dtype, expected.stride()), name
-            assert kernels(compiled) == [1], name
+            checks = (
+                name == "gathered parts"
+            )  # a kernel in pieces is not known to read by all indices: another one asks
+            assert kernels(compiled) == [1 + checks], name
             compiled.clear()
 
 

@@ -176,7 +176,6 @@ NEEDED_IN_PYTHON: dict[str, Callable[[Tensor], Any]] = {
     "shape": lambda x: x[x > 0].shape[0] * 2.0,
     "returned shape": lambda x: x[x > 0].shape,
     "branch": lambda x: x if x.nonzero().shape[0] > 2 else -x,
-    "view": lambda x: x[x > 0].view(-1, 1).expand(x[x > 0].size(0), 2),
     "iteration": lambda x: list(x[x > 0]),
 }
 
@@ -187,6 +186,17 @@ def test_unknown_size_that_python_needs_is_refused(fn: Callable[[Tensor], Any]) 
         make_traced(fn)(X)
     assert refused.value.source is not None
     assert refused.value.source.file == __file__
+
+
+def test_unknown_size_that_operators_need() -> None:
+    def fn(x: Tensor) -> Tensor:
+        positive = x[x > 0]
+        return positive.view(-1, 1).expand(positive.size(0), 2)
+
+    traced = make_traced(fn)
+    for x in (X, -X, X.abs()):
+        assert torch.equal(traced(x), fn(x))
+    assert traced.cache_info().traces == 1
 
 
 def test_results_of_one_operator_stand_on_one_line() -> None:

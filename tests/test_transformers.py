@@ -368,7 +368,7 @@ def test_flags_are_part_of_the_key() -> None:
     model.set_attn_implementation("eager")
     traced = primexec.make_traced(model)
     inputs = text(8)
-    with pytest.raises(primexec.CaptureError, match="_output_capturing_hooks_installed"):
+    with pytest.raises(primexec.CaptureError, match="a program would do only once"):
         traced(**inputs, output_hidden_states=True)
     model(**inputs, output_hidden_states=True)  # installs its hooks, the first time
     flags: list[Inputs] = [
