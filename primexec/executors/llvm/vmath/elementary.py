@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from primexec.executors.llvm.emit import Value, round_f32
-from primexec.executors.llvm.vmath.constants import ERF, ERF_PIECES, ERFCX, LOG, LOG_ERFC, SINH, TANH_PIECES
+from primexec.executors.llvm.vmath.constants import ERF, ERF_PIECES, ERFCX, EXP, LOG, LOG_ERFC, SINH, TANH_PIECES
 from primexec.executors.llvm.vmath.core import (
     EXP_RANGE,
     LN2,
@@ -25,6 +25,7 @@ from primexec.executors.llvm.vmath.core import (
     powers,
     reduce_exp,
     scale,
+    scaled,
     split,
 )
 
@@ -34,6 +35,10 @@ HUGE = 2.0**28
 def exp2(x: Value) -> Value:
     low, high = (limit / LN2 for limit in EXP_RANGE[x.element])
     x = x.at_most(math.ceil(high)).at_least(math.floor(low))
+    if x.e.target.has_scaling:
+        n = x.intrinsic("roundeven")
+        r = (x - n) * LN2
+        return scaled(r.muladd(r.muladd(horner(r, EXP[x.element]), 1.0), 1.0), n)
     magic = format_of(x).magic
     shifted = x + magic
     reduced = reduce_exp((x - (shifted - magic)) * LN2)  # below half of ln 2: its own n is 0
