@@ -165,12 +165,13 @@ def test_distances(p: float) -> None:
 @pytest.mark.parametrize(("rank", "mode"), [(2, 0), (2, 1), (2, 2), (3, 0), (3, 1)])
 def test_sampling_on_grids(rank: int, mode: int, padding: int, align: bool) -> None:
     image = draw(2, 3, *(5, 4, 3)[:rank])
-    # Places inside, far outside, and NaN.
+    # Places inside and far outside; forward, NaN as well.
     grid = draw(2, *(2, 6, 3)[:rank], rank) * 1.5
     backward = getattr(aten, f"grid_sampler_{rank}d_backward").default
     grad = draw(2, 3, *grid.shape[1:-1])
     for mask in ([True, True], [False, True]):
         compare(backward, grad, image, grid, mode, padding, align, mask)
+    grid.view(-1)[[0, 7]] = torch.nan
     compare(getattr(aten, f"grid_sampler_{rank}d").default, image, grid, mode, padding, align)
 
 

@@ -47,7 +47,7 @@ def _fold(x: Tensor, low: float, high: float) -> tuple[Any, Any]:
     return torch.where(odd, span - rest + low, rest + low), torch.where(odd, -sign, sign)
 
 
-def _pad(x: Tensor, size: int, padding: int, align: bool) -> tuple[Any, Any]:
+def _pad(x: Tensor, size: int, rank: int, padding: int, align: bool) -> tuple[Any, Any]:
     """Where a place is found by the rule for places outside, and the slope of that."""
     slope: Any = 1.0
     if padding == _REFLECTION:
@@ -55,6 +55,7 @@ def _pad(x: Tensor, size: int, padding: int, align: bool) -> tuple[Any, Any]:
     if padding != _ZEROS:
         slope = torch.where((x > 0) & (x < size - 1), slope, 0.0)
         x = x.clamp(0, size - 1)
+        x = torch.where(x == x, x, 0.0 if rank == 2 else size - 1.0)  # what eager's two kernels make of NaN
     return x, slope
 
 
@@ -63,7 +64,7 @@ def _tap(x: Tensor, size: int, weight: Tensor | float, slope: Tensor | float) ->
     return _Tap(torch.where(inside, x, 0.0).to(torch.int64), inside, weight, slope)
 
 
-def _taps(x: Tensor, size: int, mode: int, padding: int, align: bool) -> list[_Tap]:
+def _taps(x: Tensor, size: int, rank: int, mode: int, padding: int, align: bool) -> list[_Tap]:
     """Along a dimension of `size` elements that the grid calls -1 to 1."""
     step = (size - 1) / 2 if align else size / 2
     x = (x + 1) / 2 * (size - 1) if align else ((x + 1) * size - 1) / 2
@@ -72,10 +73,10 @@ def _taps(x: Tensor, size: int, mode: int, padding: int, align: bool) -> list[_T
         rest = x - below
         slopes = _cubic_slopes(rest)
         return [
-            _tap(_pad(below + k, size, padding, align)[0], size, w, s * step)
+            _tap(_pad(below + k, size, rank, padding, align)[0], size, w, s * step)
             for k, w, s in zip(range(-1, 3), cubic(rest), slopes, strict=True)
         ]
-    x, bend = _pad(x, size, padding, align)
+    x, bend = _pad(x, size, rank, padding, align)
     if mode == _NEAREST:
         return [_tap(torch.round(x), size, 1.0, 0.0)]
     below, slope = torch.floor(x), bend * step
@@ -97,7 +98,9 @@ def _combinations(image: Tensor, grid: Tensor, mode: int, padding: int, align: b
     sizes = image.shape[2:]
     flat = grid.reshape(grid.shape[0], 1, -1, len(sizes))
     # The last coordinate of the grid goes with the first dimension.
-    along = [_taps(flat[..., len(sizes) - 1 - d], size, mode, padding, align) for d, size in enumerate(sizes)]
+    along = [
+        _taps(flat[..., len(sizes) - 1 - d], size, len(sizes), mode, padding, align) for d, size in enumerate(sizes)
+    ]
     for taps in itertools.product(*along):
         place, inside = taps[0].place, taps[0].inside
         for tap, size in zip(taps[1:], sizes[1:], strict=True):
@@ -109,14 +112,17 @@ def _product(taps: Any) -> Any:
     return math.prod(taps[1:], start=taps[0]) if taps else 1.0
 
 
-@rule("aten.grid_sampler_3d.default")
+@rule("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
 def _sample(image: Tensor, grid: Tensor, mode: int, padding: int, align: bool) -> Any:
     dtype = wide(image.dtype)
     flat = image.to(dtype).flatten(2)
     total: Any = 0.0
     for place, inside, taps in _combinations(image, grid.to(dtype), mode, padding, align):
         found = _aten.gather.default(flat, 2, place.expand(-1, flat.shape[1], -1))
-        total = total + torch.where(inside, found * _product([t.weight for t in taps]), 0.0)
+        weight = _product([t.weight for t in taps])
+        # Eager's kernel for two dimensions multiplies what lies outside by weights that may be NaN.
+        kept = mode != _NEAREST and len(taps) == 2
+        total = total + (torch.where(inside, found, 0.0) * weight if kept else torch.where(inside, found * weight, 0.0))
     return total.to(image.dtype).reshape(*image.shape[:2], *grid.shape[1:-1])
 
 
