@@ -186,12 +186,11 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             near = [x.argval for x in instructions[max(0, i - 12) : i]]
             if "type" in near and near[-1] in ("Tensor", "Parameter"):
                 suspects.setdefault(EXACT_TYPE, line)
-    texts = [c for c in code.co_consts if isinstance(c, str)]
-    constants = {name for c in texts for name in c.split(".") if name.isidentifier()}
-    for instruction in instructions:
-        if instruction.opname == "MATCH_CLASS":
+        elif instruction.opname == "MATCH_CLASS":
             attributes |= {name for c in code.co_consts if isinstance(c, tuple) for name in c if isinstance(name, str)}
             computed |= bool(instruction.arg)  # the class tells the names of what patterns do not name
+    texts = [c for c in code.co_consts if isinstance(c, str)]
+    constants = {name for c in texts for name in c.split(".") if name.isidentifier()}
     if "format" in attributes:
         attributes |= {name for c in texts for name in re.findall(r"\.(\w+)", c)}
     reflective = bool(_REFLECTION & (globals_.keys() | attributes))

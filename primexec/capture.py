@@ -329,7 +329,8 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
     tracer.check_metadata(_GRAD_HINT)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
-    filled = _check_side_effects(tracer.reads) or filled  # hooks and custom functions ran in the backward pass
+    if differentiable:  # hooks and custom functions ran in the backward pass
+        filled = _check_side_effects(tracer.reads) or filled
     tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = _torch.graph_module(tracer.submodules, tracer.graph, name.title().replace("_", ""))

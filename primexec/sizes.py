@@ -7,7 +7,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from primexec import _torch
 
@@ -19,10 +19,10 @@ _OPERATIONS = {"Add": operator.add, "Mul": operator.mul}
 
 def node_of(tracer: Tracer, size: Any) -> Any:
     """The node of a size in the current graph, or the number that it is; None where no tensor has it."""
-    return _node(tracer, _torch.expression(size), size)
+    return _node(tracer, _torch.expression(size))
 
 
-def _node(tracer: Tracer, expression: Any, size: Any) -> Any:
+def _node(tracer: Tracer, expression: Any) -> Any:
     if expression.is_Integer:
         return int(expression)
     place = _place(tracer, expression)
@@ -32,10 +32,14 @@ def _node(tracer: Tracer, expression: Any, size: Any) -> Any:
     operation = _OPERATIONS.get(type(expression).__name__)
     if operation is None:
         return None
-    parts = [_node(tracer, part, size) for part in expression.args]
+    parts = [_node(tracer, part) for part in expression.args]
     if None in parts:
         return None
-    return reduce(lambda a, b: _emit(tracer, operation, (a, b), size), parts)
+    return reduce(lambda a, b: _emit(tracer, operation, (a, b), operation(_value(a), _value(b))), parts)
+
+
+def _value(part: Any) -> Any:
+    return part.meta["val"] if isinstance(part, fx.Node) else part
 
 
 def _place(tracer: Tracer, expression: Any) -> tuple[Tensor, int] | None:

@@ -31,7 +31,7 @@ class Scale(torch.autograd.Function):
 scale = Scale.apply
 
 
-class Product(torch.autograd.Function):
+class Product(Scale):
     generate_vmap_rule = True
 
     @staticmethod
@@ -42,19 +42,9 @@ class Product(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, w = ctx.saved_tensors
-        return gradient * w, gradient * x
 
-
-class Detoured(torch.autograd.Function):
+class Detoured(Scale):
     """Its backward pass runs another one, for tensors of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
-        ctx.save_for_backward(x, w)
-        return x * w
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:

@@ -76,6 +76,11 @@ def _masked_scatter_backward(grad: Tensor, mask: Tensor, sizes: list[int]) -> An
 # Losses -------------------------------------------------------------------------------------------------
 
 
+def _rows(a: Tensor) -> Tensor:
+    """Scores of classes, a row for each that is judged."""
+    return a.reshape(-1, a.shape[-1] if a.dim() else 1)
+
+
 def _share(a: Tensor, reduction: int) -> float:
     """What one pair of classes counts in the loss: means are over classes and, if asked for, over rows."""
     return 1 / max(a.numel() if reduction == 1 else a.shape[-1], 1)
@@ -84,7 +89,7 @@ def _share(a: Tensor, reduction: int) -> float:
 @rule("aten.multi_margin_loss_backward.default")
 def _multi_margin_backward(grad: Tensor, a: Tensor, target: Tensor, p: float, margin: float,
                            weight: Tensor | None = None, reduction: int = 1) -> Any:  # fmt: skip
-    x = a.reshape(-1, a.shape[-1] if a.dim() else 1)
+    x = _rows(a)
     t = target.reshape(-1, 1)
     distance = margin - x.gather(1, t) + x
     mine = torch.arange(x.shape[1], device=a.device) == t
@@ -106,7 +111,7 @@ def _labels(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @rule("aten.multilabel_margin_loss_forward.default")
 def _multilabel_margin(a: Tensor, target: Tensor, reduction: int) -> Any:
     """Every label of a row against every class that is no label. PyTorch's decomposition counts absent labels too."""
-    x = a.reshape(-1, a.shape[-1] if a.dim() else 1)
+    x = _rows(a)
     t, used, distance = _labels(x, target)
     classes = torch.arange(x.shape[1], device=a.device)
     is_target = ((t.unsqueeze(2) == classes) & used.unsqueeze(2)).any(1)
@@ -118,7 +123,7 @@ def _multilabel_margin(a: Tensor, target: Tensor, reduction: int) -> Any:
 
 @rule("aten.multilabel_margin_loss_backward.default")
 def _multilabel_margin_backward(grad: Tensor, a: Tensor, target: Tensor, reduction: int, is_target: Tensor) -> Any:
-    x = a.reshape(-1, a.shape[-1] if a.dim() else 1)
+    x = _rows(a)
     others = is_target.reshape(x.shape) == 0
     t, used, distance = _labels(x, target)
     pushed = ((distance > 0) & used.unsqueeze(2) & others.unsqueeze(1)).to(a.dtype) * _share(x, reduction)

@@ -31,7 +31,7 @@ def power(x: Value, y: Value) -> Value:
     whole = y.intrinsic("floor").compare("oeq", y)
     half = y * 0.5
     odd = whole & half.intrinsic("floor").compare("one", half)
-    value = ((x.bits() >> 31).compare("ne", 0) & odd).select(-value, value)
+    value = (x.bits().compare("slt", 0) & odd).select(-value, value)
     value = (x.compare("olt", 0.0) & x.compare("une", -math.inf) & ~whole).select(math.nan, value)
     value = x.is_nan().select(x, y.is_nan().select(y, value))
     return (y.compare("oeq", 0.0) | x.compare("oeq", 1.0)).select(1.0, value)

@@ -171,6 +171,11 @@ def _scaled_register(x: Value, exponent: Value) -> Value:
     return Value(x.e, x.element, x.lanes, x.e.call(x.type, name, [*operands, *rounding]))
 
 
+def exp_reduced(r: Value) -> Value:
+    """exp of half of ln 2 at most, either way."""
+    return r.muladd(r.muladd(horner(r, EXP[r.element]), 1.0), 1.0)
+
+
 EXP_RANGE = {"f32": (-104.5, 89.0), "f64": (-746.0, 710.0)}
 LIFT = 64  # added to exponents, so that results below the normal numbers are rounded once, by the last product
 
@@ -185,8 +190,7 @@ def exp(x: Value, halvings: int = 0, nonpositive: bool = False) -> Value:
         x = x.at_least(low) if nonpositive else x.at_least(low).at_most(high + halvings)
         n, _ = nearest(x, 1.0 / LN2)
         r = n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
-        m = r.muladd(r.muladd(horner(r, EXP[x.element]), 1.0), 1.0)
-        return scaled(m, n - float(halvings) if halvings else n)
+        return scaled(exp_reduced(r), n - float(halvings) if halvings else n)
     gone = x.compare("olt", low)
     x = x.at_least(low)
     offset: Value | int = LIFT

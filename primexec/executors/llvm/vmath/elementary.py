@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from primexec.executors.llvm.emit import Value, round_f32
-from primexec.executors.llvm.vmath.constants import ERF, ERF_PIECES, ERFCX, EXP, LOG, LOG_ERFC, SINH, TANH_PIECES
+from primexec.executors.llvm.vmath.constants import ERF, ERF_PIECES, ERFCX, LOG, LOG_ERFC, SINH, TANH_PIECES
 from primexec.executors.llvm.vmath.core import (
     EXP_RANGE,
     LN2,
     exp,
+    exp_reduced,
     expm1,
     format_of,
     horner,
@@ -37,8 +38,7 @@ def exp2(x: Value) -> Value:
     x = x.at_most(math.ceil(high)).at_least(math.floor(low))
     if x.e.target.has_scaling:
         n = x.intrinsic("roundeven")
-        r = (x - n) * LN2
-        return scaled(r.muladd(r.muladd(horner(r, EXP[x.element]), 1.0), 1.0), n)
+        return scaled(exp_reduced((x - n) * LN2), n)
     magic = format_of(x).magic
     shifted = x + magic
     reduced = reduce_exp((x - (shifted - magic)) * LN2)  # below half of ln 2: its own n is 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from primexec.executors.llvm.emit import Value, round_f32, unlikely
-from primexec.executors.llvm.target import ELEMENT_BYTES
 from primexec.executors.llvm.vmath.constants import ASIN, ATAN, ATAN_TO_ONE, COS, SIN
 from primexec.executors.llvm.vmath.core import horner, nearest
 
@@ -123,7 +122,7 @@ def atan2(y: Value, x: Value) -> Value:
     )
     small, large = small * factor, large * factor
     parts = _atan_of_ratio(small, large.compare("oeq", 0.0).select(large.const(1.0), large))
-    left = (x.bits() >> 8 * ELEMENT_BYTES[x.element] - 1).compare("ne", 0)
+    left = x.bits().compare("slt", 0)
     starts = [steep.select(x.const(k), left.select(x.const(2.0 * k), 0.0)) for k in HALF_PI[x.element]]
     value = _from(starts, steep ^ left, parts)
     return (y.is_nan().select(y, x.is_nan().select(x, value))).copysign(y)
