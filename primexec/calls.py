@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects
+from primexec import _torch, effects, literals
 from primexec._torch import pytree
 from primexec.errors import CaptureError
 from primexec.program import ApiCall
@@ -53,6 +53,8 @@ class Calls(_torch.TorchFunctionMode):
 
     def _call(self, fn: Any, args: Any, kwargs: dict[str, Any], watching: Any) -> Any:
         tracer = self.tracer
+        if fn in literals.makers():
+            return fn(*args, **kwargs)
         if fn in forbidden():
             raise tracer.fail(forbidden()[fn], VALUE_HINT)
         if fn in _sensitive():

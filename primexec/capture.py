@@ -327,6 +327,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
     differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
     filled = _check_side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
+    tracer.literals.check(outputs)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
     if differentiable:  # hooks and custom functions ran in the backward pass

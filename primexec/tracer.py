@@ -16,13 +16,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order, sizes
+from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order, literals, sizes
 from primexec._torch import pytree
 from primexec.bytecode import IDENTITY, SUSPECTS, runs_optimizer, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls
@@ -90,6 +89,7 @@ class Tracer:
         self._lifted_before: dict[int, tuple[Any, fx.Node]] = {}  # the same once the run is over, without owning it
         self.gradients = LeafGradients(self)
         self.entrances = Entrances(self)
+        self.literals = literals.Literals(self)
         self._histories: dict[int, Any] = {}  # id of an input's stand-in → its autograd node
         self._lines: dict[int, SourceLine | None] = {}  # sequence number of an autograd node → line of its operator
         self.taken: dict[fx.Node, fx.Node] = {}  # placeholder of a backward graph → node of the forward graph
@@ -233,8 +233,8 @@ class Tracer:
         if aten is not None:
             with self.recording():
                 return aten(*args, **kwargs)
-        if op in _fresh_constants() and not _torch.is_fake(args[0]):
-            return self._record_constant(op, args[0])
+        if op in literals.makers() and not _torch.is_fake(args[0]):
+            return self.literals.record(op, args[0])
         args, kwargs = self._stand_ins(args), self._stand_ins(kwargs)
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
@@ -281,12 +281,6 @@ class Tracer:
             node.meta["effect"] = True
         else:
             self.scope.bind(t, node)
-
-    def _record_constant(self, op: Any, real: Tensor) -> Any:
-        with _torch.modes_off():
-            placeholder = self.constant(real.detach())
-        out = op(real)  # a fake tensor that remembers its value
-        return self.add_node(torch.ops.aten.lift_fresh_copy.default, (self._in_scope(placeholder),), {}, out)
 
     def _alias(self, t: Tensor) -> Tensor:
         with _torch.modes_off(), self.fake_mode, torch.no_grad():
@@ -476,11 +470,6 @@ class _Operators(_torch.TorchDispatchMode):  # type: ignore[misc]
             return self.tracer.record(op, args, kwargs or {})
         finally:
             sys.settrace(watching)
-
-
-@cache
-def _fresh_constants() -> frozenset[Any]:
-    return frozenset({torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default})
 
 
 def _zeros_like(t: Tensor) -> Tensor:
