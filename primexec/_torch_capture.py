@@ -50,8 +50,8 @@ class _CapturingFlag:
 
     def __bool__(self) -> bool:
         asking = sys._getframe(1).f_code.co_filename
-        if asking.startswith(os.path.join(torch_directory(), "nn", "modules")):
-            return False  # torch.nn leaves its fast paths when compiling; eager takes them
+        if asking.startswith(tuple(os.path.join(torch_directory(), *p) for p in (("nn", "modules"), ("optim",)))):
+            return False  # torch.nn leaves its fast paths when compiling, optimizers reckon in tensors; eager does not
         return capturing() or bool(self.before)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects, literals
+from primexec import _torch, effects, literals, numbers
 from primexec._torch import pytree
 from primexec.errors import CaptureError
 from primexec.program import ApiCall
@@ -67,6 +67,8 @@ class Calls(_torch.TorchFunctionMode):
             return fn(*args, **kwargs)
         if fn is Tensor.__bool__ and (truth := self._checked(args[0], sys._getframe(2))) is not None:
             return truth
+        if fn is Tensor.item and (number := numbers.item(tracer, args[0])) is not None:
+            return number
         if fn in _gradient_accessors():
             tracer.gradients.ask(args[0])
         graph = tracer.graph
@@ -191,7 +193,6 @@ def forbidden() -> dict[Any, str]:
     properties: Any = Tensor
     return {
         Tensor.numpy: value,
-        Tensor.tolist: value,
         Tensor.__array__: value,
         Tensor.__repr__: value,
         Tensor.__format__: value,

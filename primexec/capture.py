@@ -429,9 +429,9 @@ def _spell_keywords(body: list[str]) -> list[str]:
     return [re.sub(r"(torch\.ops\.aten\.\w+)\.from\(", r"getattr(\1, 'from')(", line) for line in body]
 
 
-def _needs_autograd(t: Tensor) -> bool:
+def _needs_autograd(t: object) -> bool:
     """Whether a result takes part in autograd. Under no_grad a view of a leaf requires grad as the leaf does."""
-    return t.requires_grad and (t.grad_fn is not None or not t._is_view())
+    return isinstance(t, Tensor) and t.requires_grad and (t.grad_fn is not None or not t._is_view())
 
 
 def _is_grad_leaf(t: Tensor) -> bool:

@@ -209,7 +209,7 @@ def _pinned(program: Program, inference: bool) -> dict[fx.Node, str]:
     for node in nodes:
         results = effects.results_of(node)
         if isinstance(node.meta.get("val"), _torch.SYMBOLS):
-            pinned[node] = "it computes a size"
+            pinned[node] = "it computes a number"
         elif effects.has_effect(node) and not _only_raises(node):
             pinned[node] = "it has effects"
         elif node.meta.get("inference", inference) != inference:

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order, literals, sizes
+from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order, literals, numbers, sizes
 from primexec._torch import pytree
-from primexec.bytecode import IDENTITY, SUSPECTS, runs_optimizer, user_source
+from primexec.bytecode import IDENTITY, SUSPECTS, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls
 from primexec.entrances import Entrances
 from primexec.errors import CaptureError, SourceLine
@@ -35,7 +35,6 @@ from primexec.shadow import Shadows
 from primexec.statics import tensor_problem
 
 _UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
-OPTIMIZER_HINT = "make the optimizer with fused=True: it keeps its step count in tensors"
 MAX_REHEARSAL_ELEMENTS = 1 << 26
 
 
@@ -50,9 +49,9 @@ class BoundInput:
 class Scope:
     """One graph under construction: the program's, or that of a branch or loop body."""
 
-    def __init__(self, parent: Scope | None = None) -> None:
+    def __init__(self, parent: Scope | None = None, *, is_body: bool = False) -> None:
         self.graph = fx.Graph()
-        self.parent = parent
+        self.parent, self.is_body = parent, is_body
         self.nodes: dict[int, fx.Node] = {}  # id of a fake tensor or generator → node
         self.alive: list[object] = []
         self.lifted: list[Tensor] = []  # tensors of an outer scope that this one uses
@@ -90,6 +89,7 @@ class Tracer:
         self.gradients = LeafGradients(self)
         self.entrances = Entrances(self)
         self.literals = literals.Literals(self)
+        self.numbers = numbers.Numbers()
         self._histories: dict[int, Any] = {}  # id of an input's stand-in → its autograd node
         self._lines: dict[int, SourceLine | None] = {}  # sequence number of an autograd node → line of its operator
         self.taken: dict[fx.Node, fx.Node] = {}  # placeholder of a backward graph → node of the forward graph
@@ -191,7 +191,7 @@ class Tracer:
 
     def inner_scope(self) -> Scope:
         """A graph inside the present one, for a branch or loop body."""
-        return Scope(self.scope)
+        return Scope(self.scope, is_body=True)
 
     def recording(self) -> _Operators:
         """The mode that records operators, to enter again from inside an operator."""
@@ -236,10 +236,14 @@ class Tracer:
         if op in literals.makers() and not _torch.is_fake(args[0]):
             return self.literals.record(op, args[0])
         args, kwargs = self._stand_ins(args), self._stand_ins(kwargs)
+        if op is numbers.READ and (number := numbers.asked_by_pytorch(self, args[0])) is not None:
+            return number
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
+        is_known = not args or numbers.symbol_of(args[0]) is None
+        args, kwargs = numbers.on_metadata(op, args, kwargs)
         out = _torch_capture.as_kernels_have_it(op, args, kwargs, self._fake_call(op, args, kwargs))
-        if op is torch.ops.aten.scalar_tensor.default:
+        if op is torch.ops.aten.scalar_tensor.default and is_known:
             with _torch.modes_off():
                 out.constant = op(*args, **kwargs)  # as that of `torch.tensor(1)`; torch.cov asks for it
         if isinstance(out, (bool, int, float, complex)):
@@ -290,9 +294,11 @@ class Tracer:
         return placeholder if self.scope.parent is None else self.node_of(placeholder.meta["val"])
 
     def _stand_ins(self, value: Any) -> Any:
-        """value with real tensors replaced by fake ones."""
+        """value with real tensors replaced by fake ones, and numbers read off tensors by what operators take."""
         if isinstance(value, Tensor):
             return self.entrances.stand_in(value)
+        if isinstance(value, numbers.Number):
+            return value.as_pytorch_has_it()
         if type(value) in (tuple, list):
             return type(value)(self._stand_ins(v) for v in value)
         if type(value) is dict:
@@ -308,6 +314,8 @@ class Tracer:
                 return None
             self.lift(value)
             return self.node_of(value)
+        if (number := numbers.symbol_of(value)) is not None:
+            return numbers.node_of(self, number)
         if isinstance(value, _torch.SYMBOLS):
             node = sizes.node_of(self, value)
             if node is None:
@@ -331,8 +339,7 @@ class Tracer:
                 raise self.fail(f"{op} reads the values of a tensor", VALUE_HINT) from None
             for kind, (reason, hint) in _torch.uncapturable().items():
                 if isinstance(error, kind):
-                    hint = OPTIMIZER_HINT if runs_optimizer(sys._getframe()) else hint
-                    raise self.fail(reason.format(op=op, error=error), hint) from None
+                    raise self.fail(reason.format(op=op, error=error), numbers.in_optimizer() or hint) from None
             raise self._eager_error(op, args, kwargs, error) from None
 
     def _eager_error(self, op: Any, args: Any, kwargs: Any, error: Exception) -> Exception:
@@ -389,7 +396,9 @@ class Tracer:
     # Afterwards ----------------------------------------------------------------------------------------
 
     def output(self, leaf: Any) -> fx.Node | None:
-        """The node of a tensor that the function returns, or None where it is not a tensor."""
+        """The node of a tensor that the function returns, or of a number read off one; None where it is neither."""
+        if isinstance(leaf, numbers.Number):
+            return numbers.node_of(self, leaf.node)
         if not isinstance(leaf, Tensor):
             return None
         if type(leaf) is not Tensor and not isinstance(leaf, torch.nn.Parameter) and not _torch.is_fake(leaf):
@@ -431,6 +440,11 @@ class Tracer:
         self.gradients.clear()
         if any(_torch.python_references(n.meta, "val") > 1 for n in nodes):
             gc.collect()  # exceptions that the user's code caught keep frames alive in cycles
+        if self.numbers.kept() and gc.collect() >= 0 and self.numbers.kept():
+            raise CaptureError(
+                "a number that was read off a tensor is kept somewhere outside of the traced function",
+                hint="return it instead",
+            )
         own = [n.meta for n in nodes]
         suspects = [n for n in nodes if _torch.python_references(n.meta, "val") > 1]
         if suspects and outlives([n.meta["val"] for n in suspects], own, self.reads.fn):

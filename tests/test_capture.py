@@ -70,11 +70,11 @@ def test_refusal_survives_a_copy(copied: Callable[[Any], Any]) -> None:
 
 def test_refusal_names_the_innermost_line_of_the_user() -> None:
     def helper(x: Tensor) -> float:
-        return torch.relu(x).sum().item()
+        return float(torch.relu(x).sum())
 
     error = refusal(lambda x: x * helper(x), X)
     assert error.source is not None
-    assert error.source.text == "return torch.relu(x).sum().item()"
+    assert error.source.text == "return float(torch.relu(x).sum())"
 
 
 def test_refusal_inside_a_layer_of_torch() -> None:
@@ -101,7 +101,7 @@ def test_refusal_without_a_line_names_the_function() -> None:
 
 def swallow(x: Tensor) -> Tensor:
     try:
-        return x * x.sum().item()
+        return x * round(x.sum().item())
     except Exception:
         return x
 
@@ -117,7 +117,7 @@ def swallow_all(x: Tensor) -> Tensor:
 def swallow_in_finally(x: Tensor) -> Tensor:
     for _ in range(1):
         try:
-            x.tolist()
+            sorted(x.flatten().tolist())
         finally:
             break  # noqa: B012
     return x
@@ -405,7 +405,7 @@ def test_state_that_was_replaced_is_not_kept() -> None:
 def test_refused_calls_keep_nothing() -> None:
     def function(x: Tensor) -> float:
         y = x + 1
-        return y.sum().item()
+        return float(y.sum())
 
     traced = make_traced(function)
     x = torch.ones(3)

@@ -50,7 +50,7 @@ LAYERS = (
     "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",
     "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
     "graphs", "capture", "random_state", "instances", "joint", "cut", "tracer", "entrances", "gradients",
-    "calls", "literals", "higher_order",
+    "calls", "literals", "higher_order", "numbers",
     "sizes", "effects", "shadow", "references", "reads", "cached_calls", "imports", "namespaces",
     "contents", "bytecode", "origins", "value_checks",
     "statics", "program", "config",

@@ -1,0 +1,256 @@
+"""Numbers that a function reads off tensors (`x.item()`), as nodes: what Python reckons with them is recorded.
+
+Such a number is a `torch.SymFloat`, which operators take in place of a float. Its value is known to the program only:
+whatever needs it while the function is traced, such as a comparison, is refused.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch
+from primexec.bytecode import runs_optimizer
+from primexec.errors import PrimexecError
+
+if TYPE_CHECKING:
+    from primexec.tracer import Tracer
+
+READ = torch.ops.aten._local_scalar_dense.default
+_HINT = "return the tensor instead, use torch.where or torch.cond, or use torch.compile"
+_MAX = 10_000
+
+
+def power(base: Any, exponent: Any) -> float:
+    """base ** exponent where that is a float, as a program expects it."""
+    result = base**exponent
+    if type(result) is not float:
+        raise PrimexecError(f"{base} ** {exponent} is no float, and the program was traced for floats")
+    return result
+
+
+class Symbol:
+    """What a number is to PyTorch: the value of a node. It has those methods of a SymNode that need no value."""
+
+    def __init__(self, tracer: Tracer, node: fx.Node, kind: type) -> None:
+        self.tracer, self.node, self.kind, self.scope = tracer, node, kind, tracer.scope
+        self.nodes = {node.graph: node}
+        self.tensor: fx.Node | None = None
+
+    def is_int(self) -> bool:
+        return self.kind is int
+
+    def is_float(self) -> bool:
+        return self.kind is float
+
+    def is_symbolic(self) -> bool:
+        return True
+
+    def is_bool(self) -> bool:
+        return False
+
+    is_constant = is_nested_int = has_hint = is_bool
+
+    def maybe_as_int(self) -> None:
+        return None
+
+    def _graph_repr(self) -> str:
+        return self.node.name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.refuse()
+
+    def refuse(self) -> NoReturn:
+        raise self.tracer.fail(
+            f"the value of a tensor is needed in Python ({READ}), but a program is traced without values",
+            in_optimizer() or _HINT,
+        )
+
+
+def in_optimizer() -> str:
+    """What to do where one of torch's optimizers asks for a value."""
+    step = "call the optimizer's step() outside of the traced function, for it decides by values"
+    return step if runs_optimizer(sys._getframe()) else ""
+
+
+def _binary(op: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        if type(other) not in (int, float, bool) and not isinstance(other, Number):
+            return NotImplemented
+        a, b = (other, self) if reflected else (self, other)
+        kinds = {v.node.kind if isinstance(v, Number) else type(v) for v in (a, b)}
+        kind = float if float in kinds or op is operator.truediv else int
+        if op is power and kind is int:
+            self.node.refuse()
+        return _reckon(self.node.tracer, op, (a, b), kind)
+
+    return method
+
+
+def _unary(op: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda self: _reckon(self.node.tracer, op, (self,), self.node.kind)
+
+
+def _refused(self: Any, *args: Any) -> Any:
+    self.node.refuse()
+
+
+class Number:
+    """A number as the function holds it, which says that it is of the class that eager's is of."""
+
+    node: Symbol
+    symbol: type
+    __array_ufunc__ = None  # NumPy's numbers are of other classes than Python's, and results with them would be, too
+
+    def __init__(self, node: Symbol) -> None:
+        self.node = node
+        node.tracer.numbers.add(self)
+
+    def as_pytorch_has_it(self) -> Any:
+        """What operators take: PyTorch keeps it for backward passes, and the number itself is the function's."""
+        return self.symbol(self.node)
+
+    @property  # type: ignore[misc]  # as mocks have it, for isinstance
+    def __class__(self) -> Any:
+        return self.node.kind
+
+    __add__, __radd__ = _binary(operator.add), _binary(operator.add, True)
+    __sub__, __rsub__ = _binary(operator.sub), _binary(operator.sub, True)
+    __mul__, __rmul__ = _binary(operator.mul), _binary(operator.mul, True)
+    __truediv__, __rtruediv__ = _binary(operator.truediv), _binary(operator.truediv, True)
+    __floordiv__, __rfloordiv__ = _binary(operator.floordiv), _binary(operator.floordiv, True)
+    __mod__, __rmod__ = _binary(operator.mod), _binary(operator.mod, True)
+    __pow__, __rpow__ = _binary(power), _binary(power, True)
+    __neg__, __pos__, __abs__ = _unary(operator.neg), _unary(operator.pos), _unary(abs)
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __hash__ = _refused
+    __float__ = __int__ = __index__ = __complex__ = __round__ = __trunc__ = __floor__ = __ceil__ = _refused
+    __divmod__ = __rdivmod__ = __and__ = __or__ = __xor__ = __invert__ = __lshift__ = __rshift__ = _refused
+    __str__ = __repr__ = __format__ = __reduce_ex__ = _refused
+    is_integer = as_integer_ratio = hex = conjugate = bit_length = _refused
+
+
+class Float(Number, torch.SymFloat):
+    """A float, which operators take."""
+
+    symbol = torch.SymFloat
+
+
+class Int(Number, torch.SymInt):
+    """An int, which operators take for a number; one that takes it for a size asks for its value."""
+
+    symbol = torch.SymInt
+
+
+class Numbers:
+    """The numbers that a tracer has given to the function."""
+
+    def __init__(self) -> None:
+        self._given: dict[int, weakref.ref[Number]] = {}
+
+    def add(self, number: Number) -> None:
+        self._given[id(number)] = weakref.ref(number)
+        if len(self._given) > _MAX:
+            raise number.node.tracer.fail(
+                f"more than {_MAX} numbers are read off tensors, or reckoned from such", "keep them tensors"
+            )
+
+    def kept(self) -> list[Number]:
+        """Those that somebody still refers to."""
+        return [n for ref in self._given.values() if (n := ref()) is not None]
+
+
+def item(tracer: Tracer, t: Tensor) -> Number | None:
+    """What `t.item()` is; None where that is known, or no int or float."""
+    known = getattr(t, "constant", None) is not None
+    if known or t.numel() != 1 or t.is_complex() or t.dtype is torch.bool:
+        return None
+    return _wrapped(_emit(tracer, READ, (tracer.node_of(t),), float if t.is_floating_point() else int))
+
+
+def asked_by_pytorch(tracer: Tracer, t: Tensor) -> Any:
+    """What PyTorch itself gets that takes a tensor for a number, as in `x.add(y, alpha=t)`."""
+    number = item(tracer, t) if t.is_floating_point() else None
+    return None if number is None else number.as_pytorch_has_it()
+
+
+def _wrapped(symbol: Symbol) -> Number:
+    return Float(symbol) if symbol.kind is float else Int(symbol)
+
+
+def node_of(tracer: Tracer, symbol: Symbol) -> fx.Node:
+    """The node of a number in the current graph; one of another graph comes as a tensor, and is read off it again."""
+    if tracer.graph not in symbol.nodes:
+        tensor = tracer.node_of(_as_tensor(tracer, symbol))
+        symbol.nodes[tracer.graph] = _emit(tracer, READ, (tensor,), symbol.kind).node
+    return symbol.nodes[tracer.graph]
+
+
+def _as_tensor(tracer: Tracer, symbol: Symbol) -> Tensor:
+    if symbol.tensor is None:
+        inner, tracer.scope = tracer.scope, symbol.scope
+        dtype = torch.float64 if symbol.kind is float else torch.int64
+        try:
+            with _torch.modes_off(), tracer.fake_mode:
+                value = torch.empty((), dtype=dtype)
+            tracer.add_node(torch.ops.aten.scalar_tensor.default, (symbol.node,), {"dtype": dtype}, value)
+            symbol.tensor = tracer.node_of(value)
+        finally:
+            tracer.scope = inner
+    tensor: Tensor = symbol.tensor.meta["val"]
+    return tensor
+
+
+def _reckon(tracer: Tracer, op: Any, operands: tuple[Any, ...], kind: type) -> Number:
+    args = tuple(node_of(tracer, v.node) if isinstance(v, Number) else v for v in operands)
+    return _wrapped(_emit(tracer, op, args, kind))
+
+
+def on_metadata(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with which an operator gives the same metadata, and asks for no number's value.
+
+    What takes an element's value, `Scalar` or a wrapped number, gives the same for any; a size does not, nor do the
+    bounds of a range.
+    """
+    if not isinstance(op, _torch.OpOverload) or op.overloadpacket in _RANGES:
+        return args, kwargs
+    formals = {f.name: f for f in op._schema.arguments}
+    given = [_any(f, a) for f, a in zip(formals.values(), args, strict=False)]
+    return tuple(given), {k: _any(formals[k], v) for k, v in kwargs.items()}
+
+
+_RANGES = frozenset({torch.ops.aten.arange, torch.ops.aten.range})
+
+
+def _any(formal: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_any(formal, v) for v in value]
+    symbol = symbol_of(value) if ("number" in (kind := str(formal.type)) or "Tensor" in kind) else None
+    return value if symbol is None else symbol.kind(2)
+
+
+def _emit(tracer: Tracer, op: Any, args: tuple[Any, ...], kind: type) -> Symbol:
+    if tracer.scope.is_body:
+        raise tracer.fail(
+            "a number that was read off a tensor is used in a branch or loop body",
+            "keep it a tensor: leave out .item()",
+        )
+    node = tracer.graph.call_function(op, args)
+    symbol = Symbol(tracer, node, kind)
+    value = (torch.SymFloat if kind is float else torch.SymInt)(symbol)
+    node.meta.update(val=value, spec=kind.__name__, source=tracer.source(), inference=torch.is_inference_mode_enabled())
+    node.meta["grad_mode"] = torch.is_grad_enabled()
+    return symbol
+
+
+def symbol_of(value: Any) -> Symbol | None:
+    """What stands for a number among the arguments of an operator."""
+    symbol = value.node if isinstance(value, _torch.SYMBOLS) else None
+    return symbol if isinstance(symbol, Symbol) else None

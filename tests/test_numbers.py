@@ -1,0 +1,145 @@
+"""Numbers that a function reads off tensors, and what it reckons with them."""
+
+import gc
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from primexec import CaptureError, make_traced
+
+
+def reckoned(x: Tensor) -> list[Any]:
+    a, n = x.sum().item(), (x > 0).sum().item()
+    return [
+        a + n, 1 - a, n - 1, 2 * a, n * n, a / n, n / 4, 7 // a, n % 2, -a, +n, abs(a), abs(a) ** 0.5, 2.0**n, True + n,
+        isinstance(a, float), isinstance(n, int), isinstance(n, float),
+    ]  # fmt: skip
+
+
+def in_operators(x: Tensor) -> list[Tensor]:
+    a, n = x.abs().mean().item(), (x > 0).sum().item()
+    i = torch.arange(4)
+    return [
+        x / a, a / x, a - x, x**a, a * i, n * i, i / n, n - i, x + n, x.clamp(-a, a), torch.where(x > 0, n, x), x > a,
+        torch.full((2,), a), torch.full_like(i, n), torch.full((2,), n), x.masked_fill(x > 0, a), x.add(x, alpha=a),
+        torch.addcmul(x, x, x, value=n), x.half() * a, i.to(torch.int8) + n,
+    ]  # fmt: skip
+
+
+def around_writes(x: Tensor) -> tuple[Any, ...]:
+    before = x[0].item()
+    x.add_(1)
+    after = x[0].item()
+    x[1] = before
+    x[2:] *= after
+    return before, after, x
+
+
+def of_constants(x: Tensor) -> list[Any]:
+    return [x * rate.item() for rate in torch.linspace(0, 1, 3)] + [torch.tensor(3).item()]
+
+
+def listed(x: Tensor) -> list[Any]:
+    return [x.tolist(), sum((x * 2).tolist()), x.view(2, 2).tolist(), {"half": x.half().max().item()}]
+
+
+FUNCTIONS: list[Callable[[Tensor], Any]] = [reckoned, in_operators, around_writes, of_constants, listed]
+INPUTS = [torch.tensor([0.5, 1.5, -0.25, 3.0]), torch.tensor([-0.5, 0.1, 2.0, 0.7])]
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda f: f.__name__)
+def test_as_eager(fn: Callable[[Tensor], Any], executor: str) -> None:
+    traced = make_traced(fn, executor=executor)
+    tolerance = {"rtol": 0, "atol": 0} if executor == "aten" else {}
+    for x in INPUTS:
+        found, expected = traced(x.clone()), fn(x.clone())
+        torch.testing.assert_close(found, expected, equal_nan=True, **tolerance)  # type: ignore[arg-type]
+        kinds = [[type(v) for v in torch.utils._pytree.tree_leaves(of)] for of in (found, expected)]
+        assert kinds[0] == kinds[1]
+    assert traced.cache_info().traces == 1
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_gradients(executor: str) -> None:
+    model = nn.Linear(3, 2)
+
+    def loss(x: Tensor) -> tuple[Tensor, float]:
+        y = model(x)
+        value = (y / y.norm().item()).tanh().sum() * y.mean().item() / (y > 0).sum().item()
+        return value, value.item()
+
+    traced = make_traced(loss, executor=executor)
+    for _ in range(2):
+        x, runs = torch.randn(4, 3), []
+        for fn in (loss, traced):
+            value, number = fn(x)
+            value.backward()
+            runs.append([value.detach(), number, [p.grad for p in model.parameters()]])
+            model.zero_grad()
+        torch.testing.assert_close(runs[1], runs[0])
+    assert traced.cache_info().traces == 1
+
+
+class Watched(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        self.level = x.mean().item()
+        return x
+
+
+kept: list[Any] = []
+
+
+class Keeper:
+    def __init__(self) -> None:
+        kept.append(self)
+
+
+def kept_by_an_object(x: Tensor) -> Tensor:
+    Keeper().__dict__["value"] = x.sum().item()
+    return x
+
+
+REFUSED: dict[str, Callable[[Tensor], Any]] = {
+    "compared": lambda x: x if x.sum().item() > 0 else -x,
+    "equal": lambda x: x.sum().item() == 0,
+    "truth": lambda x: x if x.sum().item() else -x,
+    "formatted": lambda x: f"{x.sum().item():.3f}",
+    "shown": lambda x: str(x.sum().item()),
+    "hashed": lambda x: {x.sum().item(): x},
+    "rounded": lambda x: round(x.sum().item(), 2),
+    "math": lambda x: x * math.sqrt(x.abs().sum().item()),
+    "size": lambda x: torch.zeros((x > 0).sum().item()),
+    "slice": lambda x: x[: (x > 0).sum().item()],
+    "index": lambda x: x[x.argmax().item()],
+    "repeats": lambda x: x.repeat((x > 0).sum().item()),
+    "range": lambda x: torch.arange(0, x.abs().sum().item()),
+    "count": lambda x: [x for _ in range(x.argmax().item())],
+    "list": lambda x: [1, 2, 3, 4][x.argmax().item()],
+    "dimension": lambda x: x.sum((x > 9).sum().item()),
+    "probability": lambda x: nn.functional.dropout(x, x.sigmoid().mean().item()),
+    "branch": lambda x: torch.cond(x.sum() > 0, lambda y: y * y.sum().item(), lambda y: -y, (x,)),
+    "kept": kept_by_an_object,
+    "appended": lambda x: kept.append(x.sum().item()),
+    "assigned": Watched(),
+    "many": lambda x: torch.cat([x] * 3000).tolist(),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    with pytest.raises(CaptureError):
+        make_traced(REFUSED[name])(torch.tensor([0.5, 1.5, -0.25, 3.0]))
+    kept.clear()
+    gc.collect()
+
+
+def test_a_power_that_is_no_float() -> None:
+    traced = make_traced(lambda x: x.sum().item() ** 0.5)
+    assert traced(torch.ones(4)) == 2.0
+    with pytest.raises(Exception, match="is no float"):
+        traced(-torch.ones(4))
