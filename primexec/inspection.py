@@ -29,10 +29,11 @@ def _blocks(program: Program, form: str, options: Options) -> Iterator[str]:
     laid_out = passes.run_layouts(passes.run_functional(passes.run(program)))
     plan = partition(laid_out, executors, allowed=None, inference=False)
     lower: Any = importlib.import_module("primexec.executors.llvm.executor").lower
+    host: Any = importlib.import_module("primexec.executors.llvm.target").host
     kernel_graphs: Any = importlib.import_module("primexec.executors.llvm.library").kernel_graphs
     for region in plan.regions:
         for graph in kernel_graphs(region.graph_module.graph) if region.executor == "llvm" else ():
-            made = lower(graph, options.for_executors())
+            made = lower(graph, options.for_executors(), host())
             comment = {"loops": "", "llvm": "; ", "asm": "# "}[form]
             yield f"{comment}{region.name}\n{made.schedule if form == 'loops' else getattr(made, form)}"
     if program.backward is not None:

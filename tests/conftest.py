@@ -1,6 +1,7 @@
 """What the whole suite shares: the exhaustive mode and the settings of hypothesis."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("exhaustive", parent=settings.get_profile("default"), max_examples=4000)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    """Each test compiles what it runs: others may have changed how."""
+    for name in ("codes", "repeats"):
+        if (module := sys.modules.get(f"primexec.executors.llvm.{name}")) is not None:
+            module._known.clear()
 
 
 @pytest.fixture

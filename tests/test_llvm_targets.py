@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 import primexec
-from primexec.executors.llvm import engine, repeats
+from primexec.executors.llvm import engine
 from primexec.executors.llvm import executor as llvm
 from primexec.executors.llvm.target import NAMED, Target, host
 from tests.llvm_golden import CASES
@@ -36,7 +36,7 @@ def runs_here(target: Target) -> bool:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.Graph]]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[fx.Graph]:
     """The regions that are compiled during the test."""
     found: list[fx.Graph] = []
     lower = llvm.lower
@@ -46,9 +46,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.Graph]]:
         return lower(graph, *rest)
 
     monkeypatch.setattr(llvm, "lower", spy)
-    repeats._known.clear()  # else equal regions of other tests would not be compiled again
-    yield found
-    repeats._known.clear()
+    return found
 
 
 def filled(t: Tensor, seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -127,24 +128,44 @@ def can_mask(target: Target, layout: Layout, kernel: Kernel, moving: Sequence[St
     return plain and ("+avx512bw" in target.features or not small)
 
 
-def place(v: Place, found: Value, guard: Value | None, flags: str) -> Value:
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where a kernel reports places that do not exist.
+
+    Attributes:
+        flags: the pointer to the report.
+        first: the number under which the check `base` of the kernel is reported.
+    """
+
+    flags: str
+    first: Value
+    base: int
+
+    @classmethod
+    def at(cls, e: Emitter, number: int, base: int) -> Report:
+        """The pointer at a place among the arguments, and the number behind it."""
+        behind = e.emit(f"getelementptr i64, ptr %args, i64 {number + 1}")
+        return cls(pointer(e, number), Value(e, "i64", 1, e.emit(f"load i64, ptr {behind}")), base)
+
+
+def place(v: Place, found: Value, guard: Value | None, report: Report) -> Value:
     """An index inside of its dimension; one that is not is reported, and replaced by 0."""
     index = convert(found, v.arg.dtype, torch.int64)
     here = index.compare("slt", 0).select(index + v.size, index) if v.wraps else index
     outside = here.compare("uge", v.size)
     lanes = outside.lanes if guard is None else max(outside.lanes, guard.lanes)
     outside, index, here = (splat(x, lanes) for x in (outside, index, here))
-    _report(outside if guard is None else outside & splat(guard, lanes), index, v.check, flags)
+    _report(outside if guard is None else outside & splat(guard, lanes), index, v.check, report)
     return outside.select(here.const(0), here)
 
 
-def _report(outside: Value, index: Value, check: int, flags: str) -> None:
+def _report(outside: Value, index: Value, check: int, report: Report) -> None:
     """Writes one of the indices, with the number of its check, where any is outside."""
     e, seldom, join = outside.e, outside.e.new_label("outside"), outside.e.new_label("checked")
     e.do(f"br i1 {outside.any()}, label %{seldom}, label %{join}, !prof !1")
     e.start(seldom)
     near = index.intrinsic("smin", INDEX_LIMIT - 1).intrinsic("smax", -INDEX_LIMIT)
-    code = (near << CHECK_BITS) | (check + 1)
+    code = (near << CHECK_BITS) | splat(report.first + (check - report.base + 1), near.lanes)
     one = code.name
     if code.lanes > 1:
         one = "0"
@@ -152,7 +173,7 @@ def _report(outside: Value, index: Value, check: int, flags: str) -> None:
             bad = e.emit(f"extractelement {outside.type} {outside.name}, i32 {lane}")
             this = e.emit(f"extractelement {code.type} {code.name}, i32 {lane}")
             one = e.emit(f"select i1 {bad}, i64 {this}, i64 {one}")
-    e.do(f"store atomic i64 {one}, ptr {flags} monotonic, align 8")
+    e.do(f"store atomic i64 {one}, ptr {report.flags} monotonic, align 8")
     e.do(f"br label %{join}")
     e.start(join)
 

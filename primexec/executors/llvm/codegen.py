@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from primexec.executors.llvm import addresses, costs, segments
+from primexec.executors.llvm.codes import Binding, Part
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import (
     COPIES,
@@ -60,22 +60,16 @@ SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
 NEAR_BYTES = 1 << 14  # of one that is fetched into the first cache, where the present unit leaves room
 
 
-@dataclass(frozen=True)
-class Part:
-    """A function that runs a range of units."""
-
-    name: str
-    units: int
-
-
 class KernelWriter(Memory):
-    """Writes one kernel, whose arguments are pointers to its `buffers`."""
+    """Writes one kernel, whose arguments are pointers to the buffers of its binding.
 
-    def __init__(self, module: ModuleText, kernel: Kernel, layout: Layout, precise: bool) -> None:
+    Behind them stand, where it checks places, a pointer to what it reports and the number of its first check.
+    """
+
+    def __init__(self, module: ModuleText, kernel: Kernel, layout: Layout, precise: bool, binding: Binding) -> None:
         super().__init__(module, layout, precise)
-        self.kernel = kernel
-        self.buffers = list(dict.fromkeys(a.buffer for a in accesses(kernel)))
-        self.flags = ""
+        self.kernel, self.binding, self.starts = kernel, binding, binding.starts
+        self.report: addresses.Report | None = None
         self.pieces, self.piece, self.result = layout.pieces, "0", "0"
         self.values = walk(roots_of(kernel))
         self.workspace = Workspace(layout, [v for v in self.values if isinstance(v, Reduce)])
@@ -110,18 +104,16 @@ class KernelWriter(Memory):
 
     def write(self) -> list[Part]:
         """Adds the kernel's functions to the module; they are to run one after the other."""
-        layout, name, passes = self.layout, self.kernel.name, range(self._passes())
+        layout, passes = self.layout, range(self._passes())
         if layout.pieces == 1:
-            return [self._function(name, passes, 1)]
-        return [
-            self._function(f"{name}.{n}", passes[n : n + 1], layout.pieces if self._roots(n) else 1) for n in passes
-        ]
+            return [self._function("", passes, 1)]
+        return [self._function(f".{n}", passes[n : n + 1], layout.pieces if self._roots(n) else 1) for n in passes]
 
-    def _function(self, name: str, passes: range, pieces: int) -> Part:
+    def _function(self, suffix: str, passes: range, pieces: int) -> Part:
         self.e, self.passes, self.pieces = Emitter(self.module), passes, pieces
-        self.pointers = {b: addresses.pointer(self.e, i) for i, b in enumerate(self.buffers)}
+        self.pointers = {b: addresses.pointer(self.e, i) for i, b in enumerate(self.starts)}
         if any(isinstance(v, Place) for v in self.values):
-            self.flags = addresses.pointer(self.e, len(self.buffers))
+            self.report = addresses.Report.at(self.e, len(self.starts), self.binding.check)
         if self.workspace.nbytes and self.layout.pieces > 1:
             self.workspace.pointer = addresses.pointer(self.e, WORKSPACE)
         cuts = segments.edges(self.withins, self.layout.lane)[:-1] if self.layout.lane else []
@@ -134,8 +126,8 @@ class KernelWriter(Memory):
             self.e.loop("%begin", "%end", 1, self._unit)
         self._fence()
         self.e.do("ret void")
-        self.e.function(f"void @{name}(ptr %args, i64 %begin, i64 %end)")
-        return Part(name, self.layout.results * pieces)
+        self.e.function(f"void @{self.kernel.name}{suffix}(ptr %args, i64 %begin, i64 %end)")
+        return Part(suffix, self.layout.results * pieces)
 
     def _varies(self, v: Expr) -> bool:
         """Whether a value depends on the axes that are walked inside a unit (columns apart)."""
@@ -448,8 +440,9 @@ class KernelWriter(Memory):
                 index = addresses.total([(1, self._index(v, lanes, at)), *parts])
                 return addresses.within(v, index) if isinstance(v, Within) else index
             case Place(arg):
+                assert self.report is not None
                 found = self._get(arg, lanes, at, local)
-                return addresses.place(v, found, self._guard(v, self._limits([found]), lanes, at, local), self.flags)
+                return addresses.place(v, found, self._guard(v, self._limits([found]), lanes, at, local), self.report)
             case Const(number):
                 return constant(Value(self.e, "i1", 1, ""), v.dtype, number)
             case Op("where", (condition, yes, other)) if id(condition) in self.known:

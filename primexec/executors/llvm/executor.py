@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunctio
 from primexec.executors.llvm import (
     addresses,
     arena,
+    codes,
     engine,
     judge,
     launch,
@@ -28,7 +29,8 @@ from primexec.executors.llvm import (
     repeats,
     threads,
 )
-from primexec.executors.llvm.codegen import KernelWriter, Part
+from primexec.executors.llvm.codegen import KernelWriter
+from primexec.executors.llvm.codes import Binding, Code, Loaded, Part
 from primexec.executors.llvm.columns import ColumnWriter
 from primexec.executors.llvm.emit import Emitter, ModuleText
 from primexec.executors.llvm.fuse import Scheduler
@@ -53,11 +55,23 @@ class Compiled:
         schedule: the loops; prints.
         llvm: the module.
         target: what it is for.
+        codes: what the module holds of kernels, by what they depend on.
+        borrowed: codes of other modules that it calls, by the names under which it does.
     """
 
     schedule: Schedule
     llvm: str
     target: Target
+    codes: dict[Any, Code] = field(default_factory=dict)
+    borrowed: dict[str, Loaded] = field(default_factory=dict)
+
+    def symbols(self) -> dict[str, int]:
+        """The addresses of the functions that the module borrows."""
+        return {
+            name + part.suffix: loaded.module.address(loaded.code.name + part.suffix)
+            for name, loaded in self.borrowed.items()
+            for part in loaded.code.parts
+        }
 
     @property
     def asm(self) -> str:
@@ -108,46 +122,61 @@ def _compiled(graph: fx.Graph, name: str, options: Mapping[str, Any]) -> RegionF
     def make() -> RegionFunction:
         compiled = lower(graph, options)
         _log.debug("%s\n%s", name, compiled.schedule)
-        symbols = {**threads.symbols(), **profiling.symbols()}
+        symbols = {**threads.symbols(), **profiling.symbols(), **compiled.symbols()}
         module = engine.compile_module(compiled.llvm, compiled.target, symbols)
         _check_results(graph, name, compiled.schedule)
-        return _bound(compiled.schedule, module, pooled=options["pooled"])
+        used = [*codes.remember(compiled.codes, module), *compiled.borrowed.values()]
+        return _bound(compiled.schedule, module, used, pooled=options["pooled"])
 
     return repeats.once(graph, options, make)
 
 
 def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = None) -> Compiled:
-    """Loops and LLVM IR of a graph of prims, for the host or another target. Equal kernels share their code."""
-    target = target or host()
+    """Loops and LLVM IR of a graph of prims; equal kernels share their code.
+
+    Args:
+        target: what the module is for, which then holds all kernels; None for the host, where what other modules in
+            memory hold is borrowed.
+    """
+    lends, target = target is None, target or host()
     schedule = Scheduler(own.rewritten(graph), options.get("fuel")).schedule()
     module = ModuleText(target)
     threads.declare(module)
     precise = bool(options.get("precise_casts", True))
-    large = (i for i, b in enumerate(schedule.buffers) if b.kind == "output" and _nbytes(b) >= STREAM_BYTES)
-    streams = frozenset(large)
+    whole = {i for i, b in enumerate(schedule.buffers) if b.kind == "output" and _nbytes(b) >= STREAM_BYTES}
     runs: list[_Run] = []
-    known: dict[tuple[str, ...], list[str]] = {}
-    room = 0
+    called: dict[Any, tuple[str, Code]] = {}  # what the functions of a kernel's code are called, and the code
+    written: dict[Any, Code] = {}
+    borrowed: dict[str, Loaded] = {}
     for kernel in schedule.kernels:
-        layout = (ordered.plan if kernel.ordered else plan)(kernel, target)
-        writer = _writer(kernel, layout)(module, kernel, layout, precise)
-        writer.streams = frozenset() if kernel.ordered or writer.busy else streams
-        before = len(module.functions)
-        parts = writer.write()
-        code = tuple(text.replace(f"@{kernel.name}", "@") for text in module.functions[before:])
-        if code in known:  # how many units there are is no part of it
-            del module.functions[before:]
-        functions = known.setdefault(code, [part.name for part in parts])
-        if layout.pieces > 1:
-            room = max(room, writer.workspace.nbytes)
-        grain = max(1, GRAIN // max(1, layout.unit_size))
-        runs += [_Run(kernel, p, f, writer.buffers, grain) for p, f in zip(parts, functions, strict=True)]
-    _write_program(module, schedule, runs, room)
-    return Compiled(schedule, module.text(), target)
+        binding = Binding.of(kernel, whole)
+        key = codes.key_of(kernel, binding, whole), precise
+        if key not in called and lends and (loaded := codes.known(key)):
+            name = f"borrowed{len(borrowed)}"
+            borrowed[name], called[key] = loaded, (name, loaded.code)
+            for part in loaded.code.parts:
+                module.declare(name + part.suffix, "void (ptr, i64, i64)")
+        elif key not in called:
+            written[key] = code = _write_kernel(module, kernel, binding, precise, whole)
+            called[key] = code.name, code
+        name, code = called[key]
+        runs += [_Run(kernel, binding, part, name + part.suffix, code.grain) for part in code.parts]
+    _write_program(module, schedule, runs, max((code.room for _, code in called.values()), default=0))
+    return Compiled(schedule, module.text(), target, written, borrowed)
 
 
-_FIELDS = ("ptr", "ptr", "i64", "i64", "i64")  # of a run: function, event, end of its places, units, grain
+def _write_kernel(module: ModuleText, kernel: Kernel, binding: Binding, precise: bool, streams: Set[int]) -> Code:
+    layout = (ordered.plan if kernel.ordered else plan)(kernel, module.target)
+    writer = _writer(kernel, layout)(module, kernel, layout, precise, binding)
+    writer.streams = frozenset() if kernel.ordered or writer.busy else streams
+    parts = tuple(writer.write())
+    room = writer.workspace.nbytes if layout.pieces > 1 else 0
+    return Code(kernel.name, parts, max(1, GRAIN // max(1, layout.unit_size)), room)
+
+
+_FIELDS = ("ptr", "ptr", *["i64"] * 4)  # of a run: function, event, end of its places, units, grain, first check
 _ROW = f"{{ {', '.join(_FIELDS)} }}"
+_PLACE = "{ i64, i64 }"  # the number of a buffer, and the byte at which a kernel's places begin
 
 
 @dataclass(frozen=True)
@@ -155,32 +184,38 @@ class _Run:
     """A part of a kernel, and the function that runs it: its own, or that of an equal one."""
 
     kernel: Kernel
+    binding: Binding
     part: Part
     function: str
-    buffers: list[int]
     grain: int
 
     @property
     def shown(self) -> str:
-        return f"primexec::{self.part.name} {'; '.join(self.kernel.sources)}"
+        return f"primexec::{self.kernel.name}{self.part.suffix} {'; '.join(self.kernel.sources)}"
 
 
 def _write_program(module: ModuleText, schedule: Schedule, runs: list[_Run], room: int) -> None:
     """`@program`, a loop over a table of the functions: LLVM takes quadratic time for thousands of calls in a row.
 
-    Each function gets pointers to its buffers, before them one to the workspace, behind them one to what it reports.
+    Each function gets pointers to its buffers, before them one to the workspace, behind them one to what it reports,
+    and the number of its first check.
     """
     e, order = Emitter(module), _order(schedule)
-    numbers = [order[b] for run in runs for b in run.buffers]
-    ends = list(itertools.accumulate(len(run.buffers) for run in runs))
+    ends = list(itertools.accumulate(len(run.binding.starts) for run in runs))
     rows = [
         f"{_ROW} {{ ptr @{run.function}, ptr {profiling.event(module, run.shown)}, "
-        f"i64 {end}, i64 {run.part.units}, i64 {run.grain} }}"
+        f"i64 {end}, i64 {run.part.units}, i64 {run.grain}, i64 {run.binding.check} }}"
         for run, end in zip(runs, ends, strict=True)
     ]
     table = module.constant("runs", f"[{len(rows)} x {_ROW}] [{', '.join(rows)}]")
-    places = module.constant("places", f"[{len(numbers)} x i64] [{', '.join(f'i64 {n}' for n in numbers)}]")
-    pointers = e.emit(f"alloca [{max((len(run.buffers) for run in runs), default=0) + 2} x ptr], align 8")
+    begins = [
+        (order[b], start * schedule.buffers[b].dtype.itemsize)
+        for run in runs
+        for b, start in run.binding.starts.items()
+    ]
+    pairs = ", ".join(f"{_PLACE} {{ i64 {number}, i64 {nbytes} }}" for number, nbytes in begins)
+    places = module.constant("places", f"[{len(begins)} x {_PLACE}] [{pairs}]")
+    pointers = e.emit(f"alloca [{max((len(run.binding.starts) for run in runs), default=0) + 3} x ptr], align 8")
     first = e.emit(f"getelementptr ptr, ptr {pointers}, i64 1")
     if room:
         e.do(f"store ptr {e.emit(f'alloca [{room} x i8], align 64')}, ptr {pointers}")
@@ -191,19 +226,24 @@ def _write_program(module: ModuleText, schedule: Schedule, runs: list[_Run], roo
 
     def run(number: str, begin: list[str]) -> list[str]:
         fields = [e.emit(f"getelementptr {_ROW}, ptr {table}, i64 {number}, i32 {k}") for k in range(len(_FIELDS))]
-        part, event, end, units, grain = (e.emit(f"load {t}, ptr {f}") for t, f in zip(_FIELDS, fields, strict=True))
+        loaded = (e.emit(f"load {t}, ptr {f}") for t, f in zip(_FIELDS, fields, strict=True))
+        part, event, end, units, grain, check = loaded
 
         def place(i: str, _: list[str]) -> list[str]:
-            number = e.emit(f"load i64, ptr {e.emit(f'getelementptr i64, ptr {places}, i64 {i}')}")
+            halves = [e.emit(f"getelementptr {_PLACE}, ptr {places}, i64 {i}, i32 {k}") for k in range(2)]
+            number, nbytes = (e.emit(f"load i64, ptr {half}") for half in halves)
             buffer = e.emit(f"load ptr, ptr {e.emit(f'getelementptr ptr, ptr %args, i64 {number}')}")
+            start = e.emit(f"getelementptr i8, ptr {buffer}, i64 {nbytes}")
             slot = e.emit(f"sub i64 {i}, {begin[0]}")
-            e.do(f"store ptr {buffer}, ptr {e.emit(f'getelementptr ptr, ptr {first}, i64 {slot}')}")
+            e.do(f"store ptr {start}, ptr {e.emit(f'getelementptr ptr, ptr {first}, i64 {slot}')}")
             return []
 
         e.loop(begin[0], end, 1, place)
         if schedule.checks:
             count = e.emit(f"sub i64 {end}, {begin[0]}")
             e.do(f"store ptr %flags, ptr {e.emit(f'getelementptr ptr, ptr {first}, i64 {count}')}")
+            behind = e.emit(f"add i64 {count}, 1")
+            e.do(f"store i64 {check}, ptr {e.emit(f'getelementptr i64, ptr {first}, i64 {behind}')}")
         profiling.mark(e, listening, event)
         e.do(f"call void @{threads.PARALLEL}(ptr {part}, ptr {first}, i64 {units}, i64 {grain})")
         profiling.mark(e, listening, "null")
@@ -243,7 +283,7 @@ def _check_results(graph: fx.Graph, name: str, schedule: Schedule) -> None:
         raise ExecutorError(f"the loops of {name} return {made}, and the region {wanted}")
 
 
-def _bound(schedule: Schedule, module: engine.Module, *, pooled: bool) -> RegionFunction:
+def _bound(schedule: Schedule, module: engine.Module, used: list[Loaded], *, pooled: bool) -> RegionFunction:
     buffers = schedule.buffers
     operands = [launch.Operand(b.shape, b.strides, b.dtype) for b in buffers]
     inputs = [o for o, b in zip(operands, buffers, strict=True) if b.kind == "input"]
@@ -251,7 +291,7 @@ def _bound(schedule: Schedule, module: engine.Module, *, pooled: bool) -> Region
     slots, size = arena.slots(schedule)
     work = sum(i.dtype.itemsize * _numel(i.shape) for i in inputs)
     call = launch.bind(module.address("program"), inputs, [operands[i] for i in made], slots=slots, arena_bytes=size,
-                       work_bytes=work, keep=module, failed=_failure(schedule), pooled=pooled)  # fmt: skip
+                       work_bytes=work, keep=(module, used), failed=_failure(schedule), pooled=pooled)  # fmt: skip
     picked = [made.index(b) if b in made else ~b for b in schedule.outputs]
     if picked == list(range(len(made))):
         return call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from primexec.executors.llvm import addresses, spans
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
@@ -25,8 +25,9 @@ class Memory:
         self.module, self.layout, self.precise = module, layout, precise
         self.e = Emitter(module)
         self.pointers: dict[int, str] = {}  # by buffer
+        self.starts: dict[int, int] = {}  # by buffer: the element that its pointer points to
         self.bases: dict[int, str] = {}  # by access
-        self.streams: frozenset[int] = frozenset()  # buffers too large to stay in a cache; their starts are aligned
+        self.streams: Set[int] = frozenset()  # buffers too large to stay in a cache; their starts are aligned
         self.aligned: dict[int, int] = {}  # accesses of theirs whose every vector is aligned, to so many bytes
         self.around: dict[int, int] = {}  # those that the present loop writes around the caches
         self.streamed = False
@@ -35,13 +36,17 @@ class Memory:
         self.mask: Value | None = None  # the lanes that count, where not all do
 
     def _offset(self, access: Access | Index | Within, positions: Positions, start: str | None = None) -> str:
-        total = str(access.offset) if start is None else start
+        total = str(self._distance(access)) if start is None else start
         for axis, index in positions.items():
             stride = access.strides[axis]
             if stride:
                 step = index if stride == 1 else self.e.emit(f"mul i64 {index}, {stride}")
                 total = step if total == "0" else self.e.emit(f"add i64 {total}, {step}")
         return total
+
+    def _distance(self, access: Access | Index | Within) -> int:
+        """The offset of an access from where its pointer points; that of an index itself."""
+        return access.offset - (self.starts[access.buffer] if isinstance(access, Access) else 0)
 
     @property
     def _lane_axis(self) -> int:
