@@ -116,15 +116,19 @@ def _join(plan: Plan, functions: Sequence[RegionFunction], boxed: bool) -> Calla
     """A straight function that calls the regions in order and deletes what nobody uses any more."""
     graph = plan.program.graph_module.graph
     placeholders = ", ".join(n.name for n in graph.nodes if n.op == "placeholder")
-    returned = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
+    returned = dict.fromkeys(graph.output_node().args[0])  # type: ignore[arg-type]
     last_use: dict[fx.Node, int] = {}
     for i, inputs in enumerate(plan.inputs):
         last_use.update(dict.fromkeys((*plan.outputs[i], *inputs), i))
+    dying: list[list[str]] = [[] for _ in plan.regions]
+    for n, last in last_use.items():
+        if n not in returned:
+            dying[last].append(n.name)
     lines = ["def run(args):", f"  [{placeholders}] = args; args.clear()"] if boxed else [f"def run({placeholders}):"]
     for i, (inputs, outputs) in enumerate(zip(plan.inputs, plan.outputs, strict=True)):
         target = f"[{', '.join(n.name for n in outputs)}] = " if outputs else ""
         arguments = ", ".join(n.name for n in inputs)
-        dead = [n.name for n, last in last_use.items() if last == i and n not in returned]
+        dead = dying[i]
         given = [n.name for n in inputs if n.name in dead] if boxed and plan.regions[i].executor == "aten" else []
         if given:
             lines += [f"  args = [{arguments}]", f"  del {', '.join(given)}"]
@@ -135,7 +139,7 @@ def _join(plan: Plan, functions: Sequence[RegionFunction], boxed: bool) -> Calla
         dead = [name for name in dead if name not in given]
         if dead:
             lines.append(f"  del {', '.join(dead)}")
-    lines.append(f"  return [{', '.join(n.name for n in returned)}]")
+    lines.append(f"  return [{', '.join(n.name for n in plan.program.outputs)}]")
     namespace: dict[str, Any] = {f"region{i}": f for i, f in enumerate(functions)}
     exec(compile("\n".join(lines), "<primexec plan>", "exec"), namespace)
     run: Callable[..., Sequence[Tensor]] = namespace.pop("run")

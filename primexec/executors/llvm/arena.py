@@ -22,14 +22,17 @@ def slots(schedule: Schedule) -> tuple[list[int], int]:
     arena = [i for i, b in enumerate(schedule.buffers) if b.kind == "arena"]
     sizes = {i: _nbytes(schedule.buffers[i]) for i in arena}
     places: dict[int, int] = {}
+    held: list[list[int]] = [[] for _ in range(len(schedule.kernels) or 1)]  # at each kernel, those that have a place
     for i in sorted(arena, key=sizes.__getitem__, reverse=True):
         first, last = lives.get(i, (0, 0))
+        life = held[first : last + 1]
         offset = 0
-        for start, other in sorted((place, other) for other, place in places.items()):
-            since, until = lives.get(other, (0, 0))
-            if since <= last and first <= until and start < offset + sizes[i]:
+        for start, other in sorted((places[other], other) for other in set().union(*life)):
+            if start < offset + sizes[i]:
                 offset = max(offset, start + sizes[other])
         places[i] = offset
+        for others in life:
+            others.append(i)
     return [places[i] for i in arena], max((places[i] + sizes[i] for i in arena), default=0)
 
 

@@ -211,9 +211,10 @@ def joined(graph: fx.Graph, compile_kernels: Callable[[fx.Graph], RegionFunction
         scope[f"kernels{i}"] = compile_kernels(step.graph())
         steps.append((f"[{_names(step.outputs)}] = kernels{i}({_names(step.inputs)})", step.inputs, step.outputs))
     last = {n: i for i, (_, used, made) in enumerate(steps) for n in (*used, *made)}
+    kept = set(returned)
     lines = [f"def run({_names([n for n in graph.nodes if n.op == 'placeholder'])}):"]
     for i, (text, used, made) in enumerate(steps):
-        dead = [n for n in dict.fromkeys((*used, *made)) if last[n] == i and n not in returned]
+        dead = [n for n in dict.fromkeys((*used, *made)) if last[n] == i and n not in kept]
         lines += [f"  {text}"] + [f"  del {_names(dead)}"] * bool(dead)
     lines.append(f"  return [{_names(returned)}]")
     exec(compile("\n".join(lines), "<primexec region>", "exec"), scope)
