@@ -69,6 +69,8 @@ class Calls(_torch.TorchFunctionMode):
             return truth
         if fn is Tensor.item and (number := numbers.item(tracer, args[0])) is not None:
             return number
+        if (made := literals.assembled(fn, args, kwargs)) is not None:
+            return made
         if fn in _gradient_accessors():
             tracer.gradients.ask(args[0])
         graph = tracer.graph
@@ -84,7 +86,7 @@ class Calls(_torch.TorchFunctionMode):
         except Exception as error:
             if _torch.asks_unknown_size(error):
                 raise tracer.unknown_size() from None
-            if READS_DATA in str(error):
+            if READS_DATA in str(error) or (type(error) is TypeError and "FakeTensor" in str(error)):  # as a size
                 raise tracer.fail(f"{name_of(fn)} reads the values of a tensor", VALUE_HINT) from None
             raise
         if kwargs.get("out") is not None:

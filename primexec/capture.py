@@ -141,7 +141,7 @@ class Signature:
 
     def labels(self, leaves: Sequence[Any], tree: Any) -> list[str]:
         """How a user writes each leaf of `(args, kwargs)`: `x`, `batch['mask']`, `args[2]`."""
-        args, kwargs = pytree.tree_unflatten(list(range(len(leaves))), tree)
+        args, kwargs = pytree.tree_unflatten(leaves, tree)
         roots = (*((self._positional(i), arg) for i, arg in enumerate(args)), *kwargs.items())
         return [f"{root}{path}" for root, value in roots for path in _paths(value)]
 

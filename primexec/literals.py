@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects
+from primexec import _torch, effects, numbers
+from primexec._torch import pytree
 from primexec.errors import CaptureError, SourceLine
 
 if TYPE_CHECKING:
@@ -20,6 +21,44 @@ if TYPE_CHECKING:
 def makers() -> frozenset[Any]:
     """The operators that hand a new tensor of Python values to whoever watches."""
     return frozenset({torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default})
+
+
+def assembled(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What `torch.tensor([1, x.sum()])` is, a list in which tensors stand for numbers; None for any other call."""
+    place = _assemblers().get(fn)
+    data = None if place is None or len(args) <= place else args[place]
+    leaves, tree = pytree.tree_flatten(data) if type(data) in (list, tuple) or numbers.symbol_of(data) else ([], None)
+    unknown = [v for v in leaves if isinstance(v, Tensor) or numbers.symbol_of(v)]
+    if not unknown or kwargs.get("requires_grad") or any(isinstance(v, Tensor) and v.dim() for v in unknown):
+        return None
+    with _torch.modes_off():
+        like = {"dtype": args[0].dtype, "device": args[0].device} if place else {}
+        model = torch.tensor(pytree.tree_unflatten([_zero(v) for v in leaves], tree), **{**like, **kwargs})
+    parts = [_as_stored(v, model) for v in leaves]
+    return torch.stack(parts).reshape(model.shape)
+
+
+@cache
+def _assemblers() -> dict[Any, int]:
+    """The functions that make tensors of lists, and where the list is among their arguments."""
+    return {torch.tensor: 0, torch.as_tensor: 0, Tensor.new_tensor: 1}
+
+
+def _zero(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.zeros((), dtype=value.dtype)
+    symbol = numbers.symbol_of(value)
+    return value if symbol is None else symbol.kind()
+
+
+def _as_stored(value: Any, model: Tensor) -> Tensor:
+    """A number as eager stores it, by way of Python's."""
+    if not isinstance(value, Tensor):
+        return torch.scalar_tensor(value, dtype=model.dtype, device=model.device)
+    stored = value.detach()
+    if model.is_floating_point() and value.dtype != model.dtype:
+        stored = stored.double()
+    return stored.to(device=model.device, dtype=model.dtype)
 
 
 class Literals:

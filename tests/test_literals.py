@@ -19,6 +19,9 @@ MADE: dict[str, Callable[[Tensor], Any]] = {
     "new": lambda x: x * x.new([1, 2, 3]) + x.new_tensor(TABLE),
     "from_numpy": lambda x: x + torch.from_numpy(TABLE) + torch.from_numpy(np.arange(6.0)[::2]),
     "as_tensor": lambda x: x + torch.as_tensor(TABLE) + torch.asarray(np.ones(())),
+    "of tensors": lambda x: torch.tensor([x.shape[0], x.sum(), 2.0]) * torch.tensor([[a] for a in x.half()]),
+    "of numbers": lambda x: (torch.tensor(x.sum().item()), torch.as_tensor([[(x > 0).sum().item(), x.numel()]])),
+    "of its kind": lambda x: (x.new_tensor([x.sum().double(), (x > 0).sum()]), torch.tensor([x.any(), False])),
     "copied": lambda x: (torch.tensor(TABLE), torch.Tensor(TABLE.astype(np.float64)).add_(x)),
 }
 
@@ -72,3 +75,15 @@ def test_memory_shared_with_an_array_is_refused(fn: Any) -> None:
     with pytest.raises(CaptureError, match=r"NumPy array[\s\S]*which copies"):
         make_traced(fn)(torch.ones(3))
     assert np.array_equal(TABLE, before)
+
+
+def test_packed_sequences_are_arguments_and_results() -> None:
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(3, 2), torch.randn(1, 2)])
+    traced = make_traced(lambda p: p._replace(data=p.data * 2))
+    for _ in range(2):
+        found = traced(packed)
+        assert isinstance(found, torch.nn.utils.rnn.PackedSequence)
+        torch.testing.assert_close(found.data, packed.data * 2)
+    assert traced.cache_info().traces == 1
+    with pytest.raises(CaptureError, match="value of a tensor"):
+        make_traced(torch.nn.GRU(2, 3))(packed)
