@@ -355,6 +355,8 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         aten.floor_divide.default, aten.copysign.Tensor, aten.xlogy.Tensor, aten.special_xlog1py.default,
         aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default, aten.heaviside.default,
         aten.logaddexp.default, aten.logaddexp2.default, aten.div.Tensor_mode, aten.native_dropout_backward.default,
+        aten.softplus_backward.default, aten.hardsigmoid_backward.default, aten.hardswish_backward.default,
+        aten.hardtanh_backward.default, aten.logit_backward.default,
     )  # fmt: skip
     normed = (
         aten.native_batch_norm.default, aten._native_batch_norm_legit.default, aten._native_batch_norm_legit.no_stats,
@@ -375,10 +377,14 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
     contiguous = (
         aten.pow.Scalar, aten.isin.Tensor_Tensor, aten.isin.Tensor_Scalar, aten._softmax_backward_data.default,
         aten._log_softmax_backward_data.default, aten.mse_loss_backward.default, aten.huber_loss_backward.default,
-        aten.smooth_l1_loss_backward.default,
+        aten.smooth_l1_loss_backward.default, aten.poisson.default, aten._standard_gamma.default,
+        aten.normal.float_Tensor, aten.normal.Tensor_Tensor,
     )  # fmt: skip
     return {
         aten.multilabel_margin_loss_forward.default: _loss_of_one_row,
+        aten.binary_cross_entropy.default: lambda args, out: _like_a_sum(args, out) if out.dim() else out,
+        aten.binary_cross_entropy_backward.default: lambda args, out: _with_strides_of(torch.empty_like(args[1]), out),
+        aten.rrelu_with_noise_backward.default: lambda args, out: _like_a_sum(args[2::-2], out) if args[5] else out,
         aten.log_sigmoid_forward.default: lambda args, out: tuple(t.contiguous() if t.is_cpu else t for t in out),
         aten.ldexp.Tensor: lambda args, out: args[0] * torch.pow(2.0, args[1]).contiguous(),
         **dict.fromkeys(contiguous, lambda args, out: _contiguous(out)),

@@ -166,6 +166,42 @@ def test_gradients_have_the_strides_of_their_kernels(layer: str) -> None:
     torch.testing.assert_close(*results, check_stride=True)
 
 
+def from_heads(kernel: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Heads in front of positions on the way to a kernel, and a gradient whose dimensions lie in their order."""
+    return lambda x: kernel(x.view(2, 3, 2, 2).transpose(1, 2)).contiguous()
+
+
+def to_heads(kernel: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The other way round."""
+    return lambda x: kernel(x.view(2, 3, 2, 2).transpose(1, 2).contiguous()).transpose(1, 2).contiguous()
+
+
+POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": from_heads(functional.softplus),
+    "hardsigmoid": from_heads(functional.hardsigmoid),
+    "hardswish": from_heads(functional.hardswish),
+    "hardtanh": from_heads(functional.hardtanh),
+    "logit": from_heads(lambda t: torch.logit(t, eps=0.1)),
+    "rrelu": to_heads(lambda t: functional.rrelu(t, training=True)),
+    "binary_cross_entropy": to_heads(
+        lambda t: functional.binary_cross_entropy(t.sigmoid(), t.detach().abs(), reduction="none")
+    ),
+}
+
+
+@pytest.mark.parametrize("layer", POINTWISE)
+def test_gradients_of_other_strides_than_their_operand(layer: str) -> None:
+    """PyTorch's rules for fake tensors take the strides of the wrong one, and a view of the gradient fails then."""
+    results = []
+    for fn in (POINTWISE[layer], make_traced(POINTWISE[layer], executor="aten")):
+        x = leaf(torch.arange(24.0).view(2, 3, 4).sin())
+        torch.manual_seed(0)
+        y = fn(x)
+        (y * torch.arange(24.0).view(y.shape)).sum().backward()
+        results.append((y, x.grad))
+    assert all(map(torch.equal, *results))
+
+
 ZEROS = {"none": [], "one": [(0, 1)], "two": [(0, 1), (2, 3)]}
 
 

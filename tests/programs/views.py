@@ -250,6 +250,8 @@ for op in (
 ):  # fmt: skip
     FAMILY.add(f"transposed_{op.__name__}", lambda x, op=op: (op(x, x.t()), op(x.t(), x)), tensors((4, 4)))
 FAMILY.add("transposed_ldexp", lambda x: torch.ldexp(x, x.t().int()), tensors((4, 4)))
+DRAWS: tuple[Any, ...] = (torch.poisson, lambda t: torch.normal(0.0, t), lambda t: torch.normal(t, t))
+FAMILY.add("transposed_draws", lambda x: [draw(x.t().abs()).view(-1) for draw in DRAWS], tensors((3, 4)))
 FAMILY.add("transposed_exponent", lambda x: (2.0 ** x.t(), torch.isin(x.t(), x)), tensors((3, 4)))
 FAMILY.add("transposed_logsigmoid", lambda x: torch.nn.functional.logsigmoid(x.t()), tensors((3, 4)))
 FAMILY.add("transposed_floor", lambda x: x.div(x.t(), rounding_mode="floor"), tensors((4, 4)))
