@@ -302,7 +302,8 @@ def execute(
     options = Options.of(executor, executor_parameters)
     # Kept on the graph's own module: nothing global owns it, and it goes when the module goes.
     prepared: dict[Any, Traced] = gm.__dict__.setdefault("_primexec_prepared", _NotCopied())
-    code = type(gm).forward if isinstance(gm, fx.GraphModule) else None
+    # Its code is asked for, because the modules of programs write it only then.
+    code = gm.code and type(gm).forward if isinstance(gm, fx.GraphModule) else None
     key = options, code
     if key not in prepared:
         for stale in [k for k in prepared if k[1] is not code]:

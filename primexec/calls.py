@@ -67,7 +67,7 @@ class Calls(_torch.TorchFunctionMode):
             return fn(*args, **kwargs)
         if fn is Tensor.__bool__ and (truth := self._checked(args[0], sys._getframe(2))) is not None:
             return truth
-        if fn is Tensor.item and (number := numbers.item(tracer, args[0])) is not None:
+        if fn in (Tensor.item, numbers.READ) and (number := numbers.item(tracer, args[0])) is not None:
             return number
         if (made := literals.assembled(fn, args, kwargs)) is not None:
             return made

@@ -39,9 +39,16 @@ class Symbol:
     """What a number is to PyTorch: the value of a node. It has those methods of a SymNode that need no value."""
 
     def __init__(self, tracer: Tracer, node: fx.Node, kind: type) -> None:
-        self.tracer, self.node, self.kind, self.scope = tracer, node, kind, tracer.scope
+        self._tracer = weakref.ref(tracer)  # programs keep their nodes, and nodes their symbols
+        self.node, self.kind, self.scope = node, kind, tracer.scope
         self.nodes = {node.graph: node}
         self.tensor: fx.Node | None = None
+
+    @property
+    def tracer(self) -> Tracer:
+        tracer = self._tracer()
+        assert tracer is not None
+        return tracer
 
     def is_int(self) -> bool:
         return self.kind is int

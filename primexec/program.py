@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import operator
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -233,6 +234,8 @@ def spec_of(node: fx.Node) -> str:
 
 def op_name(target: Any) -> str:
     """`aten.add.Tensor`, without the overload where it is the default one."""
+    if isinstance(target, (types.BuiltinFunctionType, types.FunctionType)):  # arithmetic of Python's
+        return target.__name__
     name = str(target).removeprefix("torch.ops.")
     return name.removesuffix(".default")
 

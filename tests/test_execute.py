@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from primexec import execute
+from primexec import execute, make_traced
 from tests.copies import COPIES
 
 X = torch.arange(6.0).reshape(2, 3)
@@ -28,6 +28,14 @@ def aten_graph() -> fx.GraphModule:
     split = graph.call_function(torch.ops.aten.split.Tensor, (product, 1), {"dim": 1})
     graph.output((graph.call_function(torch.ops.aten.relu.default, (product,)), split))
     return fx.GraphModule(nn.Module(), graph)
+
+
+def test_graph_of_a_program() -> None:
+    def fn(x: Tensor) -> Tensor:
+        return x / (2 * x.max().item()) + 1
+
+    x = torch.rand(3)
+    assert torch.equal(execute(make_traced(fn).trace(x).graph_module, x)[0], fn(x))
 
 
 def prims_graph() -> fx.GraphModule:

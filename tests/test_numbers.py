@@ -2,6 +2,7 @@
 
 import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -143,3 +144,16 @@ def test_a_power_that_is_no_float() -> None:
     assert traced(torch.ones(4)) == 2.0
     with pytest.raises(Exception, match="is no float"):
         traced(-torch.ones(4))
+
+
+def test_text_and_lifetime() -> None:
+    x = torch.ones(3)
+    traced = make_traced(lambda x: 2 * x.sum().item() + 1, executor="aten")
+    text = str(traced.trace(x))
+    assert "float = mul(2, " in text
+    assert "float = add(mul, 1)" in text
+    assert traced(x) == 7.0
+    before = weakref.ref(traced)
+    del traced
+    gc.collect()
+    assert before() is None
