@@ -80,7 +80,7 @@ def partition(program: Program, executors: Sequence[Executor], *, allowed: Set[s
     """
     pinned = _pinned(program, inference)
     judged: dict[tuple[str, Expansion], Support] = {}
-    claims = {node: _claim(node, executors, pinned, judged) for node in program.nodes}
+    claims = {node: _claim(node, executors, pinned, judged, gainful=allowed is None) for node in program.nodes}
     if allowed is not None:
         _check_strict({n: c for n, c in claims.items() if not _only_places(n, pinned)}, allowed)
     groups = _groups(program, claims, pinned, gainful=allowed is None)
@@ -154,12 +154,16 @@ def _claim(
     executors: Sequence[Executor],
     pinned: dict[fx.Node, str],
     judged: dict[tuple[str, Expansion], Support],
+    *,
+    gainful: bool,
 ) -> Claim:
     if node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]
     refusals: list[tuple[str, str]] = []
     for executor in executors[:-1]:
         reason = pinned.get(node) if executor.name != "aten" else ""
+        if not reason and gainful and (leaves := getattr(executor, "leaves", None)) is not None:
+            reason = leaves(node)
         if not reason:
             support = _ask(executor, node)
             if support:

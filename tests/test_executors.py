@@ -74,6 +74,26 @@ def test_whole_program_on_one_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert regions(traced.explain(X, Y)) == [("toy", ["aten.mul.Tensor", "aten.add.Tensor"])]
 
 
+class Modest(Toy):
+    """Multiplies, and says that others do it faster."""
+
+    def leaves(self, node: fx.Node) -> str | None:
+        return "others are faster" if "mul" in str(node.target) else None
+
+
+def test_executor_leaves_what_others_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, toy=Modest)
+    traced = make_traced(lambda x, y: (x + y + x) * y, executor="toy")
+    assert torch.equal(traced(X, Y), (X + Y + X) * Y)
+    explained = traced.explain(X, Y)
+    add, mul = "aten.add.Tensor", "aten.mul.Tensor"
+    assert regions(explained) == [("toy", [add, add]), ("aten", [mul])]
+    assert "toy declined 1 x aten.mul.Tensor: others are faster" in str(explained)
+    strict = make_traced(lambda x, y: (x + y + x) * y, executor="toy", executor_parameters={"strict": True})
+    assert torch.equal(strict(X, Y), (X + Y + X) * Y)
+    assert regions(strict.explain(X, Y)) == [("toy", [add, add, mul])]
+
+
 ORDERS: dict[tuple[str, ...], list[str]] = {
     ("toy", "other"): ["toy"],
     ("other", "toy"): ["toy", "other", "toy"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,6 +176,7 @@ def test_large_outputs_are_written_around_the_caches(monkeypatch: pytest.MonkeyP
     made = []
     lower = llvm.lower
     monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
+    monkeypatch.setattr(llvm, "host", lambda: replace(host(), last_cache_bytes=1 << 22))
     x = data(1024, 1056)
     check(lambda x: x * 2 + 1, x)
     check(lambda x: torch.softmax(x, -1), x)
@@ -186,6 +188,8 @@ def test_large_outputs_are_written_around_the_caches(monkeypatch: pytest.MonkeyP
     check(lambda x: x[:, 1:] * 2, data(20000, 60))  # 59 floats in a row: not aligned, and short
     check(lambda x: x.sum(0), x)
     check(lambda x: torch.tanh(x) + x.exp(), x)  # computing takes longer
+    monkeypatch.setattr(llvm, "host", lambda: replace(host(), last_cache_bytes=1 << 25))
+    check(lambda x: x * 3 + 1, x)  # whoever reads it next finds it in the last cache
     assert not any("!nontemporal" in m.llvm for m in made)
 
 
@@ -193,6 +197,7 @@ def test_large_outputs_are_written_around_the_caches(monkeypatch: pytest.MonkeyP
 def test_vectors_of_long_rows_are_aligned(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows begin anywhere: two vectors cover the edges, and those between are written around the caches."""
     monkeypatch.setattr(llvm, "STREAM_BYTES", 1)
+    monkeypatch.setattr(llvm, "host", lambda: replace(host(), last_cache_bytes=1))
     made = []
     lower = llvm.lower
     monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
@@ -257,6 +262,7 @@ def test_half_precision_keeps_nan(dtype: torch.dtype) -> None:
 
 def test_large_results_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors that begin where a part begins are aligned or not."""
+    monkeypatch.setattr(llvm, "host", lambda: replace(host(), last_cache_bytes=1 << 22))
     made = []
     lower = llvm.lower
     monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
@@ -408,6 +414,49 @@ def test_sampling(channels: int, layouts: list[Layout]) -> None:
             torch.testing.assert_close(run(fn, image, grid), fn(image, grid))
             torch.testing.assert_close(run(fn, image.double(), grid.double()), fn(image.double(), grid.double()))
     assert any(made.columns for made in layouts) == (channels > 1)
+
+
+def test_results_of_rows_do_not_tell_how_rows_are_walked(layouts: list[Layout]) -> None:
+    check(lambda x: (x.sum(-1), x.mean(-1), x.square().sum(-1), x.amax(-1)), data(64, 4099))
+    assert layouts
+    assert not any(made.columns for made in layouts)
+    check(lambda x: (x.sum(0), x.mean(0), x.square().sum(0)), data(4099, 64))
+    assert layouts[-1].columns
+
+
+LEFT: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], bool, bool]] = {
+    "pool": (lambda x: F.adaptive_avg_pool2d(x, 3), (2, 3, 8, 9), False, True),
+    "mean": (lambda x: F.adaptive_avg_pool2d(x, 1), (2, 3, 8, 9), False, False),
+    "smaller": (lambda x: F.interpolate(x, size=(5, 4), mode="bilinear", antialias=True), (2, 3, 8, 9), True, True),
+    "larger": (lambda x: F.interpolate(x, size=(15, 14), mode="bicubic", antialias=True), (2, 3, 8, 9), True, False),
+    "unfold": (lambda x: F.unfold(x, 3), (2, 3, 8, 9), False, True),
+    "reflect": (lambda x: F.pad(x, (1, 2, 1, 2), mode="reflect"), (2, 3, 8, 9), False, True),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_operators_are_left_whole(name: str) -> None:
+    """Where PyTorch's kernels are faster: forward, backward or both."""
+    fn, shape, *expected = LEFT[name]
+    x = data(*shape).requires_grad_()
+    traced = primexec.make_traced(fn, executor=("llvm", "aten"))
+    found = [torch.autograd.grad(f(x).sin().sum(), x) for f in (traced, fn)]
+    torch.testing.assert_close(*found)
+    lines = [line for line in str(traced.explain(x)).splitlines() if "were measured to take" in line]
+    both = [any("backward:" not in line for line in lines), any("backward:" in line for line in lines)]
+    assert both == expected
+
+
+def test_gradients_of_sampling_are_left_whole() -> None:
+    image, grid = data(2, 3, 13, 11).requires_grad_(), (data(2, 9, 17, 2) * 1.3).requires_grad_()
+
+    def fn(x: Tensor, g: Tensor) -> Tensor:
+        return F.grid_sample(x, g, align_corners=False)
+
+    traced = primexec.make_traced(fn, executor=("llvm", "aten"))
+    found = [torch.autograd.grad(f(image, grid).sin().sum(), (image, grid)) for f in (traced, fn)]
+    torch.testing.assert_close(*found)
+    assert "llvm declined 1 x aten.grid_sampler_2d_backward" in str(traced.explain(image, grid))
 
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic"])

@@ -160,6 +160,19 @@ def test_distances(p: float) -> None:
     compare(aten._pdist_backward.default, draw(15), a, p, aten._pdist_forward.default(a, p))
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (2, 6, 5), (3, 6, 2, 3)])
+def test_norms_of_groups(shape: tuple[int, ...]) -> None:
+    a, weight = draw(*shape), draw(6)
+    inner = a[0, 0].numel()
+    sizes = shape[0], 6, inner, 3
+    _, mean, rstd = aten.native_group_norm.default(a, weight, None, *sizes, 1e-5)
+    grad = draw(*shape, seed=1)
+    compare(aten.native_group_norm_backward.default, grad, a, mean, rstd, weight, *sizes, [True] * 3)
+    x = a.requires_grad_()
+    found = [torch.autograd.grad(f(x, 3).sin().sum(), x) for f in (F.group_norm, make_traced(F.group_norm))]
+    torch.testing.assert_close(*found)  # without weights
+
+
 @pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize(("rank", "mode"), [(2, 0), (2, 1), (2, 2), (3, 0), (3, 1)])

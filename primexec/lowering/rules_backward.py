@@ -131,6 +131,34 @@ def _multilabel_margin_backward(grad: Tensor, a: Tensor, target: Tensor, reducti
     return (found * (grad.reshape(-1, 1) if grad.dim() else grad)).reshape(a.shape)
 
 
+# Norms --------------------------------------------------------------------------------------------------
+
+
+@rule("aten.native_group_norm_backward.default")
+def _group_norm_backward(grad: Tensor, a: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, n: int, c: int,
+                         inner: int, groups: int, output_mask: list[bool]) -> Any:  # fmt: skip
+    """Inputs are cut into groups before they meet: a product in another shape would have to be kept."""
+    dtype, each = wide(a.dtype), (n, groups, c // groups, 1)
+    result = a.dtype if weight is None else torch.promote_types(a.dtype, weight.dtype)
+    g, x = (t.to(dtype).reshape(*each[:3], inner) for t in (grad, a))
+    m, r = (t.to(dtype).reshape(n, groups, 1, 1) for t in (mean, rstd))
+    by_x, alone = (g * x).sum(-1, keepdim=True), g.sum(-1, keepdim=True)
+    to_a = to_weight = to_bias = None
+    if output_mask[0]:
+        w = torch.ones((), dtype=dtype) if weight is None else weight.to(dtype).reshape(1, *each[1:])
+        along_x, along = ((t * w).sum(2, keepdim=True) for t in (by_x, alone))
+        slope = (along * m - along_x) * r * r * r / (inner * each[2])
+        shift = -slope * m - along * r / (inner * each[2])
+        factors = ((w * r).expand(each), slope.expand(each), shift.expand(each))
+        by_grad, by_a, added = (t.reshape(n, c, *[1] * (a.dim() - 2)) for t in factors)
+        to_a = (grad.to(dtype) * by_grad + a.to(dtype) * by_a + added).to(result)
+    if output_mask[1]:
+        to_weight = ((by_x - alone * m) * r).sum(0).reshape(c).to(result)
+    if output_mask[2]:
+        to_bias = alone.sum(0).reshape(c).to(result)
+    return to_a, to_weight, to_bias
+
+
 # Distances ----------------------------------------------------------------------------------------------
 
 

@@ -392,7 +392,7 @@ class KernelWriter(Memory):
         self._stores(number, width, at, local)
         for i, (r, a) in enumerate(zip(reductions, accumulators, strict=True)):
             mine = states[widths.index(width)]
-            mine[i] = a.add(mine[i], splat(self._get(r.arg, width, at, local), width), self.mask)
+            mine[i] = a.add(mine[i], [splat(self._get(r.arg, width, at, local), width)], self.mask)
         return [v.name for group in states for state in group for v in state]
 
     def _stores(self, number: int, width: int, at: Positions, local: dict[int, Value]) -> None:

@@ -5,6 +5,7 @@ Each pass begins with a walk along the columns, where what does not change from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from primexec.executors.llvm.codegen import KernelWriter
@@ -190,15 +191,16 @@ class ColumnWriter(KernelWriter):
         """Some rows of one vector of columns."""
         if self.layout.width >= WIDE * width > WIDE:
             self._fetch(number, rows, column, width)
-        states = [self._state(r, width, column) for r in reductions]
+        elements: list[list[Value]] = [[] for _ in reductions]
         for row in rows:
             local: dict[int, Value] = {}
             at = {**row, **column}
             self._stores(number, width, at, local)
-            for i, r in enumerate(reductions):
-                value = splat(self._get(r.arg, width, at, local), width)
-                states[i] = Accumulator(r).add(states[i], value, self.mask)
-        for r, state in zip(reductions, states, strict=True):
+            for found, r in zip(elements, reductions, strict=True):
+                found.append(splat(self._get(r.arg, width, at, local), width))
+        count = math.prod(a.size for a in self.layout.inner)
+        for found, r in zip(elements, reductions, strict=True):
+            state = Accumulator(r, rows=count).add(self._state(r, width, column), found, self.mask)
             for v, array in zip(state, self.states[id(r)], strict=True):
                 self._write(array, v, column)
 

@@ -111,7 +111,9 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     kept = _joined(kernel, [a for a in alive if not kernel.reduced[a]], strides[0], strides)
     reduced = _joined(kernel, [a for a in alive if kernel.reduced[a]], loads[0], strides)
     narrow = NARROW if reducing else NARROW // 2
-    lane = max((*kept, *reduced), key=lambda a: _score(a, strides, narrow), default=None)
+    # What does not move along a reduced axis is read or written once a result.
+    often = [s for s in strides if any(s[a.axis] for a in reduced)] or strides
+    lane = max((*kept, *reduced), key=lambda a: _score(a, often, narrow), default=None)
     if reducing and not reduced:
         reduced = [Axis(1, kernel.reduced.index(True))]
         lane = lane or reduced[0]

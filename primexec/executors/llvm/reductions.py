@@ -2,7 +2,7 @@
 
 Sums of float32 and half precision are accumulated in float64, those of float64 with the rounding error of every
 addition (Knuth's TwoSum), so that the error does not grow with the number of elements. In long sums along lanes, and in
-those of numbers that do not cancel, two elements are added in float32 first, for conversions take most of the time.
+those of numbers that do not cancel, few elements are added in float32 first, for conversions take most of the time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from primexec.executors.llvm.instructions import F64, FLOATS, REGISTER, SIGNED, 
 from primexec.executors.llvm.ir import Reduce, never_negative
 
 FOLDED_LANES = 8
-LONG = 512  # elements, whose sum has an error like that of two in float32 anyway, unless they cancel
+LONG = 64  # elements, which eager adds in float32 as well, in a sum of more roundings
 
 
 class Accumulator:
@@ -25,19 +25,19 @@ class Accumulator:
     Args:
         along: how many elements come along lanes, which may be added to fewer lanes of the state; 0 where the lanes are
             different results.
+        rows: how many elements come one after the other, where lanes are different results.
     """
 
-    def __init__(self, reduction: Reduce, along: int = 0) -> None:
+    def __init__(self, reduction: Reduce, along: int = 0, rows: int = 0) -> None:
         self.kind, self.dtype, self.source = reduction.kind, reduction.dtype, reduction.arg.dtype
         self.floats = self.dtype in FLOATS
         wide = self.floats and self.kind in ("sum", "prod")
         self.element = "f64" if wide else REGISTER[self.dtype]
         self.compensated = self.kind == "sum" and self.dtype is F64
         self.most = FOLDED_LANES if along and wide and self.dtype is not F64 else 1 << 20
-        # Numbers without a sign do not cancel: adding two in float32 first costs half a unit of their sum at most.
-        self.paired = (
-            self.most == FOLDED_LANES and self.kind == "sum" and (along >= LONG or never_negative(reduction.arg))
-        )
+        # Numbers without a sign do not cancel: adding four in float32 first costs one unit of their sum at most.
+        long = max(along, rows) >= LONG or never_negative(reduction.arg)
+        self.short = long and wide and self.kind == "sum" and self.dtype is not F64
 
     def initial(self, lanes: int) -> list[tuple[str, str]]:
         """Types and values before the first element, for vectors of so many lanes."""
@@ -64,13 +64,18 @@ class Accumulator:
     def values(self, e: Emitter, names: list[str], lanes: int) -> list[Value]:
         return [Value(e, self.element, min(lanes, self.most), n) for n in names]
 
-    def add(self, state: list[Value], v: Value, mask: Value | None = None) -> list[Value]:
-        """With one more element (in each lane, or in those of the mask)."""
-        v = convert(v, self.source, self.dtype)
-        if mask is not None:
-            v = mask.select(v, self._neutral())
+    def add(self, state: list[Value], elements: list[Value], mask: Value | None = None) -> list[Value]:
+        """With more elements (in each lane, or in those of the mask)."""
+        found = [convert(v, self.source, self.dtype) for v in elements]
+        while self.short and len(found) > 1:
+            found = [a + b for a, b in zip(found[::2], found[1::2], strict=True)]
+        for v in found:
+            state = self._add(state, v if mask is None else mask.select(v, self._neutral()))
+        return state
+
+    def _add(self, state: list[Value], v: Value) -> list[Value]:
         width = state[0].lanes
-        if self.paired and v.lanes >= 4 * width:
+        while self.short and v.lanes > width:
             low, high = (picked(v, range(start, start + v.lanes // 2)) for start in (0, v.lanes // 2))
             v = low + high
         parts = [v] if v.lanes == width else [picked(v, range(k, k + width)) for k in range(0, v.lanes, width)]

@@ -13,7 +13,8 @@ from primexec.executors.llvm.sleef import SUFFIXES, symbols
 
 ELEMENT_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i1": 1}
 CACHE_BYTES = 1 << 18  # of a second cache of which nothing is known
-_SECOND_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+LAST_CACHE_BYTES = 1 << 23  # of a cache that cores share, of which nothing is known
+_CACHES = "/sys/devices/system/cpu/cpu0/cache/index{}/size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Target:
         features: LLVM feature names, each with its sign: `+avx2`, `-avx512f`.
         vector_bytes: width of the vectors that kernels use.
         cache_bytes: size of a core's second cache.
+        last_cache_bytes: size of the cache before memory.
         has_sleef: whether SLEEF's vector functions can be called.
     """
 
@@ -34,6 +36,7 @@ class Target:
     features: frozenset[str]
     vector_bytes: int
     cache_bytes: int = CACHE_BYTES
+    last_cache_bytes: int = LAST_CACHE_BYTES
     has_sleef: bool = False
 
     def lanes(self, dtype: str) -> int:
@@ -84,11 +87,12 @@ def host() -> Target:
     width = next((bytes_ for name, bytes_ in (("avx512f", 64), ("avx2", 32)) if features.get(name)), 16)
     signed = frozenset(("+" if on else "-") + name for name, on in features.items())
     has_sleef = width in SUFFIXES and bool(symbols())
-    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), signed, width, _cache_bytes(), has_sleef)
+    caches = _cache_bytes(2, CACHE_BYTES), _cache_bytes(3, LAST_CACHE_BYTES)
+    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), signed, width, *caches, has_sleef)
 
 
-def _cache_bytes() -> int:
-    """The second cache's size, as Linux tells it: `1024K`."""
+def _cache_bytes(level: int, unknown: int) -> int:
+    """A cache's size, as Linux tells it: `1024K`."""
     with suppress(OSError, ValueError):
-        return int(_SECOND_CACHE.read_text().removesuffix("K\n")) << 10
-    return CACHE_BYTES
+        return int(Path(_CACHES.format(level)).read_text().removesuffix("K\n")) << 10
+    return unknown

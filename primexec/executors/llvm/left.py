@@ -1,0 +1,59 @@
+"""Operators that are left to PyTorch's kernels, which were measured to be faster than kernels made of their prims.
+
+Factors are those of one thread: the time of prims over that of PyTorch's kernel, for images of 16 to 224 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+FEW_CHANNELS = 4
+
+
+def _always(node: fx.Node) -> bool:
+    return True
+
+
+def _of_few_channels(node: fx.Node) -> bool:
+    """With more of them, places and weights that all channels share are computed once."""
+    return bool(_first(node).shape[1] <= FEW_CHANNELS)
+
+
+def _of_smaller_image(node: fx.Node) -> bool:
+    """Whether the gradient of a result arrives that is smaller than what it was made of."""
+    return bool(_first(node).numel() < node.meta["val"].numel())
+
+
+def _of_more_than_means(node: fx.Node) -> bool:
+    return tuple(_first(node).shape[-2:]) != (1, 1)
+
+
+def _first(node: fx.Node) -> Tensor:
+    argument: Any = node.args[0]
+    value: Tensor = argument.meta["val"]
+    return value
+
+
+_WHOLE: dict[str, tuple[Callable[[fx.Node], bool], str]] = {
+    "aten._adaptive_avg_pool2d_backward.default": (_of_more_than_means, "1.1 to 3.9"),
+    "aten._upsample_bicubic2d_aa.default": (_always, "1.1 to 2.5"),
+    "aten._upsample_bicubic2d_aa_backward.default": (_of_smaller_image, "1.1 to 1.4"),
+    "aten._upsample_bilinear2d_aa.default": (_always, "1.0 to 2.3"),
+    "aten._upsample_bilinear2d_aa_backward.default": (_of_smaller_image, "1.5 to 1.7"),
+    "aten.col2im.default": (_always, "0.9 to 1.7"),
+    "aten.grid_sampler_2d.default": (_of_few_channels, "1.0 to 1.5"),
+    "aten.grid_sampler_2d_backward.default": (_always, "3 to 14"),
+    "aten.grid_sampler_3d_backward.default": (_always, "1.8 to 4.3"),
+    "aten.reflection_pad2d_backward.default": (_always, "1.3 to 2.1"),
+}
+
+
+def why(node: fx.Node) -> str | None:
+    """Why a node is left to them; None where it is not."""
+    is_slower, factor = _WHOLE.get(str(node.target), (None, ""))
+    if is_slower is None or not is_slower(node):
+        return None
+    return f"its prims were measured to take {factor} times as long as PyTorch's kernel"
