@@ -123,11 +123,6 @@ def describe_global_state() -> dict[str, object]:
     }
 
 
-def hook_count() -> int:
-    """A number that grows whenever any module hook is registered anywhere."""
-    return torch.utils.hooks.RemovableHandle.next_id
-
-
 def global_hooks() -> dict[str, dict[int, Any]]:
     """The tables of the hooks of all modules, by their names."""
     found = vars(private("torch.nn.modules.module")).items()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import dis
 import functools
 import inspect
 import os
 import random
-import re
 import types
 import uuid
 from collections.abc import Iterator
@@ -20,11 +18,21 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from primexec import _torch
 from primexec.errors import SourceLine
+from primexec.lookups import ASKING, FORMATTERS, fields_of
 from primexec.origins import is_installed, is_layer, is_library
 
 _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "IMPORT_FROM"})
 _GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
-_REFLECTION = frozenset({"getattr", "hasattr", "setattr", "vars", "__dict__", "__getattribute__", "attrgetter"})
+_GETTERS = frozenset({"attrgetter", "methodcaller"})
+_UNSEEN = _GETTERS | {
+    "vars",
+    "__dict__",
+    "__getattribute__",
+    "getattr_static",
+}  # who asks for which names there is not seen
+_REFLECTION = _UNSEEN | ASKING.keys()
+# What code that computes names of attributes asks for: plain values, or whatever there is.
+PLAIN, ALL = 1, 2
 RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exact type of a tensor"
 INSTALLED_RANDOM = "random numbers in installed packages"
 IDENTITY = "whether two variables are one object"
@@ -74,10 +82,6 @@ def refused() -> dict[types.CodeType, tuple[str, str]]:
     found = dict.fromkeys(seeds, ("the function sets the state of torch's random generator", outside))
     found |= dict.fromkeys(defaults, ("the function sets a default of torch", outside))
     found |= dict.fromkeys(entropy, ("the function asks for numbers that are others at every call", passed))
-    found |= dict.fromkeys(
-        (dataclasses.asdict, dataclasses.astuple),
-        ("the function reads all attributes of an object, whose names stand nowhere", "read them by their names"),
-    )
     found[torch.initial_seed] = "the function asks for the seed of torch's random generator", passed
     found[random.Random.setstate] = "the function sets the state of a random generator", outside
     found[CheckpointFunction.backward] = ("a checkpoint is reentrant", "pass use_reentrant=False to checkpoint()")
@@ -127,7 +131,7 @@ class CodeNames:
     attributes: frozenset[str]
     loaded: frozenset[str]  # those of them that are not set only
     reflective: bool  # getattr or its like, in user code
-    everything: bool  # attribute names are computed: take them all
+    everything: int  # PLAIN or ALL where attribute names are computed
     modules: bool  # sys.modules, in user code
     suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
 
@@ -169,8 +173,10 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             through_torch = i > 0 and instructions[i - 1].argval in ("torch", "random")  # `seeding` sees these run
             if topic and not (topic is SEEDS and through_torch):
                 suspects.setdefault(topic, line)
-        if instruction.argval in _REFLECTION and instruction.opname in _ATTRIBUTE | _GLOBAL:
-            computed |= not _takes_constant_name(instructions[i + 1 :])
+        if instruction.argval in _UNSEEN and instruction.opname in _ATTRIBUTE | _GLOBAL:
+            computed |= not _takes_constant_name(instructions[i + 1 :], instruction.argval in _GETTERS)
+        if instruction.argval in FORMATTERS and instruction.opname in _ATTRIBUTE:
+            computed |= instructions[i - 1].opname != "LOAD_CONST" and not is_installed(file)
         if instruction.opname in _ATTRIBUTE:
             attributes.add(instruction.argval)
             if instruction.opname != "STORE_ATTR":
@@ -191,8 +197,8 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             computed |= bool(instruction.arg)  # the class tells the names of what patterns do not name
     texts = [c for c in code.co_consts if isinstance(c, str)]
     constants = {name for c in texts for name in c.split(".") if name.isidentifier()}
-    if "format" in attributes:
-        attributes |= {name for c in texts for name in re.findall(r"\.(\w+)", c)}
+    if not attributes.isdisjoint(FORMATTERS):
+        attributes |= {name for c in texts for name in fields_of(c)}
     reflective = bool(_REFLECTION & (globals_.keys() | attributes))
     if reflective:
         attributes |= constants
@@ -202,20 +208,21 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
         frozenset(attributes),
         frozenset(loaded),
         reflective and not is_installed(file),
-        computed and not torch_module,
+        computed and not torch_module and (PLAIN if is_installed(file) else ALL),
         "modules" in attributes and not is_installed(file) and any(i.argval == "sys" for i in instructions),
         suspects,
     )
 
 
-def _takes_constant_name(instructions: list[dis.Instruction]) -> bool:
-    """Whether what follows the load of getattr or its like is a call such as `getattr(x, "name", 0)`."""
+def _takes_constant_name(instructions: list[dis.Instruction], getter: bool) -> bool:
+    """Whether what follows a load is a call such as `getattr(x, "name", 0)`; for a getter, `attrgetter("name")`."""
     depth = 0
     for i, instruction in enumerate(instructions):
         if instruction.opname in ("PRECALL", "CALL"):
             count = instruction.arg or 0
-            name = instructions[i - count + 1]
-            return depth == count > 1 and name.opname == "LOAD_CONST" and isinstance(name.argval, str)
+            names = instructions[i - count : i] if getter else instructions[i - count + 1 : i - count + 2]
+            constant = all(name.opname == "LOAD_CONST" and isinstance(name.argval, str) for name in names)
+            return constant and depth == count >= (1 if getter else 2)
         if instruction.opname != "PUSH_NULL":
             depth += dis.stack_effect(instruction.opcode, instruction.arg)
     return False

@@ -28,6 +28,7 @@ from primexec.gradients import GradientOf, read_place
 from primexec.namespaces import Namespace
 from primexec.program import Static, TensorSpec
 from primexec.reads import Reads
+from primexec.record import ASK
 from primexec.runtime import Executable
 
 MISS = object()
@@ -225,20 +226,20 @@ class _Writer:
     def _python_state(self) -> None:
         reads = self.captured.reads
         known = [n for n in reads.namespaces.values() if n.values or n.keys is not None]
-        hooks = [n for n in known if n.hooks]
-        namespaces = [n for n in known if n.held or not n.hooks]
+        empty = [n.held for n in known if n.is_empty()]  # a fifth of the price of a version: hooks, children, buffers
+        known = [n for n in known if not n.is_empty()]
         contents = Contents(reads.containers)
-        if namespaces:
-            check = _PythonState(namespaces, [n.held for n in hooks if not n.held], contents)
-            version = self._constant(_torch.dict_version())
-            dicts = self._constant([n.held for n in namespaces])
-            state = self._constant(check)
-            same = f"list(map({version}, {dicts})) == {state}.versions"
-            if len(namespaces) == 1:
-                same = f"{version}({self._constant(namespaces[0].held)}) == {state}.versions[0]"
-            if hooks:
-                same += f" and {self._constant(_torch.hook_count)}() == {state}.hooks"
-            self._miss_if(f"not ({same}) and not {state}.revalidate()")
+        if known:
+            state = _PythonState(known, contents)
+            same = [
+                *self._versions(state, "versions", [n.held for n in known if n.of is None], None),
+                *self._versions(state, "owned", [n.of for n in known if n.of is not None], "__dict__"),
+            ]
+            self._miss_if(f"not ({' and '.join(same)}) and not {self._constant(state.revalidate)}()")
+        if empty:
+            self._miss_if(f"any({self._constant(empty)})")
+        for name, kept in reads.exchangeable.items():
+            self._kept(ASK[name], *kept)
         for cell in reads.cells:
             get = self._constant(cell.get)
             if statics.has_contents(cell.original):
@@ -247,9 +248,27 @@ class _Writer:
                 self._miss_if(f"{get}() is not {self._constant(cell.value.value)}")
             else:
                 self._miss_if(f"{self._constant(statics.freeze)}({get}()) != {self._constant(cell.value)}")
-        if reads.containers or any(n.originals for n in namespaces):
+        if reads.containers or any(n.originals for n in known):
             held = self._constant(contents)
             self._miss_if(f"not ({held}.empty or {held}.same())")
+
+    def _versions(self, state: _PythonState, name: str, places: list[Any], attribute: str | None) -> list[str]:
+        """Compare the versions of dicts, or of the dicts that are an attribute of objects now."""
+        if not places:
+            return []
+        version, held, then = (self._constant(v) for v in (_torch.dict_version(), places, state))
+        if len(places) == 1:
+            return [f"{version}({held}[0]{f'.{attribute}' if attribute else ''}) == {then}.{name}[0]"]
+        each = f"map({self._constant(operator.attrgetter(attribute))}, {held})" if attribute else held
+        return [f"list(map({version}, {each})) == {then}.{name}"]
+
+    def _kept(self, ask: Callable[[Any], Any], objects: list[Any], values: list[Any]) -> None:
+        """Compare what can be exchanged in place."""
+        if len(objects) == 1:
+            self._miss_if(f"{self._constant(ask)}({self._constant(objects[0])}) is not {self._constant(values[0])}")
+        elif objects:
+            ask_, all_, then = (self._constant(v) for v in (ask, objects, values))
+            self._miss_if(f"list(map({ask_}, {all_})) != {then}")
 
     # Inputs and the run --------------------------------------------------------------------------------
 
@@ -400,27 +419,25 @@ class _Frozen:
 class _PythonState:
     """The versions of the dicts that a program read, as of the last time their contents were compared."""
 
-    __slots__ = ("_contents", "_empty_hooks", "_namespaces", "_version", "hooks", "versions")
+    __slots__ = ("_contents", "_namespaces", "_version", "owned", "versions")
 
-    def __init__(self, namespaces: list[Namespace], empty_hooks: list[dict[Any, Any]], contents: Contents) -> None:
-        self._namespaces, self._contents = namespaces, contents
-        self._empty_hooks = empty_hooks
+    def __init__(self, namespaces: list[Namespace], contents: Contents) -> None:
+        self._contents = contents
+        self._namespaces = sorted(namespaces, key=lambda n: n.of is not None)
         self._version = _torch.dict_version()
         self.versions: list[int] = []
-        self.hooks = -1
+        self.owned: list[int] = []  # of the `__dict__` of objects, which can be exchanged
         self.revalidate()
 
     def revalidate(self) -> bool:
         """Compare by value; where nothing differs, remember the present versions, and what came in equal containers."""
-        hooks = _torch.hook_count()
-        versions = [self._version(n.held) for n in self._namespaces]
-        if hooks != self.hooks and any(self._empty_hooks):
-            return False
-        before = self.versions or [-1] * len(versions)
+        versions = [self._version(n.held if n.of is None else n.of.__dict__) for n in self._namespaces]
+        before = [*self.versions, *self.owned] or [-1] * len(versions)
         moved = [n for n, then, now in zip(self._namespaces, before, versions, strict=True) if then != now]
         if any(True for n in moved for _ in n.changed()):
             return False
         for namespace in moved:
             self._contents.replace(id(namespace), namespace.replaced())
-        self.hooks, self.versions = hooks, versions
+        plain = sum(n.of is None for n in self._namespaces)
+        self.versions, self.owned = versions[:plain], versions[plain:]
         return True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import gc
+import threading
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,7 +31,7 @@ class Namespace:
     flags: bool = False  # torch's own code sets plain values in it
     installed: bool = False  # globals of an installed package, or a dict in them
     owner: type | None = None  # the class, whose dict must not be written to behind its back
-    hooks: bool = False  # hooks of a module: PyTorch counts those that are registered
+    of: Any = None  # the object whose `__dict__` this is
 
     @classmethod
     def of_class(cls, owner: type) -> Namespace:
@@ -96,11 +99,17 @@ class Namespace:
         names = map(key_of, list(self.held))
         return frozenset(names) if isinstance(self.keys, frozenset) else {name: i for i, name in enumerate(names)}
 
+    def is_empty(self) -> bool:
+        """Whether it is a dict that was empty, and would have to be."""
+        return self.of is None and self.keys is not None and not self.keys and not self.held
+
     def label_of(self, name: Any) -> str:
         return f"{self.label}{name if isinstance(name, str) else show_key(name)}"
 
     def changed(self) -> Iterator[tuple[Any, Any, Any]]:
         """(name, frozen then, frozen now) of what is no longer as recorded."""
+        if self.of is not None and self.of.__dict__ is not self.held:
+            yield "__dict__", statics.Identity(self.held), statics.Identity(self.of.__dict__)
         if self.keys is not None and (keys := self.keys_now()) != self.keys:
             yield next(iter({*keys} ^ {*self.keys}), ""), self.keys, keys
         for name, then in self.values.items():
@@ -144,6 +153,20 @@ class Cell:
     def settle(self) -> None:
         if isinstance(self.original, torch.Tensor):
             self.original = None
+
+
+def cells_of(value: Any, label: str) -> list[tuple[Callable[[], Any], Callable[[Any], Any], str]]:
+    """(getter, setter, label) of what an object written in C holds; `set` of a context variable returns a token."""
+    if isinstance(value, contextvars.ContextVar):
+        return [(lambda: value.get(ABSENT), value.set, label)]
+    if isinstance(value, types.MappingProxyType):
+        return [(lambda: dict(value), ignore, label)]
+    if not isinstance(value, threading.local):
+        return []
+    names = list(value.__dict__)
+    one = [(functools.partial(getattr, value, n, ABSENT), functools.partial(setattr, value, n)) for n in names]
+    held = [(get, set_, f"{label}.{name}") for name, (get, set_) in zip(names, one, strict=True)]
+    return [(lambda: tuple(value.__dict__), ignore, label), *held]
 
 
 # The dicts of a module that its calls read: children, parameters, buffers, hooks.

@@ -61,8 +61,14 @@ def is_library(file: str) -> bool:
     return (
         file.startswith("<frozen")
         or (file.startswith(_STDLIB) and "site-packages" not in file)
-        or file.startswith(_trusted_folders())
+        or is_run_by_torch(file)
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def is_run_by_torch(file: str) -> bool:
+    """Code of torch, of what it runs, and ours."""
+    return file.startswith(_trusted_folders())
 
 
 def is_installed(file: str) -> bool:

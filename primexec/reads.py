@@ -12,54 +12,50 @@ After the trace the recorded values are compared once more: a difference is a si
 from __future__ import annotations
 
 import collections.abc
-import contextvars
 import copy
 import enum
 import functools
 import operator
 import os
 import sys
-import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from primexec import _torch, _torch_capture, origins, statics
-from primexec.bytecode import CodeNames, is_refused, names_of, refused
+from primexec.bytecode import ALL, CodeNames, is_refused, names_of, refused
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import Container
 from primexec.errors import CaptureError, SourceLine
 from primexec.imports import IMPORT_MODULE, Imports
-from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, ignore, itself, read_cell, show_key
+from primexec.lookups import ASKING, REAL, names_in, stand_ins
+from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, cells_of, ignore, itself, read_cell, show_key
+from primexec.record import Record
 
-_INPUTS = (torch.Tensor, torch.Generator)
 MAX_OBJECTS = 200_000
 
 
-class Reads:
+class Reads(Record):
     """Records what is read; installed with `sys.settrace` while the function runs."""
 
     def __init__(self, fn: object) -> None:
-        self.namespaces: dict[int, Namespace] = {}
-        self.cells: list[Cell] = []
-        self.containers: list[Container] = []
+        super().__init__()
         self.codes: dict[tuple[int, int], types.CodeType] = {}  # by their identity and that of their globals
         self._names: set[str] = {"training", "forward"}  # torch's code asks modules for these
-        self.loaded: set[str] = set()  # names of attributes that are asked for, and not set only
-        self._everything = False
+        self._everything = 0  # PLAIN or ALL where names are computed in a way that cannot be watched
         self.reflective = False  # user code asked for attributes by computed or optional names
-        self._seen: dict[int, object] = {}
         self._objects: list[tuple[Namespace, Any]] = []
         self.cached_calls = CachedCalls(self._record_call)
         self._imports = Imports(self._reach_import)
+        self._lookups = stand_ins(self._ask)
         self._classes: dict[type, Namespace] = {}
-        self._pinned: list[tuple[Any, Any, str, torch.Tensor]] = []  # places of tensors that must not be replaced
+        self._looked_at: set[type] = set()
+        self._functions: list[types.FunctionType] = []
         self._previous: Any = None
-        self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
         self.suspects: dict[str, SourceLine] = {}
         self.draws = False  # functions of the random generators of Python or NumPy are within reach
         self.fn = fn
@@ -75,8 +71,10 @@ class Reads:
         self._previous = sys.gettrace()
         sys.settrace(self.enter)
         self._imports.start()
+        self._lookups.start()
 
     def stop(self) -> None:
+        self._lookups.stop()
         self._imports.stop()
         sys.settrace(self._previous)
 
@@ -92,6 +90,8 @@ class Reads:
             self.codes[key] = code
             if names is not None:
                 self._read(names, frame)
+            elif code is _CALL_OF_MODULES:
+                self._reach_tables(_torch.global_hooks(), "hooks of all modules")
         return self._previous(frame, event, arg) if self._previous is not None else None
 
     @_torch_capture.modules_themselves()
@@ -104,9 +104,12 @@ class Reads:
             file = os.path.basename(frame.f_code.co_filename)
             namespace = self._namespace(frame.f_globals, f"global of {file}: ")
             namespace.installed = origins.is_installed(frame.f_code.co_filename)
+            builtin = self._namespace(frame.f_builtins, "builtins.")
             for name in names.globals:
                 # A name that is not there is a builtin, unless the code itself is about to set it.
                 self._record(namespace, name)
+                if name not in frame.f_globals and name in frame.f_builtins.keys() - ASKING.keys():
+                    self._record(builtin, name)
         if not READ_ENVIRONMENT.isdisjoint(names.attributes) or not READ_ENVIRONMENT.isdisjoint(names.globals):
             self._watch_container(environment(), "environment variables")
         if "globals" in names.globals:
@@ -117,10 +120,20 @@ class Reads:
         self.reflective |= names.reflective
         self.loaded |= names.loaded
         new = names.attributes - self._names
-        if names.everything:
-            self._everything = True
-        elif not new:
-            return
+        if new or names.everything > self._everything:
+            self._everything = max(self._everything, names.everything)
+            self._know(new)
+
+    @_torch_capture.modules_themselves()
+    def _ask(self, name: str, asks: bool) -> None:
+        """Code is about to ask for an attribute, or to set it, by a name that it computed."""
+        if asks:
+            self.loaded.add(name)
+        if name not in self._names:
+            self._know({name})
+
+    def _know(self, new: set[str] | frozenset[str]) -> None:
+        """Record these attributes of all objects that are known."""
         self._names |= new
         for namespace, owner in list(self._objects):
             self._record_names(namespace, new)
@@ -169,22 +182,16 @@ class Reads:
         elif isinstance(value, types.MethodType):
             self._reach_held(value.__self__, "self")
             self.reach(value.__func__, label)
+        elif asked := names_in(value):
+            self._know(asked)
         elif names := next((names for kind, names in origins.LEADS_TO if isinstance(value, kind)), ()):
+            self._reach_lookup(value)
             for name in names:
                 self._reach_held(getattr(value, name), label)
-        elif isinstance(value, contextvars.ContextVar):
+        elif cells := cells_of(value, label):
             self._seen[id(value)] = value
-            set_: Any = value.set  # returns a token
-            self._record_cell(lambda: value.get(ABSENT), set_, label)
-        elif isinstance(value, types.MappingProxyType):
-            self._seen[id(value)] = value
-            self._record_cell(lambda: dict(value), ignore, label)
-        elif isinstance(value, threading.local):
-            self._seen[id(value)] = value
-            self._record_cell(lambda: tuple(value.__dict__), ignore, label)
-            for name in list(value.__dict__):
-                get = functools.partial(getattr, value, name, ABSENT)
-                self._record_cell(get, functools.partial(setattr, value, name), f"{label}.{name}")
+            for cell in cells:
+                self._record_cell(*cell)
         elif isinstance(value, weakref.ref):
             self.reach(value(), label)
         elif statics.is_container(value):
@@ -215,11 +222,18 @@ class Reads:
             if callable(value):
                 self.reach(type(value).__call__, label)
         else:
+            self._reach_lookup(value)
             wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # a traced function, functools.lru_cache
             if isinstance(value, CACHED):
                 self.cached_calls.watch(value)
             if wrapped is not None:
                 self.reach(wrapped, label)
+
+    def _reach_lookup(self, value: Any) -> None:
+        """Whoever keeps the real `getattr` may ask for any name."""
+        if self._everything < ALL and any(value is real for real in REAL):
+            self._everything = ALL
+            self._know(set())
 
     def _reach_static(self, value: Any, label: str) -> None:
         """Compared by value; but its class may hold attributes, and a member of an enumeration some of its own."""
@@ -245,20 +259,20 @@ class Reads:
 
     def _reach_module(self, module: torch.nn.Module, label: str) -> None:
         tables = {name: module.__dict__[name] for name in MODULE_TABLES if name in module.__dict__}
-        for name, held in (*tables.items(), *_torch.global_hooks().items()):
-            hooks = "hooks" in name
-            namespace = self._namespace(held, f"{label}.{name}: " if hooks else f"{label}.")
-            if namespace.keys is None:
-                namespace.keep_keys()
-                namespace.hooks = hooks
-            for key in held:
-                self._record(namespace, key)
+        self._reach_tables(tables, label)
         namespace = self._namespace(module.__dict__, f"{label}.")
         namespace.values |= {name: statics.Identity(held) for name, held in tables.items()}
         namespace.originals |= tables
         self._reach_object(module, module.__dict__, label)
         if isinstance(module, (torch.nn.ParameterList, torch.nn.ParameterDict)):  # they make up names of attributes
             self._record_names(namespace, module.__dict__.keys() - origins.MODULE_INTERNALS)
+
+    def _reach_tables(self, tables: dict[str, dict[Any, Any]], label: str) -> None:
+        for name, held in tables.items():
+            namespace = self._namespace(held, f"{label}.{name}: " if "hooks" in name else f"{label}.")
+            namespace.keep_keys()
+            for key in held:
+                self._record(namespace, key)
 
     def _reach_stateful(self, value: Any, label: str) -> None:
         """The code that reads such an object is not watched, so all of its attributes count as read."""
@@ -280,6 +294,7 @@ class Reads:
             for name in ("__wrapped__", "registry"):  # of decorators, and of functools.singledispatch
                 self._reach_held(getattr(fn, name, None), label)
             return
+        self._functions.append(fn)
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             if name == "__class__":  # made for super(), and never set again
                 self.reach(read_cell(cell), label)
@@ -301,6 +316,9 @@ class Reads:
         namespace = self._namespace(held, f"{label}.")
         if not isinstance(owner, types.ModuleType):
             namespace.keys = frozenset(held)  # a new attribute may hide one of the class, or answer hasattr
+            namespace.of = owner if held is getattr(owner, "__dict__", None) else None
+            if not isinstance(owner, types.FunctionType):
+                self.keep("__class__", [owner])
         self._objects.append((namespace, owner))
         self._record_names(namespace, self._names)
         self._record_class(type(owner), self._names)
@@ -315,8 +333,10 @@ class Reads:
         for name in namespace.held.keys() & names:
             self._record(namespace, name)
         if self._everything:
-            for name, value in namespace.held.items():
-                if statics.is_container(value) or statics.freeze_static(value) is not None:
+            most = self._everything == ALL and (namespace.of is not None or namespace.owner is not None)
+            for name, value in list(namespace.held.items()):
+                plain = statics.is_container(value) or statics.freeze_static(value) is not None
+                if plain or (most and not isinstance(value, collections.abc.Iterator)):
                     self._record(namespace, name)
 
     def _record(self, namespace: Namespace, name: Any) -> None:
@@ -353,6 +373,7 @@ class Reads:
         """Attributes of the classes in user code, methods included."""
         if issubclass(cls, torch.autograd.Function):
             names = names | _NAMED_BY_AUTOGRAD
+        self._looked_at.add(cls)
         for base in (*cls.__mro__, *type.mro(type(cls))):
             if origins.is_trusted_class(base) or origins.is_installed(origins.file_of(base.__module__)):
                 continue
@@ -403,43 +424,6 @@ class Reads:
 
     # Afterwards ----------------------------------------------------------------------------------------
 
-    def changed(self) -> Iterator[tuple[str, Any, Any, bool]]:
-        """(label, frozen then, frozen now, whether it hangs on an installed package) of what changed since recorded."""
-        for namespace in self.namespaces.values():
-            for name, then, now in namespace.changed():
-                yield namespace.label_of(name), then, now, namespace.installed
-        for cell in self.cells:
-            if cell.changed():
-                yield cell.label, cell.value, statics.freeze(cell.get()), False
-        for container in self.containers:
-            if container.changed():
-                yield container.label, container.frozen, statics.freeze(container.value), container.installed
-
-    def assigned(self, fake: Callable[[Any], bool]) -> Iterator[tuple[Any, Any, Any, str]]:
-        """(dict or setter, name, value, label) of new values that satisfy `fake`, and of plain ones that may be set.
-
-        What was there before is put back.
-        """
-        for namespace in self.namespaces.values():
-            for name, value in list(dict.items(namespace.held)):
-                new = name not in namespace.values and not namespace.had(name)
-                if not new and (name not in namespace.values or value is namespace.originals.get(name, ABSENT)):
-                    continue
-                if fake(value) or namespace.may_set(name, value, self.loaded):
-                    held = namespace.setter(name) if namespace.owner else namespace.held
-                    yield held, name, value, namespace.label_of(name)
-                    namespace.put_back(name)
-        for cell in self.cells:
-            if (value := cell.get()) is not cell.original and fake(value):
-                yield cell.set, None, value, cell.label
-                cell.set(cell.original)
-
-    def drop_keys(self, only: Callable[[Any], bool]) -> None:
-        """Take out of dicts what the function filed under new keys that satisfy `only`."""
-        for namespace in self.namespaces.values():
-            for name in [n for n in namespace.held if not namespace.had(n) and only(n)]:
-                namespace.put_back(name)
-
     def made_inside(self, value: object) -> bool:
         """Whether a function or module hangs on nothing outside: eager makes a new one at every call."""
         return isinstance(value, (torch.nn.Module, types.FunctionType)) and id(value) not in self._seen
@@ -448,14 +432,19 @@ class Reads:
         """Whether code that ran names this attribute."""
         return name in self._names
 
-    def modules(self) -> list[torch.nn.Module]:
-        """The modules that the function can reach."""
-        return [m for m in self._seen.values() if isinstance(m, torch.nn.Module)]
+    def restore(self) -> None:
+        """Put back what the traced code changed."""
+        self.cached_calls.forget()
+        super().restore()
 
     def settle(self) -> None:
         """Let go of what only the capture needed: replaced weights must not live on in a record of them."""
         self._seen = {id(m): m for m in self.modules()}
         self._objects.clear()
+        codes = {code for code, _ in self.codes}
+        self.keep("__code__", [fn for fn in self._functions if id(fn.__code__) in codes])
+        self.keep("__mro__", list(self._classes.keys() & self._looked_at))
+        self._functions.clear()
         self._pinned.clear()
         self.codes.clear()
         self.generators.clear()
@@ -465,35 +454,6 @@ class Reads:
             place.settle()
         self.__dict__.pop("refuse", None)
 
-    def restore(self) -> None:
-        """Put back what the traced code changed."""
-        for generator, state in self.generators:
-            generator.set_state(state)
-        self.cached_calls.forget()
-        for namespace in self.namespaces.values():
-            namespace.restore()
-        for cell in self.cells:
-            if cell.changed():
-                cell.set(cell.original)
-        for container in self.containers:
-            if container.changed():
-                container.put_back()
 
-    def tensors(self) -> Iterator[tuple[Any, Any, str, Any]]:
-        """(container or getter, key, label, value) of every place reached that holds a tensor or generator."""
-        for namespace in self.namespaces.values():
-            for name, value in dict.items(namespace.held):
-                if isinstance(value, _INPUTS):
-                    yield namespace.held, name, namespace.label_of(name), value
-        for value in list(self._seen.values()):
-            if isinstance(value, (dict, list, tuple)):
-                for key, part in dict.items(value) if isinstance(value, dict) else enumerate(value):
-                    if isinstance(part, _INPUTS):
-                        yield value, key, f"[{key!r}]", part
-        for cell in self.cells:
-            if isinstance(cell.original, _INPUTS):
-                yield cell.get, None, cell.label, cell.original
-        yield from self._pinned
-
-
+_CALL_OF_MODULES = torch.nn.Module._call_impl.__code__
 _NAMED_BY_AUTOGRAD = frozenset({"forward", "setup_context", "backward", "jvp", "vjp", "vmap"})

@@ -267,3 +267,41 @@ def test_what_is_kept_has_its_history(loss: Callable[[Keeps, Tensor], Tensor]) -
     eager.loss.backward()
     kept.loss.backward()
     torch.testing.assert_close(kept.linear.weight.grad, eager.linear.weight.grad)
+
+
+def written_into(module: nn.Module) -> dict[int, Any]:
+    return module[1][0]._forward_hooks  # type: ignore[index, union-attr, return-value]
+
+
+def written_into_that_of_all(module: nn.Module) -> dict[int, Any]:
+    return nn.modules.module._global_forward_hooks  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("table", [written_into, written_into_that_of_all])
+@torch.no_grad()
+def test_hooks_that_are_written_into_their_table(table: Callable[[nn.Module], dict[int, Any]]) -> None:
+    module = net()
+    traced = make_traced(module, executor="aten")
+    before = traced(X)
+    table(module)[0] = lambda module, args, out: out * 2
+    try:
+        assert torch.equal(traced(X), module(X))
+        assert not torch.equal(traced(X), before)
+    finally:
+        table(module).clear()
+    assert torch.equal(traced(X), before)
+    assert traced.cache_info().traces == 2
+
+
+def test_hooks_of_all_modules_for_one_that_the_function_makes() -> None:
+    def function(x: Tensor) -> Any:
+        return nn.ReLU()(x - 2)
+
+    traced = make_traced(function)
+    traced(X)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: out * 2)
+    try:
+        assert torch.equal(traced(X), function(X))
+        assert traced.cache_info().traces == 2
+    finally:
+        handle.remove()

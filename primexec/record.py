@@ -1,0 +1,121 @@
+"""What was recorded of Python's state, and how it compares with what is there now."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from primexec import statics
+from primexec.contents import Container
+from primexec.namespaces import ABSENT, Cell, Namespace
+
+_INPUTS = (torch.Tensor, torch.Generator)
+# What can be exchanged in place, and how to ask for it: classes of objects, code of functions, bases of classes.
+ASK: dict[str, Callable[[Any], Any]] = {
+    "__class__": type, "__code__": operator.attrgetter("__code__"), "__mro__": operator.attrgetter("__mro__"),
+}  # fmt: skip
+
+
+class Record:
+    """Places that were read, and what they held."""
+
+    def __init__(self) -> None:
+        self.namespaces: dict[int, Namespace] = {}
+        self.cells: list[Cell] = []
+        self.containers: list[Container] = []
+        self.exchangeable: dict[str, tuple[list[Any], list[Any]]] = {name: ([], []) for name in ASK}  # whose, what
+        self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
+        self.loaded: set[str] = set()  # names of attributes that are asked for, and not set only
+        self._seen: dict[int, object] = {}
+        self._pinned: list[tuple[Any, Any, str, torch.Tensor]] = []  # places of tensors that must not be replaced
+
+    def changed(self) -> Iterator[tuple[str, Any, Any, bool]]:
+        """(label, frozen then, frozen now, whether it hangs on an installed package) of what changed since recorded."""
+        for namespace in self.namespaces.values():
+            for name, then, now in namespace.changed():
+                yield namespace.label_of(name), then, now, namespace.installed
+        for cell in self.cells:
+            if cell.changed():
+                yield cell.label, cell.value, statics.freeze(cell.get()), False
+        for container in self.containers:
+            if container.changed():
+                yield container.label, container.frozen, statics.freeze(container.value), container.installed
+        for name, owner, then in self._exchanged():
+            label = f"{name} of a {type(owner).__name__}"
+            yield label, statics.Identity(then), statics.Identity(ASK[name](owner)), False
+
+    def keep(self, name: str, owners: list[Any]) -> None:
+        """Record what can be exchanged in place."""
+        self.exchangeable[name][0].extend(owners)
+        self.exchangeable[name][1].extend(map(ASK[name], owners))
+
+    def _exchanged(self) -> Iterator[tuple[str, Any, Any]]:
+        for name, places in self.exchangeable.items():
+            for owner, then in zip(*places, strict=True):
+                if ASK[name](owner) is not then:
+                    yield name, owner, then
+
+    def assigned(self, fake: Callable[[Any], bool]) -> Iterator[tuple[Any, Any, Any, str]]:
+        """(dict or setter, name, value, label) of new values that satisfy `fake`, and of plain ones that may be set.
+
+        What was there before is put back.
+        """
+        for namespace in self.namespaces.values():
+            for name, value in list(dict.items(namespace.held)):
+                new = name not in namespace.values and not namespace.had(name)
+                if not new and (name not in namespace.values or value is namespace.originals.get(name, ABSENT)):
+                    continue
+                if fake(value) or namespace.may_set(name, value, self.loaded):
+                    held = namespace.setter(name) if namespace.owner else namespace.held
+                    yield held, name, value, namespace.label_of(name)
+                    namespace.put_back(name)
+        for cell in self.cells:
+            if (value := cell.get()) is not cell.original and fake(value):
+                yield cell.set, None, value, cell.label
+                cell.set(cell.original)
+
+    def drop_keys(self, only: Callable[[Any], bool]) -> None:
+        """Take out of dicts what the function filed under new keys that satisfy `only`."""
+        for namespace in self.namespaces.values():
+            for name in [n for n in namespace.held if not namespace.had(n) and only(n)]:
+                namespace.put_back(name)
+
+    def modules(self) -> list[torch.nn.Module]:
+        """The modules that the function can reach."""
+        return [m for m in self._seen.values() if isinstance(m, torch.nn.Module)]
+
+    def restore(self) -> None:
+        """Put back what the traced code changed."""
+        for generator, state in self.generators:
+            generator.set_state(state)
+        for namespace in self.namespaces.values():
+            if namespace.of is not None and namespace.of.__dict__ is not namespace.held:
+                namespace.of.__dict__ = namespace.held
+            namespace.restore()
+        for cell in self.cells:
+            if cell.changed():
+                cell.set(cell.original)
+        for container in self.containers:
+            if container.changed():
+                container.put_back()
+        for name, owner, then in self._exchanged():
+            setattr(owner, name, then)
+
+    def tensors(self) -> Iterator[tuple[Any, Any, str, Any]]:
+        """(container or getter, key, label, value) of every place reached that holds a tensor or generator."""
+        for namespace in self.namespaces.values():
+            for name, value in dict.items(namespace.held):
+                if isinstance(value, _INPUTS):
+                    yield namespace.held, name, namespace.label_of(name), value
+        for value in list(self._seen.values()):
+            if isinstance(value, (dict, list, tuple)):
+                for key, part in dict.items(value) if isinstance(value, dict) else enumerate(value):
+                    if isinstance(part, _INPUTS):
+                        yield value, key, f"[{key!r}]", part
+        for cell in self.cells:
+            if isinstance(cell.original, _INPUTS):
+                yield cell.get, None, cell.label, cell.original
+        yield from self._pinned
