@@ -83,6 +83,7 @@ def capture_environment(trace: Trace) -> Iterator[list[str]]:
                 patches.callback(setattr, owner, name, original)
                 setattr(owner, name, replacement(original))
             patches.enter_context(torch.autograd.set_detect_anomaly(False))  # it reads values, which are not there
+            patches.enter_context(_without_saved_tensors_hooks())  # those of the caller run at every call
             torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
             gc.disable()  # a callback of the collector is not the function's code
             yield _capturing.passes
@@ -116,6 +117,20 @@ def standing_in(shadows: Mapping[int, torch.nn.Module]) -> Iterator[None]:
         _capturing.shadows = outer
         for name, original in before.items():
             setattr(module, name, original) if original else delattr(module, name)
+
+
+@contextmanager
+def _without_saved_tensors_hooks() -> Iterator[None]:
+    hooks = private("torch._C._autograd")
+    taken = []
+    while (pair := hooks._top_saved_tensors_default_hooks(True)) is not None:
+        taken.append(pair)
+        hooks._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pair in reversed(taken):
+            hooks._push_saved_tensors_default_hooks(*pair)
 
 
 def _of_shadow(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -130,7 +130,7 @@ class CodeNames:
     globals: tuple[str, ...]
     attributes: frozenset[str]
     loaded: frozenset[str]  # those of them that are not set only
-    reflective: bool  # getattr or its like, in user code
+    reflective: bool  # getattr or its like, in user code, or a handler for attributes that are not there
     everything: int  # PLAIN or ALL where attribute names are computed
     modules: bool  # sys.modules, in user code
     suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
@@ -199,7 +199,7 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
     constants = {name for c in texts for name in c.split(".") if name.isidentifier()}
     if not attributes.isdisjoint(FORMATTERS):
         attributes |= {name for c in texts for name in fields_of(c)}
-    reflective = bool(_REFLECTION & (globals_.keys() | attributes))
+    reflective = bool(_REFLECTION & (globals_.keys() | attributes)) or "AttributeError" in globals_
     if reflective:
         attributes |= constants
         loaded |= constants

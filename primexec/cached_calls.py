@@ -2,7 +2,7 @@
 
 What such a function returns hangs on no name, and a trace must not leave its tensors in the cache. So while a capture
 runs, a stand-in calls the function outside of the trace, as eager would; tensors that it returns are inputs of the
-program, which makes the same call again, and finds the same tensors, whenever it runs.
+program. Whoever checks the program makes the same call again, and finds the same, for as long as the cache does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from primexec import _torch, statics
+from primexec.origins import is_plain_object
 
 CACHED = type(functools.cache(len))
 
@@ -53,13 +53,13 @@ class CachedCalls:
         self._places.append((get, set_, stand_in, cached))
 
     def _call(self, cached: Any, label: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        key = statics.freeze_static((args, tuple(kwargs.items())))
-        if key is None or threading.get_ident() != self._thread or torch.get_default_device().type != "cpu":
+        key = tuple(map(_key, (*args, *kwargs, *kwargs.values())))
+        if None in key or threading.get_ident() != self._thread or torch.get_default_device().type != "cpu":
             return cached(*args, **kwargs)
         with _torch.modes_off():
             value = cached(*args, **kwargs)
         again = id(cached), key
-        if again not in self._recorded and any(isinstance(leaf, Tensor) for leaf in _torch.flatten(value)[0]):
+        if again not in self._recorded:
             self._recorded.add(again)
             self._record()(functools.partial(cached, *args, **kwargs), f"{label}({', '.join(map(repr, args))})")
         return value
@@ -77,3 +77,9 @@ class CachedCalls:
         for cached, misses in self._misses.values():
             if cached.cache_info().misses != misses:
                 cached.cache_clear()
+
+
+def _key(value: Any) -> Any:
+    """What tells a call from others; None where it cannot be made again outside of the trace."""
+    held = is_plain_object(value) and not isinstance(value, (torch.Tensor, torch.nn.Module))
+    return statics.Identity(value) if held else statics.freeze_static(value)

@@ -45,7 +45,7 @@ class Reads(Record):
     def __init__(self, fn: object) -> None:
         super().__init__()
         self.codes: dict[tuple[int, int], types.CodeType] = {}  # by their identity and that of their globals
-        self._names: set[str] = {"training", "forward"}  # torch's code asks modules for these
+        self._names: set[str] = {"training", "forward", "__getattr__"}  # asked for by torch's code, and by Python
         self._everything = 0  # PLAIN or ALL where names are computed in a way that cannot be watched
         self.reflective = False  # user code asked for attributes by computed or optional names
         self._objects: list[tuple[Namespace, Any]] = []
@@ -53,6 +53,8 @@ class Reads(Record):
         self._imports = Imports(self._reach_import)
         self._lookups = stand_ins(self._ask)
         self._classes: dict[type, Namespace] = {}
+        self._asked: set[str] = set()  # given to `getattr` and its like, which may be there or not
+        self._weakly: set[int] = set()  # objects that were found through weak references
         self._looked_at: set[type] = set()
         self._functions: list[types.FunctionType] = []
         self._previous: Any = None
@@ -129,7 +131,8 @@ class Reads(Record):
         """Code is about to ask for an attribute, or to set it, by a name that it computed."""
         if asks:
             self.loaded.add(name)
-        if name not in self._names:
+        if name not in self._asked:
+            self._asked.add(name)
             self._know({name})
 
     def _know(self, new: set[str] | frozenset[str]) -> None:
@@ -193,6 +196,8 @@ class Reads(Record):
             for cell in cells:
                 self._record_cell(*cell)
         elif isinstance(value, weakref.ref):
+            self._weakly.add(id(value()))
+            self._record_cell(lambda: value() is None, ignore, f"whether {label} is dead")
             self.reach(value(), label)
         elif statics.is_container(value):
             self._seen[id(value)] = value
@@ -240,6 +245,7 @@ class Reads(Record):
         if isinstance(value, enum.Enum) and not origins.is_trusted_class(type(value)):
             self._seen[id(value)] = value
             self._reach_object(value, value.__dict__, label)
+            self._record(self._namespace(value.__dict__, f"{label}."), "_value_")
         elif hasattr(type(value), "__dataclass_fields__"):
             self._record_class(type(value), self._names)
 
@@ -316,8 +322,9 @@ class Reads(Record):
         namespace = self._namespace(held, f"{label}.")
         if not isinstance(owner, types.ModuleType):
             namespace.keys = frozenset(held)  # a new attribute may hide one of the class, or answer hasattr
-            namespace.of = owner if held is getattr(owner, "__dict__", None) else None
-            if not isinstance(owner, types.FunctionType):
+            if id(owner) not in self._weakly:  # nor may this record keep it alive
+                namespace.of = owner if held is getattr(owner, "__dict__", None) else None
+            if not isinstance(owner, types.FunctionType) and id(owner) not in self._weakly:
                 self.keep("__class__", [owner])
         self._objects.append((namespace, owner))
         self._record_names(namespace, self._names)
@@ -330,7 +337,8 @@ class Reads(Record):
         return self.namespaces.setdefault(id(held), Namespace(held, label))
 
     def _record_names(self, namespace: Namespace, names: set[str] | frozenset[str]) -> None:
-        for name in namespace.held.keys() & names:
+        there = namespace.held.keys() if namespace.keys is not None else namespace.held.keys() | self._asked
+        for name in there & names:
             self._record(namespace, name)
         if self._everything:
             most = self._everything == ALL and (namespace.of is not None or namespace.owner is not None)
@@ -381,7 +389,7 @@ class Reads(Record):
             if namespace is None:
                 namespace = self._classes[base] = Namespace.of_class(base)
                 self.namespaces[id(namespace.held)] = namespace
-                self._record_names(namespace, namespace.special())
+                self._record_names(namespace, {*namespace.special(), "_member_map_"})  # of an enumeration
             self._record_names(namespace, names)
 
     def _watch_state(self, value: Any, label: str) -> None:

@@ -66,3 +66,19 @@ def test_a_cached_function_holds_no_tensor_of_a_trace_afterwards() -> None:
     with pytest.raises(CaptureError, match="kept somewhere outside"):
         make_traced(lambda x: doubled(x) + 1)(X)
     assert doubled.cache_info().currsize == 0
+
+
+def test_numbers_are_those_of_the_cache() -> None:
+    held = {"gain": 2.0}
+
+    @functools.lru_cache
+    def scale(by: int) -> float:
+        return held["gain"] * by
+
+    traced = make_traced(lambda x: x * scale(2))
+    ones = torch.ones(3)
+    for gain in (2.0, 3.0, 4.0):
+        held["gain"] = gain
+        assert torch.equal(traced(ones), ones * 4)  # kept
+    scale.cache_clear()
+    assert torch.equal(traced(ones), ones * 8)

@@ -2,10 +2,12 @@
 
 import builtins
 import dataclasses
+import enum
 import functools
 import inspect
 import operator
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -221,3 +223,66 @@ def test_builtins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert torch.equal(traced(X), X * 2)
     assert traced.cache_info().traces == 2
+
+
+def test_attributes_of_modules_that_come_later() -> None:
+    settings, state = types.ModuleType("settings"), {"gain": 2.0}
+
+    def function(x: Tensor) -> Any:
+        return x * settings.gain * (3 if hasattr(settings, "flag") else 1)
+
+    def lookup(name: str) -> float:
+        try:
+            return state[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    settings.__getattr__ = lookup  # type: ignore[method-assign]
+    traced = make_traced(function)
+    for name in ("gain", "gain", "flag"):
+        state[name] = state.get(name, 0.0) + 1
+        assert torch.equal(traced(X), function(X))
+    settings.flag = True  # type: ignore[attr-defined]
+    assert torch.equal(traced(X), function(X))
+
+
+def test_what_weak_references_lead_to() -> None:
+    held = [Plain(gain=2.0)]
+    weak = weakref.ref(held[0])
+
+    def function(x: Tensor) -> Any:
+        found = weak()
+        return x if found is None else x * found.gain
+
+    traced = make_traced(function)
+    for _ in range(2):
+        assert torch.equal(traced(X), function(X))
+        held[0].gain = 3.0
+    held.clear()
+    assert torch.equal(traced(X), X)
+
+
+class Level(enum.Enum):
+    LOW = [2.0]  # noqa: RUF012
+
+
+def test_what_members_of_an_enumeration_hold() -> None:
+    traced = make_traced(lambda x: x * Level.LOW.value[0])
+    traced(X)
+    Level.LOW.value[0] = 3.0
+    assert torch.equal(traced(X), X * 3)
+
+
+def test_attributes_of_tensors_that_are_handled_where_they_are_absent() -> None:
+    def function(x: Any) -> Any:
+        try:
+            return x * x.gain
+        except AttributeError:
+            return x
+
+    traced = make_traced(function)
+    assert torch.equal(traced(X), X)
+    tagged = X.clone()
+    tagged.gain = 2.0  # type: ignore[attr-defined]
+    with pytest.raises(CaptureError, match="gain"):
+        traced(tagged)

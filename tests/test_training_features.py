@@ -276,3 +276,13 @@ def test_explain_shows_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
     assert "backward" in text.lower()
     assert re.search(r"saved", text)
     assert capsys.readouterr().out
+
+
+def test_saved_tensors_hooks_around_the_first_call() -> None:
+    traced = primexec.make_traced(lambda x: (x * x).sum())
+    for _ in range(2):
+        x = torch.arange(1.0, 4.0, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t * 2):
+            traced(x).backward()
+        assert x.grad is not None
+        assert torch.equal(x.grad, 4 * x.detach())
