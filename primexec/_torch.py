@@ -384,6 +384,12 @@ def storage_key(t: Any) -> int:
     return int(t.untyped_storage()._cdata)
 
 
+def same_elements(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same elements of one memory."""
+    places = [(t.dtype, t.shape, t.stride(), t.storage_offset(), t.is_conj(), t.is_neg()) for t in (a, b)]
+    return places[0] == places[1] and storage_key(a) == storage_key(b)
+
+
 def overlap(tensors: list[Tensor]) -> bool:
     """Whether any two tensors of one storage have an element in common."""
     return bool(private("torch._C._dynamo.guards.compute_overlapping_tensors")(tensors, symbolic=False))

@@ -56,6 +56,8 @@ class Calls(_torch.TorchFunctionMode):
         if fn in literals.makers():
             return fn(*args, **kwargs)
         if fn in forbidden():
+            if fn == _set_data() and _torch.same_elements(*tracer._stand_ins(args)):  # p.data = p.data.to(device)
+                return None
             raise tracer.fail(forbidden()[fn], VALUE_HINT)
         if fn in _sensitive():
             tracer.uses_sdpa = True
@@ -207,8 +209,14 @@ def forbidden() -> dict[Any, str]:
         Tensor.is_set_to: "whether two tensors are one piece of memory is asked",
         Tensor.share_memory_: "a tensor is moved to shared memory",
         properties._version.__get__: "the version counter of a tensor is read",
-        properties.data.__set__: "the .data of a tensor is replaced",
+        _set_data(): "the .data of a tensor is replaced",
     }
+
+
+@cache
+def _set_data() -> Any:
+    data: Any = Tensor.data
+    return data.__set__
 
 
 @cache

@@ -30,6 +30,39 @@ def test_attribute_of_a_parameter() -> None:
     assert traced.cache_info().traces == 2  # type: ignore[attr-defined]
 
 
+def test_data_that_is_set_to_itself() -> None:
+    """As by code that moves its parameters to where its input is."""
+
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((2, 2), 3.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data = self.weight.data.to(x.device, x.dtype)
+            return x @ self.weight
+
+    module, eager = Moving(), Moving()
+    traced = primexec.make_traced(module, executor="aten")
+    for x in (torch.ones(3, 2), torch.rand(3, 2)):
+        found, expected = traced(x), eager(x)
+        found.sum().backward()
+        expected.sum().backward()
+        assert torch.equal(found, expected)
+    assert torch.equal(module.weight.grad, eager.weight.grad)  # type: ignore[arg-type]
+    assert traced.cache_info().traces == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("change", [lambda w: w.data * 2, lambda w: w.data.t(), lambda w: w.data.double()])
+def test_data_that_is_replaced_is_refused(change: Callable[[Tensor], Tensor]) -> None:
+    def run(w: Tensor) -> Tensor:
+        w.data = change(w)
+        return w + 1
+
+    with pytest.raises(primexec.CaptureError, match=r"the \.data of a tensor is replaced"):
+        primexec.make_traced(run)(torch.rand(3, 3))
+
+
 def test_flag_of_a_parameter_decides_over_gradients() -> None:
     weight: Any = nn.Parameter(torch.ones(1))
     weight.frozen = True
