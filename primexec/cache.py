@@ -23,7 +23,7 @@ from primexec.errors import CaptureError, ExecutorError, PrimexecError, RetraceW
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, describe_call, differences, make_entry
-from primexec.pipeline import compile_program
+from primexec.pipeline import collector_paused, compile_program
 from primexec.runtime import Executable
 
 _guards_log = logger("guards")
@@ -107,6 +107,7 @@ class Cache:
             raise AssertionError(f"{self.name}: a new program does not fit the call it was made for")
         return out
 
+    @collector_paused()
     def _trace(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], description: dict[str, str]
     ) -> Entry:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -21,6 +23,19 @@ from primexec.verify_plan import verify_planned
 _log = logger("plan")
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Python's collector of cycles waits: for the nodes of a program it would look at all objects of PyTorch, often."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@collector_paused()
 def compile_program(
     program: Program,
     options: Options,

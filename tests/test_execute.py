@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from primexec import execute, make_traced
+from primexec import execute, make_traced, pipeline
 from tests.copies import COPIES
 
 X = torch.arange(6.0).reshape(2, 3)
@@ -153,3 +153,28 @@ def test_prepared_programs_go_with_the_graph() -> None:
 def test_execute_takes_graph_modules_only(odd: Any) -> None:
     with pytest.raises(TypeError, match=r"execute takes a torch\.fx\.GraphModule"):
         execute(odd, X)
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_the_collector_waits_while_programs_are_made(collecting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    original = pipeline.compile_plan
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append(gc.isenabled())
+        if len(seen) == 3:
+            raise ValueError("no")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "compile_plan", spy)
+    was = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        graph = fx.symbolic_trace(lambda a: a.relu() + 1)
+        assert torch.equal(execute(graph, torch.ones(3), executor="aten"), torch.full((3,), 2.0))
+        assert torch.equal(make_traced(lambda a: a * 2)(torch.ones(3)), torch.full((3,), 2.0))
+        with pytest.raises(ValueError, match="no"):
+            make_traced(lambda a: a * 3)(torch.ones(3))
+        assert (seen, gc.isenabled()) == ([False] * 3, collecting)
+    finally:
+        (gc.enable if was else gc.disable)()
