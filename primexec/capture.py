@@ -29,7 +29,7 @@ from primexec.bytecode import stores_attribute, user_source_of
 from primexec.config import logger
 from primexec.errors import CaptureError, SourceLine
 from primexec.gradients import GradientOf, read_place
-from primexec.instances import taken_apart
+from primexec.instances import Found, containers_of, taken_apart, with_identities
 from primexec.joint import Joint, Recorder, Result, View, result_of
 from primexec.program import Program, Static
 from primexec.random_state import RandomState
@@ -202,8 +202,7 @@ def capture(
         if not isinstance(error, CaptureError):
             raise
         _raise_located(changed or error, fn)
-    changed = before.changes(reads)
-    if changed is not None:
+    if (changed := before.changes(reads)) is not None:
         _raise_located(changed, fn)
     if not same_globals():
         torch.set_grad_enabled(grad)
@@ -254,6 +253,7 @@ def _capture(
     _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
     if passes:
         tracer.gradients.check_hooks()
+    result = with_identities(taken_apart(result), containers_of((fake_args, fake_kwargs)), tracer.reads.pin)
     captured = _finish(tracer, shadows, result, name, save, bool(passes))
     shadows.clear()
     del run, result, fakes, fake_args, fake_kwargs
@@ -303,7 +303,7 @@ def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
 
 
 def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str, runs_backward: bool) -> Captured:
-    leaves, tree = _torch.flatten(taken_apart(result))
+    leaves, tree = _torch.flatten(result)
     outputs: list[fx.Node] = []
     places: list[int | Static] = []
     for leaf in leaves:
@@ -312,7 +312,8 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
             if any(isinstance(n, _torch.SYMBOLS) for n in (leaf if isinstance(leaf, torch.Size) else (leaf,))):
                 raise tracer.unknown_size()
             value = shadows.adopt(leaf)
-            if statics.freeze_argument(value) is None or tracer.reads.made_inside(value):
+            unknown = statics.freeze_argument(value) is None and not isinstance(leaf, Found)
+            if unknown or tracer.reads.made_inside(value):
                 raise CaptureError(
                     f"the function returns an object of type {type(leaf).__qualname__}, which cannot be rebuilt",
                     hint="return tensors and plain values in tuples, lists and dicts, or in an object of plain "

@@ -25,6 +25,7 @@ from primexec.bytecode import IDENTITY
 from primexec.capture import Captured, Signature
 from primexec.contents import Contents
 from primexec.gradients import GradientOf, read_place
+from primexec.instances import Found, Given, Shared
 from primexec.namespaces import Namespace
 from primexec.program import Static, TensorSpec
 from primexec.reads import Reads
@@ -108,6 +109,7 @@ class _Writer:
         self.lines: list[str] = []
         self.namespace: dict[str, Any] = {"MISS": MISS, "Tensor": Tensor}
         self.leaves: list[tuple[str, Any]] = []  # variable, value at the time of the trace
+        self.containers = [""]  # variables of the containers of the call, as `containers_of` has them
         self.grad_off = False
         self.variables: dict[str, str] = {}  # name of an input → variable
 
@@ -140,6 +142,8 @@ class _Writer:
         if _torch.is_leaf(value):
             self.leaves.append((variable, value))
             return
+        if not pytree.tree_structure(value, is_leaf=_torch.is_leaf).is_leaf():
+            self.containers.append(variable)
         if kind in (tuple, list, dict):
             if depth:
                 self._miss_if(f"type({variable}) is not {kind.__name__}")
@@ -381,8 +385,14 @@ class _Writer:
             leaf = next(leaves)
             if not isinstance(leaf, Static):
                 return f"out[{leaf}]"
+            if isinstance(leaf.value, Given):
+                return self.containers[leaf.value.number]
+            if isinstance(leaf.value, Found):
+                return self._constant(leaf.value.value)
             return repr(leaf.value) if leaf.value is None else self._constant(leaf.value)
         children = [self._result(child, leaves) for child in tree.children()]
+        if tree.type is Shared:
+            return f"({''.join(f'shared{tree.context} := {child}' for child in children) or f'shared{tree.context}'})"
         if tree.type is tuple:
             return f"({', '.join(children)}{',' * (len(children) == 1)})"
         if tree.type is list:

@@ -1,9 +1,15 @@
-"""Objects that a function makes and returns, such as a model's cache: each call gets new ones with its own tensors."""
+"""Which objects a result is made of.
+
+Objects that a function makes and returns, such as a model's cache, are made anew at each call, with its own tensors.
+Lists and dicts that it was given, or found, are returned themselves; one that stands in a result twice is one object.
+"""
 
 from __future__ import annotations
 
 import gc
 import types
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +38,7 @@ def taken_apart(result: Any) -> Any:
     """What a function returned, with an `Instance` in place of each object that it made and nobody else holds."""
     found: dict[int, Any] = {}
     inside: set[int] = {id(found)}
-    if not _collect(result, found, inside) or _is_held(list(found.values()), inside):
+    if not _collect(result, found, inside) or not found or _is_held(list(found.values()), inside):
         return result
 
     def replaced(leaf: Any) -> Any:
@@ -79,3 +85,81 @@ def _is_held(objects: list[Any], inside: set[int]) -> bool:
     """Whether anything but these containers and running functions refers to one of the objects."""
     inside.add(id(objects))
     return any(id(r) not in inside and not isinstance(r, types.FrameType) for r in gc.get_referrers(*objects))
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A leaf of a result: a container among the arguments, by its number among them."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A leaf of a result: a container that the function found."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A node of a result: a container that stands there several times; at first, with what it is made of."""
+
+    number: int
+    made: tuple[Any, ...]
+
+
+pytree.register_pytree_node(Shared, lambda s: (s.made, s.number), lambda made, number: Shared(number, tuple(made)))
+
+
+def containers_of(tree: Any) -> list[Any]:
+    """The containers in a pytree, in the order in which they are taken apart."""
+    children = _children(tree)
+    return [] if children is None else [tree, *(c for child in children[0] for c in containers_of(child))]
+
+
+def _children(value: Any) -> tuple[list[Any], Any] | None:
+    """What a container holds and how to make another one; None for a leaf."""
+    children, spec = pytree.tree_flatten(value, is_leaf=lambda v: v is not value or _torch.is_leaf(v))
+    return None if spec.is_leaf() else (children, spec)
+
+
+def with_identities(result: Any, given: list[Any], found: Callable[[Any], bool]) -> Any:
+    """A result with leaves and nodes of this file in place of the containers whose identity matters.
+
+    Args:
+        given: the containers among the arguments.
+        found: whether a container is one that the function found, and will find again.
+    """
+    by_identity = {id(container): Given(i) for i, container in enumerate(given)}
+    met: Counter[int] = Counter()
+    numbers: dict[int, int] = {}
+
+    def stands_for(value: Any) -> Any:
+        return by_identity.get(id(value)) or (
+            Found(value) if isinstance(value, (list, dict)) and found(value) else None
+        )
+
+    def count(value: Any) -> bool:
+        """Whether there is such a container in a value."""
+        if stands_for(value) is not None:
+            return True
+        parts = _children(value)
+        if parts is None:
+            return False
+        met[id(value)] += 1
+        inside = [count(part) for part in parts[0]]
+        return any(inside) or (met[id(value)] > 1 and not isinstance(value, tuple))
+
+    def replaced(value: Any) -> Any:
+        if (leaf := stands_for(value)) is not None:
+            return leaf
+        parts = _children(value)
+        if parts is None or id(value) in numbers:
+            return value if parts is None else Shared(numbers[id(value)], ())
+        if met[id(value)] > 1 and not isinstance(value, tuple):
+            numbers[id(value)] = len(numbers)
+            return Shared(numbers[id(value)], (pytree.tree_unflatten(map(replaced, parts[0]), parts[1]),))
+        return pytree.tree_unflatten(map(replaced, parts[0]), parts[1])
+
+    return replaced(result) if count(result) else result

@@ -10,6 +10,7 @@ import torch
 
 from primexec import statics
 from primexec.contents import Container
+from primexec.errors import CaptureError
 from primexec.namespaces import ABSENT, Cell, Namespace
 
 _INPUTS = (torch.Tensor, torch.Generator)
@@ -77,6 +78,24 @@ class Record:
                 yield cell.set, None, value, cell.label
                 cell.set(cell.original)
 
+    def pin(self, value: Any) -> bool:
+        """Whether a container was there before; from now on its place must hold that very one."""
+        if id(value) not in self._seen and id(value) not in self.namespaces:
+            return False
+        places = [(n.originals, n.values, name) for n in self.namespaces.values() for name in n.originals]
+        pinned = [(v, held[name], name) for held, v, name in places if _holds(held[name], value)]
+        for values, original, name in pinned:
+            values[name] = statics.Identity(original)
+        cells = [cell for cell in self.cells if _holds(cell.original, value)]
+        for cell in cells:
+            cell.value = statics.Identity(cell.original)
+        if not pinned and not cells:
+            raise CaptureError(
+                f"the function returns a {type(value).__name__} that it found inside of another one",
+                hint="return a copy of it",
+            )
+        return True
+
     def drop_keys(self, only: Callable[[Any], bool]) -> None:
         """Take out of dicts what the function filed under new keys that satisfy `only`."""
         for namespace in self.namespaces.values():
@@ -119,3 +138,8 @@ class Record:
             if isinstance(cell.original, _INPUTS):
                 yield cell.get, None, cell.label, cell.original
         yield from self._pinned
+
+
+def _holds(place: Any, value: Any) -> bool:
+    """Whether a place holds a container, in tuples or as it is."""
+    return place is value or (type(place) is tuple and any(_holds(part, value) for part in place))
