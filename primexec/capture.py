@@ -457,7 +457,7 @@ def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[St
     for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
         for leaf in _torch.flatten(value)[0]:
             if _is_grad_leaf(leaf) if isinstance(leaf, Tensor) else statics.freeze_argument(leaf) is None:
-                raise _side_effect(label, str(name or label), tracer.reads)
+                raise _side_effect(label, _variable_in(label), tracer.reads)
         stores.append(_store(tracer, held, name, value, label, outputs))
     for of, value, label in tracer.gradients.changes():
         stores.append(_store(tracer, of, "grad", value, label, outputs))

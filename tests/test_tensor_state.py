@@ -63,6 +63,18 @@ def test_data_that_is_replaced_is_refused(change: Callable[[Tensor], Tensor]) ->
         primexec.make_traced(run)(torch.rand(3, 3))
 
 
+def test_an_object_filed_under_a_parameter_is_refused() -> None:
+    weight, table = nn.Parameter(torch.ones(2)), {}  # type: ignore[var-annotated]
+    table[weight] = None
+
+    def run(x: Tensor) -> Tensor:
+        table[weight] = {"mean": x * 2, "made by": SimpleNamespace()}
+        return x + 1
+
+    with pytest.raises(primexec.CaptureError, match=r"the function changes .*table.*: a Parameter"):
+        primexec.make_traced(run)(torch.ones(2))
+
+
 def test_flag_of_a_parameter_decides_over_gradients() -> None:
     weight: Any = nn.Parameter(torch.ones(1))
     weight.frozen = True
