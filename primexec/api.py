@@ -15,7 +15,8 @@ from torch import fx
 
 from primexec import _torch, config
 from primexec.cache import Cache, CacheInfo, compile_captured, runs_inline
-from primexec.capture import Signature, capture, capture_lock
+from primexec.capture import capture, capture_lock
+from primexec.captured import Signature
 from primexec.config import Executors, Options
 from primexec.errors import PrimexecError
 from primexec.executors import registry

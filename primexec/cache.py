@@ -14,19 +14,20 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from primexec import _torch, _torch_capture
-from primexec._torch import pytree
 from primexec.autograd import bind
 from primexec.bytecode import user_source_of
-from primexec.capture import Captured, Signature, capture, capture_lock, left_the_function
+from primexec.capture import capture, capture_lock, left_the_function
+from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
 from primexec.errors import CaptureError, ExecutorError, PrimexecError, RetraceWarning
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, describe_call, differences, make_entry
+from primexec.instances import opened
 from primexec.pipeline import collector_paused, compile_program
 from primexec.runtime import Executable
 
-_guards_log = logger("guards")
+_guards_log, _trace_log = logger("guards"), logger("trace")
 
 
 class CacheInfo(NamedTuple):
@@ -51,6 +52,7 @@ class Cache:
         self.entries: tuple[Entry, ...] = ()
         self._lock = threading.Lock()
         self._culprits: Counter[str] = Counter()
+        self._first_uses: set[int] = set()
         self._warned = False
         self.hits = self.misses = self.traces = self.compiles = self.evictions = 0
 
@@ -61,6 +63,7 @@ class Cache:
         with self._lock:
             self.entries = ()
             self._culprits.clear()
+            self._first_uses.clear()
             self._warned = False
             self.hits = self.misses = self.traces = self.compiles = self.evictions = 0
 
@@ -99,9 +102,11 @@ class Cache:
             except Exception as error:
                 if isinstance(error, PrimexecError) or not left_the_function(error):
                     raise
-                raised = error
+                entry, raised = None, error
         if raised is not None:
             _raise_as_eager(fn, args, kwargs, raised)
+        if entry is None:
+            return fn(*args, **kwargs)
         out = entry.call(args, kwargs)
         if out is MISS:
             raise AssertionError(f"{self.name}: a new program does not fit the call it was made for")
@@ -110,10 +115,15 @@ class Cache:
     @collector_paused()
     def _trace(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], description: dict[str, str]
-    ) -> Entry:
-        devices = [t.device for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    ) -> Entry | None:
+        """The new entry; None where the function is to run as it is, for it sets something up at its first use."""
+        leaves, _ = _torch.flatten(opened((args, kwargs)))
+        devices = [t.device for t in leaves if isinstance(t, torch.Tensor)]
         executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
         captured = capture(fn, args, kwargs, self.signature, registry.saving(self.options, executors))
+        if captured.first_use is not None:
+            self._note_first_use(captured.first_use, description)
+            return None
         self.traces += 1
         captured, executable = compile_captured(captured, self.options, executors)
         self.compiles += executable.compiles
@@ -122,6 +132,14 @@ class Cache:
             self.evictions += max(0, len(self.entries) + 1 - self.size)
             self.entries = (entry, *self.entries)[: self.size]
         return entry
+
+    def _note_first_use(self, first_use: FirstUse, description: dict[str, str]) -> None:
+        """Raise where the same call has set up the same thing before: it would never be served from the cache."""
+        key = hash((first_use.error.reason, *description.items()))
+        if key in self._first_uses:
+            raise first_use.error
+        self._first_uses.add(key)
+        _trace_log.debug("%s: run as it is, for at this call %s", self.name, first_use.error.reason)
 
     def _note_miss(self, description: dict[str, str]) -> None:
         # Comparing with every entry at every miss would cost n² for n programs.
@@ -164,7 +182,7 @@ def runs_inline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return (
         _torch_capture.capturing()
         or _torch.foreign_mode_active()
-        or any(map(_torch.is_foreign_tensor, pytree.tree_leaves((args, kwargs))))
+        or any(map(_torch.is_foreign_tensor, _torch.flatten(opened((args, kwargs)))[0]))
     )
 
 

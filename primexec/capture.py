@@ -16,8 +16,8 @@ import re
 import threading
 import traceback
 import types
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -26,15 +26,16 @@ from torch import Tensor, fx
 from primexec import _torch, _torch_autograd, _torch_capture, statics
 from primexec._torch import pytree
 from primexec.bytecode import stores_attribute, user_source_of
+from primexec.captured import Captured, FirstUse, Signature, Store
 from primexec.config import logger
 from primexec.errors import CaptureError, SourceLine
-from primexec.gradients import GradientOf, read_place
-from primexec.instances import Found, containers_of, taken_apart, with_identities
+from primexec.identities import Found, with_identities
+from primexec.instances import Part, StandIns, is_object, opened, parts, taken_apart
 from primexec.joint import Joint, Recorder, Result, View, result_of
 from primexec.program import Program, Static
 from primexec.random_state import RandomState
 from primexec.reads import Reads
-from primexec.shadow import Shadows
+from primexec.shadow import Shadows, may_stand
 from primexec.tracer import Tracer
 
 _lock = threading.RLock()
@@ -56,107 +57,6 @@ def capture_lock() -> threading.RLock:
     return _lock
 
 
-@dataclass(frozen=True, eq=False)
-class Captured:
-    """A program and how its inputs and outputs are bound to the Python world.
-
-    Attributes:
-        arguments: positions, among the leaves of the call, of the inputs of kind `argument`.
-        states: for each input of kind `state`, the places that hold it: (container or getter, key, label).
-        tied: arguments that the function also reached by itself: (position, places).
-        stores: what the function leaves behind.
-        without_gradient: inputs whose `.grad` must be None.
-        runs_backward: whether the function runs backward passes itself, so that hooks of its inputs would run in it.
-        reads: the Python state that the program depends on.
-        joint: what ties the program to autograd, where results require grad.
-        filled: what to raise, had the trace not changed globals of installed packages only, as at a first use.
-    """
-
-    program: Program
-    arguments: tuple[int, ...]
-    states: tuple[list[tuple[Any, Any, str]], ...]
-    tied: tuple[tuple[int, list[tuple[Any, Any, str]]], ...]
-    stores: tuple[Store, ...]
-    without_gradient: tuple[str, ...]
-    runs_backward: bool
-    reads: Reads
-    joint: Joint | None
-    uses_layout: bool
-    uses_sdpa: bool
-    inference_segments: bool
-    filled: CaptureError | None
-
-    def computes(self) -> tuple[Any, ...]:
-        """What the program computes: equal for two captures of one call that would give the same results."""
-        return str(self.program), [c.tolist() for c in self.program.constants], self.program.output_leaves
-
-    def state_values(self) -> dict[str, Tensor]:
-        """What the inputs of kind `state` hold, by name: tensors that know how often they were written to."""
-        names = [i.name for i in self.program.inputs if i.kind == "state"]
-        held = {n: p[0] for n, p in zip(names, self.states, strict=True) if not isinstance(p[0][0], GradientOf)}
-        values = {n: read_place(place, {}) for n, place in held.items()}
-        return {n: v for n, v in values.items() if isinstance(v, Tensor) and not v.is_inference()}
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """A value that the function leaves behind: in a dict, in a variable, or as the attribute `key` of an input.
-
-    Attributes:
-        held: the dict, a function that takes the value, or the name of the input.
-        tree, leaves: the value, as a program's `output_tree` and `output_leaves`.
-    """
-
-    held: dict[Any, Any] | Callable[[Any], None] | str
-    key: Any
-    tree: Any
-    leaves: tuple[int | Static, ...]
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """What a traced function is called, and its positional parameters, for labels.
-
-    Attributes:
-        rest: the name of `*args`, or "args" where there is none.
-    """
-
-    name: str
-    parameters: tuple[str, ...]
-    rest: str
-
-    @classmethod
-    def of(cls, fn: Any) -> Signature:
-        try:
-            parameters = inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn).parameters.values()
-        except (TypeError, ValueError):  # some builtins have no signature
-            parameters = ()  # type: ignore[assignment]
-        positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-        rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "args")
-        while isinstance(fn, functools.partial):
-            fn = fn.func
-        name = getattr(fn, "__name__", None) or type(fn).__name__
-        return cls(name if name.isidentifier() else "traced", positional, rest)
-
-    def labels(self, leaves: Sequence[Any], tree: Any) -> list[str]:
-        """How a user writes each leaf of `(args, kwargs)`: `x`, `batch['mask']`, `args[2]`."""
-        args, kwargs = pytree.tree_unflatten(leaves, tree)
-        roots = (*((self._positional(i), arg) for i, arg in enumerate(args)), *kwargs.items())
-        return [f"{root}{path}" for root, value in roots for path in _paths(value)]
-
-    def _positional(self, index: int) -> str:
-        known = len(self.parameters)
-        return self.parameters[index] if index < known else f"{self.rest}[{index - known}]"
-
-
-def _paths(tree: Any) -> list[str]:
-    try:
-        return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
-    except ValueError:  # a class in it was registered without names for its parts
-        return [f"[{i}]" for i in range(len(pytree.tree_leaves(tree)))]
-
-
 def capture(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
@@ -165,7 +65,7 @@ def capture(
     save: str = "default",
     earlier: Captured | None = None,
 ) -> Captured:
-    """Trace one call; once more where that filled tables of installed packages, such as einops' of backends.
+    """Trace one call; once more where it sets something up in Python that a second call would find.
 
     Args:
         save: "less" to compute cheap values again in backward rather than save them, "default", or "more".
@@ -175,8 +75,8 @@ def capture(
         CaptureError: where the call cannot be captured soundly. What the user's own code raises passes
             through unchanged; what it did to Python state is undone.
     """
-    leaves, tree = _torch.flatten((args, kwargs))
-    labels = signature.labels(leaves, tree)
+    leaves, tree = _torch.flatten(whole := opened((args, kwargs)))
+    labels = signature.labels(*whole)
     try:
         for leaf, label in zip(leaves, labels, strict=True):
             _check_argument(leaf, label)
@@ -186,13 +86,16 @@ def capture(
     for leaf, label in zip(leaves, labels, strict=True):
         if not isinstance(leaf, (Tensor, torch.Generator)):
             reads.reach(leaf, label)
-    shadows = Shadows()
+    for part in parts((args, kwargs)):
+        reads.reach(type(part), type(part).__name__)
+    first_use = earlier.first_use if earlier is not None else None
+    shadows = Shadows(first_use.attributes if first_use else {})
     tracer = Tracer(reads, shadows)
     before, same_globals, grad = RandomState(), _torch.global_state_check(), torch.is_grad_enabled()
     try:
-        captured = _capture(fn, leaves, labels, tree, tracer, shadows, signature.name, save)
-        if earlier is not None:
-            _check_settled(earlier, captured)
+        captured = _capture(fn, (args, kwargs), leaves, labels, tree, tracer, shadows, signature.name, save)
+        if first_use and captured.first_use:
+            raise first_use.error
     except BaseException as error:
         reads.restore()
         if earlier is not None:
@@ -201,7 +104,7 @@ def capture(
         changed = before.changes(reads)
         if not isinstance(error, CaptureError):
             raise
-        _raise_located(changed or error, fn)
+        _raise_located(changed or (first_use and first_use.error) or error, fn)
     if (changed := before.changes(reads)) is not None:
         _raise_located(changed, fn)
     if not same_globals():
@@ -209,29 +112,35 @@ def capture(
         _raise_located(
             CaptureError("the function leaves grad mode or a default of torch changed", hint="restore it"), fn
         )
-    if captured.filled is not None:
+    if captured.first_use is not None:
+        for store in captured.stores:
+            if store.is_plain() and id(store.held) not in captured.first_use.attributes:
+                store.run()
         return capture(fn, args, kwargs, signature, save, captured)
+    if earlier is not None:
+        reads.restore()
+        earlier.reads.restore()
+        captured = replace(captured, first_use=first_use)
     reads.settle()
     _log.debug("%s", captured.program)
     return captured
 
 
-def _check_settled(first: Captured, second: Captured) -> None:
-    if second.filled is not None:
-        raise second.filled
-    if second.computes() != first.computes():
-        raise CaptureError(
-            "the function computes something else at its first call, for an installed package sets itself up in it",
-            hint="call the function once before it is traced",
-        )
-
-
 def _capture(
-    fn: Any, leaves: list[Any], labels: list[str], tree: Any, tracer: Tracer, shadows: Shadows, name: str, save: str
+    fn: Any,
+    arguments: Any,
+    leaves: list[Any],
+    labels: list[str],
+    tree: Any,
+    tracer: Tracer,
+    shadows: Shadows,
+    name: str,
+    save: str,
 ) -> Captured:
     run = shadows.function(fn)
     fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
     fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
+    stand_ins = StandIns((fake_args, fake_kwargs), arguments)
     try:
         with _torch_capture.capture_environment(tracer.entrances) as passes:
             result = tracer.run(run, fake_args, fake_kwargs)
@@ -250,13 +159,12 @@ def _capture(
         tracer.reads.cached_calls.put_back()
         tracer.reads.drop_keys(_torch.is_fake_class)
     tracer.raise_failure()
-    _check_arguments_kept(fakes, tree, (fake_args, fake_kwargs))
     if passes:
         tracer.gradients.check_hooks()
-    result = with_identities(taken_apart(result), containers_of((fake_args, fake_kwargs)), tracer.reads.pin)
-    captured = _finish(tracer, shadows, result, name, save, bool(passes))
+    result = with_identities(result, stand_ins.nodes(), tracer.reads.pin)
+    captured = _finish(tracer, shadows, stand_ins, result, name, save, bool(passes))
     shadows.clear()
-    del run, result, fakes, fake_args, fake_kwargs
+    del run, result, fakes, fake_args, fake_kwargs, stand_ins
     tracer.check_escapes()
     return captured
 
@@ -293,16 +201,10 @@ def _check_argument(leaf: object, label: str) -> None:
         )
 
 
-def _check_arguments_kept(fakes: list[Any], tree: Any, arguments: Any) -> None:
-    leaves, after = _torch.flatten(arguments)
-    if after != tree or any(a is not b for a, b in zip(leaves, fakes, strict=True)):
-        raise CaptureError(
-            "the function changed a list, dict or other container among its arguments",
-            hint="return the new values instead",
-        )
-
-
-def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str, runs_backward: bool) -> Captured:
+def _finish(
+    tracer: Tracer, shadows: Shadows, stand_ins: StandIns, result: Any, name: str, save: str, runs_backward: bool
+) -> Captured:
+    result, parts_changed = _left_in_arguments(stand_ins, result)
     leaves, tree = _torch.flatten(result)
     outputs: list[fx.Node] = []
     places: list[int | Static] = []
@@ -312,8 +214,7 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
             if any(isinstance(n, _torch.SYMBOLS) for n in (leaf if isinstance(leaf, torch.Size) else (leaf,))):
                 raise tracer.unknown_size()
             value = shadows.adopt(leaf)
-            unknown = statics.freeze_argument(value) is None and not isinstance(leaf, Found)
-            if unknown or tracer.reads.made_inside(value):
+            if not isinstance(leaf, Found) and not _is_constant(value, tracer.reads):
                 raise CaptureError(
                     f"the function returns an object of type {type(leaf).__qualname__}, which cannot be rebuilt",
                     hint="return tensors and plain values in tuples, lists and dicts, or in an object of plain "
@@ -324,15 +225,23 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
         else:
             places.append(len(outputs))
             outputs.append(node)
-    stores = _stores(tracer, shadows, outputs)
+    changes: list[CaptureError] = []
+    stores = _stores(tracer, shadows, outputs, changes)
+    for (part, key, label), value in parts_changed:
+        for leaf in _torch.flatten(value)[0]:
+            if tracer.output(leaf) is None and not _is_constant(leaf, tracer.reads):
+                raise _side_effect(label, str(key), tracer.reads)
+        stores.append(_store(tracer, part, key, value, label, outputs))
+    reached = tracer.reads.reached() if stand_ins else {}
+    stand_ins.check_apart(reached, [target for target, _ in parts_changed])
     differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
-    filled = _check_side_effects(tracer.reads)
+    changes += _side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
     tracer.literals.check(outputs)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
     if differentiable:  # hooks and custom functions ran in the backward pass
-        filled = _check_side_effects(tracer.reads) or filled
+        changes += _side_effects(tracer.reads)
     tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = _torch.graph_module(tracer.submodules, tracer.graph, name.title().replace("_", ""))
@@ -364,8 +273,24 @@ def _finish(tracer: Tracer, shadows: Shadows, result: Any, name: str, save: str,
         uses_layout=tracer.uses_layout,
         uses_sdpa=tracer.uses_sdpa,
         inference_segments=tracer.inference_segments,
-        filled=filled,
+        reached=frozenset(i for i, value in reached.items() if is_object(value)),
+        first_use=FirstUse(changes[0], shadows.left()) if changes else None,
     )
+
+
+def _is_constant(value: object, reads: Reads) -> bool:
+    """Whether a value that is no tensor is the same at every call."""
+    return statics.freeze_argument(value) is not None and not reads.made_inside(value)
+
+
+def _left_in_arguments(stand_ins: StandIns, result: Any) -> tuple[Any, list[tuple[tuple[Part, Any, str], Any]]]:
+    """What the function returned and what it left in its arguments: (part, key, label) and value; nobody else's."""
+    changes = stand_ins.changes()
+    results = (result, *(value for _, _, value, _ in changes))
+    targets = [(part, key, label) for part, key, _, label in changes]
+    changes.clear()
+    result, *values = taken_apart(results, stand_ins)
+    return result, list(zip(targets, values, strict=True))
 
 
 def _join(
@@ -439,11 +364,11 @@ def _is_grad_leaf(t: Tensor) -> bool:
     return t.requires_grad and t.is_leaf
 
 
-def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[Store]:
+def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node], changes: list[CaptureError]) -> list[Store]:
     """What the traced code assigned, in its order: tensors, plain values of attributes, and gradients.
 
-    Plain values are set at every call where the attribute is new or not asked for. Anything else raises.
-    The tensors are added to the outputs.
+    Plain values are set at every call where the attribute is new or not asked for. Anything else is one of the
+    changes that only a first call may make, or raises. The tensors are added to the outputs.
     """
     stores = []
     for held, name, value, label in shadows.differences():
@@ -451,7 +376,9 @@ def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node]) -> list[St
             stores.append(_store(tracer, held, name, value, label, outputs))
         elif statics.freeze_static(value) is None or (name in held and name in tracer.reads.loaded):
             if statics.freeze_static(value) is None or statics.freeze(held.get(name)) != statics.freeze(value):
-                raise _side_effect(label, name, tracer.reads)
+                changes.append(_side_effect(label, name, tracer.reads))
+                if not may_stand(value):
+                    raise changes[-1]
         else:
             stores.append(_store(tracer, held, name, value, label, outputs))
     for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
@@ -474,16 +401,10 @@ def _store(tracer: Tracer, held: Any, key: Any, value: Any, label: str, outputs:
     return Store(held, key, tree, tuple(places), label)
 
 
-def _check_side_effects(reads: Reads) -> CaptureError | None:
-    """Raise where the function changed what it read; only return the error where all of that is installed."""
-    changes = list(reads.changed())
-    if not changes:
-        return None
-    label = changes[0][0]
-    error = _side_effect(label, _variable_in(label), reads)
-    if not all(installed for *_, installed in changes):
-        raise error
-    return error
+def _side_effects(reads: Reads) -> list[CaptureError]:
+    """What the function changed that it has read: the first of it."""
+    labels = [label for label, *_ in itertools.islice(reads.changed(), 1)]
+    return [_side_effect(label, _variable_in(label), reads) for label in labels]
 
 
 def _variable_in(label: str) -> str:

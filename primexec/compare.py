@@ -19,7 +19,8 @@ from primexec import _torch, passes, repro
 from primexec.api import Traced, TracedModule
 from primexec.bisection import Bisection
 from primexec.cache import runs_inline
-from primexec.capture import Captured, Signature, capture, capture_lock
+from primexec.capture import capture, capture_lock
+from primexec.captured import Captured, Signature
 from primexec.config import Options
 from primexec.divergence import Divergence, Row, new_row, walk
 from primexec.errors import PrimexecError

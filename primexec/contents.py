@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -22,7 +23,6 @@ class Container:
     frozen: Any
     copied: Any
     label: str
-    installed: bool
 
     def changed(self) -> bool:
         return statics.freeze(self.value) != self.frozen  # type: ignore[no-any-return]
@@ -58,7 +58,7 @@ class Contents:
     def replace(self, place: Any, values: list[Any]) -> None:
         """Compare what has come to a place as well: containers that are equal to those that were there."""
         if values or place in self._replaced:
-            self._replaced[place] = [Container(v, statics.freeze(v), None, "", False) for v in values]
+            self._replaced[place] = [Container(v, statics.freeze(v), None, "") for v in values]
             self._snapshot = _Snapshot([*self._containers, *chain.from_iterable(self._replaced.values())])
             self.empty = False
 
@@ -120,3 +120,17 @@ def _views(value: Any, seen: set[int]) -> list[Any] | None:
 
 
 _WALK = ("__iter__", "__len__")
+
+
+def contents_of(values: list[Any]) -> dict[int, Any]:
+    """Values, and all that stands in the containers among them, weakly or not, by its identity."""
+    found: dict[int, Any] = {}
+    while values:
+        value = values.pop()
+        if id(value) not in found:
+            found[id(value)] = value
+            if isinstance(value, weakref.ref):
+                values.append(value())
+            if statics.is_container(value):
+                values += [*(dict.keys(value) if isinstance(value, dict) else ()), *statics.contents(value)]
+    return found

@@ -22,10 +22,11 @@ from primexec import _torch, _torch_autograd, statics
 from primexec._torch import pytree
 from primexec.again import changes_nothing_outside, raised_by_an_operator
 from primexec.bytecode import IDENTITY
-from primexec.capture import Captured, Signature
+from primexec.captured import Captured, Signature
 from primexec.contents import Contents
 from primexec.gradients import GradientOf, read_place
-from primexec.instances import Found, Given, Shared
+from primexec.identities import Found, Given, Shared
+from primexec.instances import Part, children_of, is_object, opened, parts
 from primexec.namespaces import Namespace
 from primexec.program import Static, TensorSpec
 from primexec.reads import Reads
@@ -53,9 +54,9 @@ class Entry:
 
 def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
     """Everything in a call's key, apart from Python state, as label → text."""
-    leaves, tree = _torch.flatten((args, kwargs))
+    leaves, tree = _torch.flatten(whole := opened((args, kwargs)))
     described = {"structure of the arguments": str(tree)}
-    labels = signature.labels(leaves, tree)
+    labels = signature.labels(*whole)
     for leaf, label in zip(leaves, labels, strict=True):
         if isinstance(leaf, Tensor):
             spec = TensorSpec.of(leaf) if leaf.layout is torch.strided else None
@@ -83,7 +84,7 @@ def differences(entry: Entry, description: dict[str, str]) -> list[tuple[str, st
         then, now = entry.description.get(label, "absent"), description.get(label, "absent")
         if then != now:
             found.append((label, then, now))
-    for label, was, now, _ in entry.captured.reads.changed():
+    for label, was, now in entry.captured.reads.changed():
         found.append((label, statics.show(was), statics.show(now)))
     return found
 
@@ -109,13 +110,17 @@ class _Writer:
         self.lines: list[str] = []
         self.namespace: dict[str, Any] = {"MISS": MISS, "Tensor": Tensor}
         self.leaves: list[tuple[str, Any]] = []  # variable, value at the time of the trace
-        self.containers = [""]  # variables of the containers of the call, as `containers_of` has them
+        self.nodes = [""]  # variables of the nodes of the call, in the order of `StandIns.nodes`
+        self.parts: list[tuple[str, Any]] = []  # the same of what may be changed, in the order of `instances.parts`
         self.grad_off = False
         self.variables: dict[str, str] = {}  # name of an input → variable
 
     def write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        known = list(parts((args, kwargs)))
+        self.parts, self.places = [("", part) for part in known], {id(part): i for i, part in enumerate(known)}
         self._structure("args", args, 0)
         self._structure("kwargs", kwargs, 0)
+        self._parts()
         self._statics()
         self._modes()
         self._python_state()
@@ -142,8 +147,10 @@ class _Writer:
         if _torch.is_leaf(value):
             self.leaves.append((variable, value))
             return
-        if not pytree.tree_structure(value, is_leaf=_torch.is_leaf).is_leaf():
-            self.containers.append(variable)
+        if children_of(value) is not None:
+            self.nodes.append(variable)
+        if id(value) in self.places:
+            self.parts[self.places[id(value)]] = variable, value
         if kind in (tuple, list, dict):
             if depth:
                 self._miss_if(f"type({variable}) is not {kind.__name__}")
@@ -169,6 +176,12 @@ class _Writer:
         elif pytree.is_namedtuple_instance(value):
             self._miss_if(f"type({variable}) is not {self._constant(kind)}")
             children = [(f"{variable}[{i}]", v) for i, v in enumerate(value)]
+        elif is_object(value):
+            names, held = self._constant(tuple(vars(value))), f"d{len(self.lines)}"
+            self._miss_if(f"type({variable}) is not {self._constant(kind)}")
+            self.lines.append(f"{held} = {variable}.__dict__")
+            self._miss_if(f"tuple({held}) != {names}")
+            children = [(f"{held}[{name!r}]", v) for name, v in vars(value).items()]
         else:
             self.leaves.append((variable, value))
             return
@@ -182,6 +195,20 @@ class _Writer:
         if depth and value:
             self._miss_if(f"list(map(type, {variable})) != {self._constant(list(map(type, value)))}")
 
+    def _parts(self) -> None:
+        """Objects, and what is in them, stand in one place each, and nowhere that the function reaches by itself."""
+        if not self.parts:
+            return
+        found = ", ".join(f"id({variable})" for variable, _ in self.parts)
+        objects = ", ".join(f"id({variable})" for variable, part in self.parts if is_object(part))
+        self._miss_if(f"len({{{found}}}) != {len(self.parts)}")
+        self._miss_if(f"not {self._constant(self.captured.reached)}.isdisjoint(({objects},))")
+        changed = {s.held.number for s in self.captured.stores if isinstance(s.held, Part)}
+        contents = [variable for i, (variable, part) in enumerate(self.parts) if i in changed and not is_object(part)]
+        if contents:  # equal ones may have come to places that are compared by value
+            reached = self._constant(self.captured.reads.reached)
+            self._miss_if(f"not {reached}().keys().isdisjoint(({', '.join(f'id({v})' for v in contents)},))")
+
     def _statics(self) -> None:
         for variable, value in self.leaves:
             if isinstance(value, Tensor):
@@ -193,6 +220,11 @@ class _Writer:
             elif isinstance(value, torch.Generator):
                 device = self._constant(value.device)
                 self._miss_if(f"type({variable}) is not {self._constant(type(value))} or {variable}.device != {device}")
+            elif isinstance(value, (torch.dtype, torch.layout)):
+                self._miss_if(f"{variable} is not {self._constant(value)}")
+            elif isinstance(value, torch.device):
+                self._miss_if(f"type({variable}) is not {self._constant(torch.device)}")
+                self._miss_if(f"{variable} != {self._constant(value)}")
             else:
                 frozen = self._constant(statics.freeze_argument(value))
                 self._miss_if(f"{self._constant(statics.freeze_argument)}({variable}) != {frozen}")
@@ -371,7 +403,12 @@ class _Writer:
         self.lines += running
         for store in self.captured.stores:
             value = self._result(store.tree, iter(store.leaves))
-            if isinstance(store.held, str):
+            if isinstance(store.held, Part):
+                variable, part = self.parts[store.held.number]
+                place = variable if isinstance(part, (list, dict)) else f"{variable}.__dict__"
+                key = ":" if isinstance(part, list) else self._constant(store.key)
+                self.lines.append(f"{place}[{key}] = {value}")
+            elif isinstance(store.held, str):
                 self.lines.append(f"{self.variables[store.held]}.{store.key} = {value}")
             elif callable(store.held):
                 self.lines.append(f"{self._constant(store.held)}({value})")
@@ -386,9 +423,11 @@ class _Writer:
             if not isinstance(leaf, Static):
                 return f"out[{leaf}]"
             if isinstance(leaf.value, Given):
-                return self.containers[leaf.value.number]
+                return self.nodes[leaf.value.number]
             if isinstance(leaf.value, Found):
                 return self._constant(leaf.value.value)
+            if isinstance(leaf.value, Part):
+                return self.parts[leaf.value.number][0]
             return repr(leaf.value) if leaf.value is None else self._constant(leaf.value)
         children = [self._result(child, leaves) for child in tree.children()]
         if tree.type is Shared:

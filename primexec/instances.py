@@ -1,75 +1,66 @@
-"""Which objects a result is made of.
+"""Objects that are nothing but their attributes, as nodes of pytrees: among arguments, and made and returned.
 
-Objects that a function makes and returns, such as a model's cache, are made anew at each call, with its own tensors.
-Lists and dicts that it was given, or found, are returned themselves; one that stands in a result twice is one object.
+A function runs on stand-ins of the objects among its arguments, and of the lists and dicts in them. What it does to
+these *parts*, a program does to the real ones at every call: attributes are assigned, contents replaced. Objects that
+the function makes, such as a model's cache, are made anew at each call with tensors of their own.
 """
 
 from __future__ import annotations
 
+import collections
 import gc
 import types
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from primexec import _torch, statics
 from primexec._torch import pytree
+from primexec.errors import CaptureError
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A node of a pytree: an object that is nothing but its attributes."""
+    """A node of a pytree that stands for an object."""
 
     kind: type
     attributes: dict[str, Any]
 
 
-def _rebuild(children: Any, kind: type) -> Any:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An object among the arguments, or a list or dict in one: its number in the order of `parts`."""
+
+    number: int
+
+
+def _flatten(instance: Instance) -> tuple[list[Any], Any]:
+    return list(instance.attributes.values()), (instance.kind, tuple(instance.attributes))
+
+
+def _flatten_with_keys(instance: Instance) -> tuple[list[Any], Any]:
+    children, context = _flatten(instance)
+    return list(zip(map(pytree.GetAttrKey, context[1]), children, strict=True)), context
+
+
+def _rebuild(children: Any, context: Any) -> Any:
+    kind, names = context
     made: Any = object.__new__(kind)
-    made.__dict__.update(*children)
+    made.__dict__.update(zip(names, children, strict=True))
     return made
 
 
-pytree.register_pytree_node(Instance, lambda i: ([i.attributes], i.kind), _rebuild)
+pytree.register_pytree_node(Instance, _flatten, _rebuild, flatten_with_keys_fn=_flatten_with_keys)
 
 
-def taken_apart(result: Any) -> Any:
-    """What a function returned, with an `Instance` in place of each object that it made and nobody else holds."""
-    found: dict[int, Any] = {}
-    inside: set[int] = {id(found)}
-    if not _collect(result, found, inside) or not found or _is_held(list(found.values()), inside):
-        return result
-
-    def replaced(leaf: Any) -> Any:
-        if id(leaf) not in found:
-            return leaf
-        return Instance(type(leaf), pytree.tree_map(replaced, vars(leaf), is_leaf=_torch.is_leaf))
-
-    return pytree.tree_map(replaced, result, is_leaf=_torch.is_leaf)
-
-
-def _collect(value: Any, found: dict[int, Any], inside: set[int]) -> bool:
-    """Whether each object in a value stands there once; it and the containers around it are noted."""
-    inside |= {id(value), id(getattr(value, "__dict__", None))}
-    if _is_plain(value):
-        if id(value) in found:
-            return False
-        found[id(value)] = value
-        return all(_collect(v, found, inside) for v in vars(value).values())
-    if type(value) not in pytree.SUPPORTED_NODES or _torch.is_leaf(value):
-        return True
-    children, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
-    return all(_collect(v, found, inside) for v in children)
-
-
-def _is_plain(value: Any) -> bool:
+def is_object(value: Any) -> bool:
     """Whether an object is its attributes and nothing more, by its class."""
     kind = type(value)
-    inherited = ("__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setattr__")
+    inherited = ("__getattribute__", "__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setattr__")
     return (
         hasattr(value, "__dict__")
         and not isinstance(value, type)
+        and kind not in pytree.SUPPORTED_NODES
         and statics.freeze_argument(value) is None
         and all(getattr(kind, name, None) is getattr(object, name, None) for name in inherited)
         and not any(hasattr(kind, name) for name in ("__setstate__", "__del__"))
@@ -81,85 +72,177 @@ def _is_plain(value: Any) -> bool:
 _HEAP = 1 << 9  # a class made by a `class` statement
 
 
+def opened(arguments: Any) -> Any:
+    """Arguments with an `Instance` in place of each object; one that contains itself stays as it is."""
+    return _opened(arguments, ())
+
+
+def _opened(value: Any, around: tuple[int, ...]) -> Any:
+    def replaced(leaf: Any) -> Any:
+        if id(leaf) in around or not is_object(leaf):
+            return leaf
+        return Instance(type(leaf), _opened(dict(vars(leaf)), (*around, id(leaf))))
+
+    return pytree.tree_map(replaced, value, is_leaf=_torch.is_leaf)
+
+
+def node_of(value: Any) -> Any:
+    """How pytrees take a container apart and put it together; None of anything else."""
+    kind: Any = type(value)
+    if kind not in pytree.SUPPORTED_NODES and pytree.is_namedtuple_instance(value):
+        kind = collections.namedtuple
+    return None if _torch.is_leaf(value) else pytree.SUPPORTED_NODES.get(kind)
+
+
+def children_of(value: Any) -> list[Any] | None:
+    """What a container or an object holds; None of a leaf."""
+    if is_object(value):
+        return list(vars(value).values())
+    node = node_of(value)
+    return None if node is None else list(node.flatten_fn(value)[0])
+
+
+def parts(arguments: Any) -> Iterator[Any]:
+    """The objects among arguments, and the lists and dicts in them, from the outside in."""
+    return (node for node, _, part in _nodes(arguments, False) if part)
+
+
+def _nodes(value: Any, inside: bool) -> Iterator[tuple[Any, list[Any], bool]]:
+    """(node, its children, whether it is a part) of each node of a tree."""
+    children = children_of(value)
+    if children is None:
+        return
+    inside = inside or is_object(value)
+    yield value, children, is_object(value) or (inside and type(value) in (list, dict))
+    for child in children:
+        yield from _nodes(child, inside)
+
+
+class StandIns:
+    """The arguments that a function runs on while it is traced, and what they held before.
+
+    Args:
+        real: the arguments that they stand for.
+    """
+
+    def __init__(self, arguments: Any, real: Any) -> None:
+        self._before = [(n, c, p, _names(n)) for n, c, p in _nodes(arguments, False)]
+        self._parts = [node for node, _, part, _ in self._before if part]
+        self._numbers = {id(node): i for i, node in enumerate(self._parts)}
+        self._real = list(parts(real))
+        if len(set(map(id, self._real))) < len(self._real):
+            raise CaptureError(
+                "an object, or a list or dict in it, stands in two places among the arguments",
+                hint="pass it once, or tensors and plain values",
+            )
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def nodes(self) -> list[Any]:
+        """The containers and objects, in the order in which they are taken apart."""
+        return [node for node, *_ in self._before]
+
+    def __contains__(self, value: object) -> bool:
+        return id(value) in self._numbers
+
+    def part(self, value: object) -> Part:
+        """What a stand-in stands for."""
+        return Part(self._numbers[id(value)])
+
+    def changes(self) -> list[tuple[Part, Any, Any, str]]:
+        """(part, key, new value, label) of what the function did to its arguments: all elements of a list at once.
+
+        Raises:
+            CaptureError: where it changed something else among them.
+        """
+        found: list[tuple[Part, Any, Any, str]] = []
+        for node, children, part, names in self._before:
+            now, label = children_of(node) or [], type(node).__name__
+            same = len(now) == len(children) and all(a is b for a, b in zip(now, children, strict=True))
+            if same and names == _names(node):
+                continue
+            if part and type(node) is list:
+                found.append((self.part(node), slice(None), tuple(node), label))
+            elif part and names == _names(node)[: len(names)]:
+                before = dict(zip(names[1:], children, strict=True))
+                changed = [(k, v) for k, v in zip(_names(node)[1:], now, strict=True) if before.get(k, found) is not v]
+                found += [(self.part(node), k, v, f"{label}.{k}") for k, v in changed]
+            else:
+                raise CaptureError(
+                    f"the function changed a {label} among its arguments",
+                    hint="return the new values instead",
+                )
+        return found
+
+    def check_apart(self, reached: dict[int, Any], changes: list[tuple[Part, Any, str]]) -> None:
+        """Raise where the function reaches an object by itself as well, or a list or dict that it changes."""
+        changed = {part.number for part, *_ in changes}
+        for number, part in enumerate(self._real):
+            if id(part) in reached and (number in changed or is_object(part)):
+                raise CaptureError(
+                    f"an argument is, or holds, a {type(part).__name__} that the function also reaches by itself",
+                    hint="use one of the two",
+                )
+
+    def inside(self) -> set[int]:
+        """The identities of what the stand-ins consist of."""
+        return {id(held) for part in self._parts for held in (part, getattr(part, "__dict__", None))}
+
+
+def _names(node: Any) -> tuple[Any, ...]:
+    """The class of a node, and the names in it, in their order."""
+    held = node if isinstance(node, dict) else getattr(node, "__dict__", {})
+    return type(node), *held
+
+
+def taken_apart(results: tuple[Any, ...], stand_ins: StandIns) -> tuple[Any, ...]:
+    """What a function returns, and what it stored in its arguments, with a `Part` for what is one of these.
+
+    An `Instance` stands for each object that it made, unless one stands in two places or something else holds it.
+
+    Raises:
+        CaptureError: where that is so of an object or container that is stored.
+    """
+    found: dict[int, Any] = {}
+    inside = {id(found), id(results), *stand_ins.inside()}
+    whole = [_collect(result, found, inside, stand_ins, stored=i > 0) for i, result in enumerate(results)]
+    if not all(whole) or (found and _is_held(list(found.values()), inside)):
+        if len(results) > 1:
+            raise CaptureError(
+                "the function stores an object or container in its arguments that something else holds as well",
+                hint="store one that nobody else holds",
+            )
+        found.clear()
+
+    def is_leaf(value: Any) -> bool:
+        return _torch.is_leaf(value) or value in stand_ins
+
+    def replaced(leaf: Any) -> Any:
+        if leaf in stand_ins:
+            return stand_ins.part(leaf)
+        if id(leaf) not in found:
+            return leaf
+        return Instance(type(leaf), pytree.tree_map(replaced, dict(vars(leaf)), is_leaf=is_leaf))
+
+    return tuple(pytree.tree_map(replaced, result, is_leaf=is_leaf) for result in results)
+
+
+def _collect(value: Any, found: dict[int, Any], inside: set[int], stand_ins: StandIns, stored: bool) -> bool:
+    """Whether each object in a value, and each container that is stored, stands there once; all are noted."""
+    children = children_of(value)
+    if value in stand_ins or children is None:
+        return True
+    new = id(value) not in (inside if stored else found)
+    inside |= {id(value), id(getattr(value, "__dict__", None))}
+    if is_object(value) or (stored and not isinstance(value, tuple)):
+        if not new:
+            return False
+        found[id(value)] = value
+    return all([_collect(child, found, inside, stand_ins, stored) for child in children])
+
+
 def _is_held(objects: list[Any], inside: set[int]) -> bool:
     """Whether anything but these containers and running functions refers to one of the objects."""
     inside.add(id(objects))
     return any(id(r) not in inside and not isinstance(r, types.FrameType) for r in gc.get_referrers(*objects))
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A leaf of a result: a container among the arguments, by its number among them."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A leaf of a result: a container that the function found."""
-
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """A node of a result: a container that stands there several times; at first, with what it is made of."""
-
-    number: int
-    made: tuple[Any, ...]
-
-
-pytree.register_pytree_node(Shared, lambda s: (s.made, s.number), lambda made, number: Shared(number, tuple(made)))
-
-
-def containers_of(tree: Any) -> list[Any]:
-    """The containers in a pytree, in the order in which they are taken apart."""
-    children = _children(tree)
-    return [] if children is None else [tree, *(c for child in children[0] for c in containers_of(child))]
-
-
-def _children(value: Any) -> tuple[list[Any], Any] | None:
-    """What a container holds and how to make another one; None for a leaf."""
-    children, spec = pytree.tree_flatten(value, is_leaf=lambda v: v is not value or _torch.is_leaf(v))
-    return None if spec.is_leaf() else (children, spec)
-
-
-def with_identities(result: Any, given: list[Any], found: Callable[[Any], bool]) -> Any:
-    """A result with leaves and nodes of this file in place of the containers whose identity matters.
-
-    Args:
-        given: the containers among the arguments.
-        found: whether a container is one that the function found, and will find again.
-    """
-    by_identity = {id(container): Given(i) for i, container in enumerate(given)}
-    met: Counter[int] = Counter()
-    numbers: dict[int, int] = {}
-
-    def stands_for(value: Any) -> Any:
-        return by_identity.get(id(value)) or (
-            Found(value) if isinstance(value, (list, dict)) and found(value) else None
-        )
-
-    def count(value: Any) -> bool:
-        """Whether there is such a container in a value."""
-        if stands_for(value) is not None:
-            return True
-        parts = _children(value)
-        if parts is None:
-            return False
-        met[id(value)] += 1
-        inside = [count(part) for part in parts[0]]
-        return any(inside) or (met[id(value)] > 1 and not isinstance(value, tuple))
-
-    def replaced(value: Any) -> Any:
-        if (leaf := stands_for(value)) is not None:
-            return leaf
-        parts = _children(value)
-        if parts is None or id(value) in numbers:
-            return value if parts is None else Shared(numbers[id(value)], ())
-        if met[id(value)] > 1 and not isinstance(value, tuple):
-            numbers[id(value)] = len(numbers)
-            return Shared(numbers[id(value)], (pytree.tree_unflatten(map(replaced, parts[0]), parts[1]),))
-        return pytree.tree_unflatten(map(replaced, parts[0]), parts[1])
-
-    return replaced(result) if count(result) else result

@@ -29,7 +29,6 @@ class Namespace:
     originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
     keys: dict[Any, int] | frozenset[Any] | None = None  # the names it held, with their positions where order matters
     flags: bool = False  # torch's own code sets plain values in it
-    installed: bool = False  # globals of an installed package, or a dict in them
     owner: type | None = None  # the class, whose dict must not be written to behind its back
     of: Any = None  # the object whose `__dict__` this is
 

@@ -29,7 +29,7 @@ from primexec import _torch, _torch_capture, origins, statics
 from primexec.bytecode import ALL, CodeNames, is_refused, names_of, refused
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.config import READ_ENVIRONMENT, environment
-from primexec.contents import Container
+from primexec.contents import Container, contents_of
 from primexec.errors import CaptureError, SourceLine
 from primexec.imports import IMPORT_MODULE, Imports
 from primexec.lookups import ASKING, REAL, names_in, stand_ins
@@ -105,7 +105,6 @@ class Reads(Record):
         if names.globals:
             file = os.path.basename(frame.f_code.co_filename)
             namespace = self._namespace(frame.f_globals, f"global of {file}: ")
-            namespace.installed = origins.is_installed(frame.f_code.co_filename)
             builtin = self._namespace(frame.f_builtins, "builtins.")
             for name in names.globals:
                 # A name that is not there is a builtin, unless the code itself is about to set it.
@@ -210,7 +209,6 @@ class Reads(Record):
             self.draws |= origins.is_random(value)
             if not origins.is_trusted_module(value):
                 self._seen[id(value)] = value
-                self._namespace(value.__dict__, f"{label}.").installed = origins.is_installed(origins.path_of(value))
                 self._reach_object(value, value.__dict__, label)
         elif isinstance(value, type):
             self._record_class(value, self._names)
@@ -359,7 +357,7 @@ class Reads(Record):
         self._watch_state(value, label)
         namespace.values[name] = statics.freeze(value)
         namespace.originals[name] = value
-        self._watch_container(value, label, namespace.installed)
+        self._watch_container(value, label)
         self.reach(value, label)
         if isinstance(value, CACHED) and namespace.owner is None:
             self.cached_calls.replace(value, functools.partial(namespace.get, name), namespace.setter(name), label)
@@ -410,31 +408,35 @@ class Reads(Record):
             get = functools.partial(getattr, owner, name, ABSENT)
             self._record_cell(get, functools.partial(setattr, owner, name), f"{label}{name}")
 
-    def _watch_container(self, value: Any, label: str, installed: bool = False) -> None:
+    def _watch_container(self, value: Any, label: str) -> None:
         if statics.is_array(value) and id(value) not in self._seen:
             self._seen[id(value)] = value
-            self.containers.append(Container(value, statics.freeze(value), copy.copy(value), label, installed))
+            self.containers.append(Container(value, statics.freeze(value), copy.copy(value), label))
         if not statics.is_container(value) or statics.freeze_static(value) is not None:
             return
         if isinstance(value, dict):  # its version tells when it changed
             namespace = self._namespace(value, f"{label}: ")
-            namespace.installed = installed
             namespace.keep_keys()
             for name in value:
                 self._record(namespace, name)
         elif isinstance(value, (tuple, frozenset)):  # itself it cannot change
             for i, part in enumerate(statics.contents(value)):
-                self._watch_container(part, f"{label}[{i}]", installed)
+                self._watch_container(part, f"{label}[{i}]")
         else:
             base = statics.builtin_base(value)
             copied = base(statics.contents(value))
-            self.containers.append(Container(value, statics.freeze(value), copied, label, installed))
+            self.containers.append(Container(value, statics.freeze(value), copied, label))
 
     # Afterwards ----------------------------------------------------------------------------------------
 
     def made_inside(self, value: object) -> bool:
         """Whether a function or module hangs on nothing outside: eager makes a new one at every call."""
         return isinstance(value, (torch.nn.Module, types.FunctionType)) and id(value) not in self._seen
+
+    def reached(self) -> dict[int, Any]:
+        """What the recorded places hold now, what stands in it, and what else was reached, by its identity."""
+        held = [n.get(name) for n in self.namespaces.values() for name in n.values if name in n.held]
+        return self._seen | contents_of([*held, *(c.get() for c in self.cells), *(c.value for c in self.containers)])
 
     def asks_for(self, name: str) -> bool:
         """Whether code that ran names this attribute."""

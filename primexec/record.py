@@ -33,20 +33,20 @@ class Record:
         self._seen: dict[int, object] = {}
         self._pinned: list[tuple[Any, Any, str, torch.Tensor]] = []  # places of tensors that must not be replaced
 
-    def changed(self) -> Iterator[tuple[str, Any, Any, bool]]:
-        """(label, frozen then, frozen now, whether it hangs on an installed package) of what changed since recorded."""
+    def changed(self) -> Iterator[tuple[str, Any, Any]]:
+        """(label, frozen then, frozen now) of what changed since recorded."""
         for namespace in self.namespaces.values():
             for name, then, now in namespace.changed():
-                yield namespace.label_of(name), then, now, namespace.installed
+                yield namespace.label_of(name), then, now
         for cell in self.cells:
             if cell.changed():
-                yield cell.label, cell.value, statics.freeze(cell.get()), False
+                yield cell.label, cell.value, statics.freeze(cell.get())
         for container in self.containers:
             if container.changed():
-                yield container.label, container.frozen, statics.freeze(container.value), container.installed
+                yield container.label, container.frozen, statics.freeze(container.value)
         for name, owner, then in self._exchanged():
             label = f"{name} of a {type(owner).__name__}"
-            yield label, statics.Identity(then), statics.Identity(ASK[name](owner)), False
+            yield label, statics.Identity(then), statics.Identity(ASK[name](owner))
 
     def keep(self, name: str, owners: list[Any]) -> None:
         """Record what can be exchanged in place."""

@@ -18,9 +18,14 @@ from primexec.errors import CaptureError
 
 
 class Shadows:
-    """The shadows that stand in for `fn` and the modules it is bound to."""
+    """The shadows that stand in for `fn` and the modules it is bound to.
 
-    def __init__(self) -> None:
+    Args:
+        left: attributes that an earlier trace left behind, which the modules shall have, as `left()` gives them.
+    """
+
+    def __init__(self, left: dict[int, dict[str, Any]]) -> None:
+        self._left = left
         self._of: dict[int, tuple[torch.nn.Module, torch.nn.Module]] = {}  # id → (module, shadow)
         self.by_dict: dict[int, torch.nn.Module] = {}  # id of a module's `__dict__` → its shadow
 
@@ -50,11 +55,14 @@ class Shadows:
         self._of[id(module)] = module, shadow
         self.by_dict[id(module.__dict__)] = shadow
         held = shadow.__dict__
-        for name, value in module.__dict__.items():
+        for name, value in self._attributes(module).items():
             held[name] = value.copy() if name in _DICTS else value
         for name, child in module._modules.items():
             held["_modules"][name] = None if child is None else self.module(child)
         return shadow
+
+    def _attributes(self, module: torch.nn.Module) -> dict[str, Any]:
+        return module.__dict__ | self._left.get(id(module.__dict__), {})
 
     def differences(self) -> Iterator[tuple[dict[str, Any], str, Any, str]]:
         """(the module's dict, name, new value, label) of what the traced code assigned or removed."""
@@ -62,17 +70,26 @@ class Shadows:
             label = type(module).__name__
             for kind in (None, "_parameters", "_buffers", "_non_persistent_buffers_set"):
                 real = module.__dict__ if kind is None else module.__dict__.get(kind, {})
+                before = self._attributes(module) if kind is None else real
                 ours = shadow.__dict__ if kind is None else shadow.__dict__.get(kind, {})
                 if isinstance(real, dict):
-                    for name in {**ours, **real}:
+                    for name in {**ours, **before}:
                         if kind is None and name in _DICTS:
-                            if "hooks" in name and ours[name].keys() != real[name].keys():
+                            if "hooks" in name and ours[name].keys() != before[name].keys():
                                 yield real, name, ours[name], f"{label}.{name}"
                             continue
-                        if ours.get(name, _REMOVED) is not real.get(name, _REMOVED):
+                        if ours.get(name, _REMOVED) is not before.get(name, _REMOVED):
                             yield real, name, ours.get(name, _REMOVED), f"{label}.{name}"
             for name in shadow._modules.keys() ^ module._modules.keys():
                 yield module.__dict__["_modules"], name, shadow._modules.get(name), f"{label}.{name}"
+
+    def left(self) -> dict[int, dict[str, Any]]:
+        """What the traced code assigned, tensors apart, by the `id` of the dict that would hold it: name → value."""
+        left: dict[int, dict[str, Any]] = {}
+        for held, name, value, _ in self.differences():
+            if not isinstance(value, torch.Tensor):
+                left.setdefault(id(held), {})[name] = value
+        return {held: names | self._left.get(held, {}) for held, names in left.items()}
 
     def clear(self) -> None:
         """Let go of the shadows, and so of the tensors that hang on them."""
@@ -85,6 +102,11 @@ class Shadows:
             if shadow is real:
                 return module
         return real
+
+
+def may_stand(value: Any) -> bool:
+    """Whether a second trace may find what was assigned: neither a tensor nor a module, nor something removed."""
+    return value is not _REMOVED and not isinstance(value, (torch.Tensor, torch.nn.Module))
 
 
 _REMOVED = object()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from primexec.cache import compile_captured
-from primexec.capture import Signature, capture, capture_lock
+from primexec.capture import capture, capture_lock
+from primexec.captured import Signature
 from primexec.config import Options
 from primexec.errors import ExecutorError
 from primexec.executors import registry
