@@ -68,8 +68,11 @@ def worst(got: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> tuple[f
 def check_float32(name: str, x: torch.Tensor, run: Kernels) -> None:
     if name == "digamma":
         x = x[x.abs() < 1e4]  # beyond, and negative, the reflection of eager's float64 is not exact either
-    error, place = worst(run(name, x), torch_function(name)(x.double()), x)
-    assert error <= LIMITS["f32"], f"{name}({place!r}): {error} ulp"
+    got, expected = run(name, x), torch_function(name)(x.double())
+    off = ~((got == expected.float()) | (got.isnan() & expected.isnan()))  # few: measuring takes longer than computing
+    if off.any():
+        error, place = worst(got[off], expected[off], x[off])
+        assert error <= LIMITS["f32"], f"{name}({place!r}): {error} ulp"
 
 
 @pytest.mark.parametrize("name", UNARY)
@@ -81,10 +84,9 @@ def test_float32(name: str) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", UNARY)
 def test_every_float32(name: str) -> None:
-    chunk = 1 << 24
-    for start in range(0, 1 << 32, chunk):
-        bits = np.arange(start, start + chunk, dtype=np.uint64).astype(np.uint32)
-        check_float32(name, torch.from_numpy(bits.view(np.float32).copy()), kernels())
+    chunk = 1 << 18  # stays in the second cache
+    for start in range(-(1 << 31), 1 << 31, chunk):
+        check_float32(name, torch.arange(start, start + chunk, dtype=torch.int32).view(torch.float32), kernels())
 
 
 @pytest.mark.parametrize("run", [kernels, baseline, scalar], ids=["host", "baseline", "scalar"])
