@@ -83,11 +83,11 @@ def test_refusal_inside_a_layer_of_torch() -> None:
             return self.inner(x)
 
         def inner(self, x: Tensor) -> Tensor:
-            return x.new_tensor(x.tolist())
+            return x * round(x.sum().item())
 
     error = refusal(nn.Sequential(nn.ReLU(), Odd()), X)
     assert error.source is not None
-    assert error.source.text == "return x.new_tensor(x.tolist())"
+    assert error.source.text == "return x * round(x.sum().item())"
 
 
 def test_refusal_without_a_line_names_the_function() -> None:
