@@ -146,6 +146,9 @@ class StandIns:
     def __contains__(self, value: object) -> bool:
         return id(value) in self._numbers
 
+    def identities(self) -> frozenset[int]:
+        return frozenset(self._numbers)
+
     def part(self, value: object) -> Part:
         """What a stand-in stands for."""
         return Part(self._numbers[id(value)])
@@ -215,17 +218,19 @@ def taken_apart(results: tuple[Any, ...], stand_ins: StandIns) -> tuple[Any, ...
             )
         found.clear()
 
-    def is_leaf(value: Any) -> bool:
-        return _torch.is_leaf(value) or value in stand_ins
+    return tuple(_replaced(result, found, stand_ins) for result in results)
 
-    def replaced(leaf: Any) -> Any:
+
+def _replaced(value: Any, found: dict[int, Any], stand_ins: StandIns) -> Any:
+    def leaf_of(leaf: Any) -> Any:
         if leaf in stand_ins:
             return stand_ins.part(leaf)
         if id(leaf) not in found:
             return leaf
-        return Instance(type(leaf), pytree.tree_map(replaced, dict(vars(leaf)), is_leaf=is_leaf))
+        return Instance(type(leaf), _replaced(dict(vars(leaf)), found, stand_ins))
 
-    return tuple(pytree.tree_map(replaced, result, is_leaf=is_leaf) for result in results)
+    own = stand_ins.identities()  # pytree leaves cycles behind that hold `is_leaf`: no tensor may hang on it
+    return pytree.tree_map(leaf_of, value, is_leaf=lambda v: _torch.is_leaf(v) or id(v) in own)
 
 
 def _collect(value: Any, found: dict[int, Any], inside: set[int], stand_ins: StandIns, stored: bool) -> bool:

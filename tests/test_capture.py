@@ -99,6 +99,17 @@ def test_refusal_without_a_line_names_the_function() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "fn", [nn.Linear(4, 4), lambda x: [x, {"a": x + 1}], lambda x: x.relu_()], ids=["module", "containers", "in_place"]
+)
+def test_no_tensor_hangs_in_a_cycle_after_a_trace(fn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cycle would be found by a collection of all objects, which takes longer than a small program takes to make."""
+    collected = []
+    monkeypatch.setattr(gc, "collect", lambda *_: collected.append(1))
+    make_traced(fn)(torch.randn(4, 4))
+    assert not collected
+
+
 def swallow(x: Tensor) -> Tensor:
     try:
         return x * round(x.sum().item())
