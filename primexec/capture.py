@@ -165,7 +165,10 @@ def _capture(
     captured = _finish(tracer, shadows, stand_ins, result, name, save, bool(passes))
     shadows.clear()
     del run, result, fakes, fake_args, fake_kwargs, stand_ins
-    tracer.check_escapes()
+    try:
+        tracer.check_escapes()
+    except CaptureError as error:
+        raise (captured.first_use.error if captured.first_use else error) from None
     return captured
 
 
@@ -240,8 +243,9 @@ def _finish(
     tracer.literals.check(outputs)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
-    if differentiable:  # hooks and custom functions ran in the backward pass
-        changes += _side_effects(tracer.reads)
+    if differentiable and not changes:  # hooks and custom functions ran in a backward pass, which is none of a call
+        for change in _side_effects(tracer.reads):
+            raise change
     tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = _torch.graph_module(tracer.submodules, tracer.graph, name.title().replace("_", ""))
@@ -371,11 +375,11 @@ def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node], changes: l
     changes that only a first call may make, or raises. The tensors are added to the outputs.
     """
     stores = []
-    for held, name, value, label in shadows.differences():
+    for held, name, old, value, label in shadows.differences():
         if isinstance(value, Tensor) and not _is_grad_leaf(value) and tracer.output(value) is not None:
             stores.append(_store(tracer, held, name, value, label, outputs))
         elif statics.freeze_static(value) is None or (name in held and name in tracer.reads.loaded):
-            if statics.freeze_static(value) is None or statics.freeze(held.get(name)) != statics.freeze(value):
+            if statics.freeze_static(value) is None or statics.freeze(old) != statics.freeze(value):
                 changes.append(_side_effect(label, name, tracer.reads))
                 if not may_stand(value):
                     raise changes[-1]

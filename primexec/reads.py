@@ -109,7 +109,7 @@ class Reads(Record):
             for name in names.globals:
                 # A name that is not there is a builtin, unless the code itself is about to set it.
                 self._record(namespace, name)
-                if name not in frame.f_globals and name in frame.f_builtins.keys() - ASKING.keys():
+                if name not in frame.f_globals and name in frame.f_builtins.keys() - {*ASKING, "__import__"}:
                     self._record(builtin, name)
         if not READ_ENVIRONMENT.isdisjoint(names.attributes) or not READ_ENVIRONMENT.isdisjoint(names.globals):
             self._watch_container(environment(), "environment variables")

@@ -64,8 +64,8 @@ class Shadows:
     def _attributes(self, module: torch.nn.Module) -> dict[str, Any]:
         return module.__dict__ | self._left.get(id(module.__dict__), {})
 
-    def differences(self) -> Iterator[tuple[dict[str, Any], str, Any, str]]:
-        """(the module's dict, name, new value, label) of what the traced code assigned or removed."""
+    def differences(self) -> Iterator[tuple[dict[str, Any], str, Any, Any, str]]:
+        """(the module's dict, name, old value, new value, label) of what the traced code assigned or removed."""
         for module, shadow in self._of.values():
             label = type(module).__name__
             for kind in (None, "_parameters", "_buffers", "_non_persistent_buffers_set"):
@@ -76,17 +76,18 @@ class Shadows:
                     for name in {**ours, **before}:
                         if kind is None and name in _DICTS:
                             if "hooks" in name and ours[name].keys() != before[name].keys():
-                                yield real, name, ours[name], f"{label}.{name}"
+                                yield real, name, before[name], ours[name], f"{label}.{name}"
                             continue
-                        if ours.get(name, _REMOVED) is not before.get(name, _REMOVED):
-                            yield real, name, ours.get(name, _REMOVED), f"{label}.{name}"
+                        old, new = before.get(name, _REMOVED), ours.get(name, _REMOVED)
+                        if new is not old:
+                            yield real, name, old, new, f"{label}.{name}"
             for name in shadow._modules.keys() ^ module._modules.keys():
-                yield module.__dict__["_modules"], name, shadow._modules.get(name), f"{label}.{name}"
+                yield module.__dict__["_modules"], name, _REMOVED, shadow._modules.get(name), f"{label}.{name}"
 
     def left(self) -> dict[int, dict[str, Any]]:
         """What the traced code assigned, tensors apart, by the `id` of the dict that would hold it: name → value."""
         left: dict[int, dict[str, Any]] = {}
-        for held, name, value, _ in self.differences():
+        for held, name, _, value, _ in self.differences():
             if not isinstance(value, torch.Tensor):
                 left.setdefault(id(held), {})[name] = value
         return {held: names | self._left.get(held, {}) for held, names in left.items()}

@@ -278,7 +278,7 @@ def run(program: Program, prepare: Callable[[Any], Any], *, counted: bool) -> Fa
 
 def check_counts(program: Program, info: Any, i: int) -> None:
     if program.either:
-        assert info.hits + info.traces == i + 1, f"after call {i}: {info}"
+        assert info.hits + info.misses == i + 1, f"after call {i}: {info}"
         return
     traces = sum(at <= i for at in program.traces_at)
     got = {"traces": info.traces, "misses": info.misses, "hits": info.hits}

@@ -71,6 +71,32 @@ def test_gradients_of_the_first_call_are_eagers() -> None:
         assert torch.equal(module.layer.weight.grad, eager.layer.weight.grad)
 
 
+def test_what_is_filed_under_the_same_key_again_is_set_up_once() -> None:
+    table, seen = {"n": 1}, set()
+
+    def function(x: Tensor) -> Tensor:
+        table["n"] = 2
+        seen.add(x.dtype)
+        return x * table["n"]
+
+    traced = make_traced(function)
+    for traces in (0, 1, 1):
+        assert torch.equal(traced(X), X * 2)
+        assert (table, seen, traced.cache_info().traces) == ({"n": 2}, {X.dtype}, traces)
+
+
+def test_what_is_set_back_and_forth_is_refused() -> None:
+    class Toggled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.train(not self.training)
+            return x + 1
+
+    module = Toggled()
+    with pytest.raises(CaptureError, match="training"):
+        make_traced(module)(X)
+    assert module.training
+
+
 COUNTS: dict[str, Any] = {}
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
 
 from tests.programs.table import Family, draw, of, tensors
 
@@ -176,28 +175,6 @@ def reentrant_checkpoint_in_a_step() -> Any:
     return run
 
 
-@FAMILY.factory(X, line='table["n"] = 2')
-def dict_write() -> Any:
-    table = {"n": 1}
-
-    def run(x: Tensor) -> Tensor:
-        table["n"] = 2
-        return x + 1
-
-    return run
-
-
-@FAMILY.factory(X, line="seen.add(x.dtype)")
-def set_add() -> Any:
-    seen: set[Any] = set()
-
-    def run(x: Tensor) -> Tensor:
-        seen.add(x.dtype)
-        return x + 1
-
-    return run
-
-
 @FAMILY.factory(X, line="count += 1")
 def nonlocal_write() -> Any:
     count = 0
@@ -318,8 +295,9 @@ FAMILY.add(
 
 # Arguments that nothing is known about: the message names them.
 class Options:
-    """Neither a pytree nor a plain value."""
+    """Neither a pytree nor a plain value, nor nothing but its `__dict__`."""
 
+    __slots__ = ()
     scale = 2.0
 
 
@@ -329,7 +307,6 @@ ARGUMENTS: dict[str, Any] = {
     "bytearray": lambda: bytearray(b"ab"),
     "array": lambda: np.ones(3, dtype=np.float32),
     "iterator": lambda: iter([1, 2]),
-    "cache": DynamicCache,
     "object_in_list": lambda: [1, Options()],
 }
 for name, make in ARGUMENTS.items():
