@@ -244,16 +244,18 @@ def holds_fake(tree: Any) -> bool:
     return any(map(is_fake, pytree.tree_leaves(tree)))
 
 
+VALUE_NEEDED = (
+    "the value of a tensor is needed in Python ({op}), but a program is traced without values",
+    "return the tensor instead, use torch.where or torch.cond, or use torch.compile",
+)
+
+
 @cache
 def uncapturable() -> dict[type[Exception], tuple[str, str]]:
     """Exceptions of fake tensors that mean "this has no static program": class to (reason, way out)."""
     fake = "torch._subclasses.fake_tensor."
-    value = "return the tensor instead, use torch.where or torch.cond, or use torch.compile"
     return {
-        private(fake + "DataDependentOutputException"): (
-            "the value of a tensor is needed in Python ({op}), but a program is traced without values",
-            value,
-        ),
+        private(fake + "DataDependentOutputException"): VALUE_NEEDED,
         private(fake + "DynamicOutputShapeException"): (
             "the shape of the result of {op} depends on the values of its inputs",
             "use a mask or torch.where in place of boolean indexing, nonzero or unique, or keep this part "

@@ -75,7 +75,6 @@ def capture_environment(trace: Trace) -> Iterator[list[str]]:
     _capturing.depth = outer.get("depth", 0) + 1
     _capturing.trace, _capturing.passes = trace, []
     autocast_cache = torch.is_autocast_cache_enabled()
-    collecting = gc.isenabled()
     try:
         with ExitStack() as patches:
             for owner, name, replacement in _stand_ins():
@@ -85,14 +84,24 @@ def capture_environment(trace: Trace) -> Iterator[list[str]]:
             patches.enter_context(torch.autograd.set_detect_anomaly(False))  # it reads values, which are not there
             patches.enter_context(_without_saved_tensors_hooks())  # those of the caller run at every call
             torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
-            gc.disable()  # a callback of the collector is not the function's code
+            patches.enter_context(collector_paused())  # a callback of the collector is not the function's code
             yield _capturing.passes
     finally:
-        if collecting:
-            gc.enable()
         torch.set_autocast_cache_enabled(autocast_cache)
         _capturing.__dict__.clear()
         _capturing.__dict__.update(outer)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Python's collector of cycles waits: for the nodes of a program it would look at all objects of PyTorch, often."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager

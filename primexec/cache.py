@@ -23,8 +23,8 @@ from primexec.errors import CaptureError, ExecutorError, PrimexecError, RetraceW
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, describe_call, differences, make_entry
-from primexec.instances import opened
-from primexec.pipeline import collector_paused, compile_program
+from primexec.instances import tensors_of
+from primexec.pipeline import compile_program
 from primexec.runtime import Executable
 
 _guards_log, _trace_log = logger("guards"), logger("trace")
@@ -112,13 +112,12 @@ class Cache:
             raise AssertionError(f"{self.name}: a new program does not fit the call it was made for")
         return out
 
-    @collector_paused()
+    @_torch_capture.collector_paused()
     def _trace(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], description: dict[str, str]
     ) -> Entry | None:
         """The new entry; None where the function is to run as it is, for it sets something up at its first use."""
-        leaves, _ = _torch.flatten(opened((args, kwargs)))
-        devices = [t.device for t in leaves if isinstance(t, torch.Tensor)]
+        devices = [t.device for t in tensors_of((args, kwargs))]
         executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
         captured = capture(fn, args, kwargs, self.signature, registry.saving(self.options, executors))
         if captured.first_use is not None:
@@ -182,7 +181,7 @@ def runs_inline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return (
         _torch_capture.capturing()
         or _torch.foreign_mode_active()
-        or any(map(_torch.is_foreign_tensor, _torch.flatten(opened((args, kwargs)))[0]))
+        or any(map(_torch.is_foreign_tensor, tensors_of((args, kwargs))))
     )
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from primexec import _torch
 from primexec.cache import Cache, compile_captured, runs_inline
 from primexec.capture import capture, capture_lock
 from primexec.executors import registry
 from primexec.guards import MISS, describe_call, differences
 from primexec.inspection import described
-from primexec.instances import opened
+from primexec.instances import tensors_of
 from primexec.partition import Plan
 
 _MAX_SHOWN = 12
@@ -79,7 +78,7 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
         return Explanation(name, None, False, (), "")
     description = describe_call(cache.signature, args, kwargs)
     nearest = min((differences(e, description) for e in cache.entries), key=len, default=[])
-    tensors = [t for t in _torch.flatten(opened((args, kwargs)))[0] if isinstance(t, torch.Tensor)]
+    tensors = tensors_of((args, kwargs))
     executors = registry.resolve(cache.options, tensors[0].device if tensors else torch.get_default_device())
     with capture_lock():
         captured = capture(fn, args, kwargs, cache.signature, registry.saving(cache.options, executors))

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from primexec import _torch, statics
 from primexec._torch import pytree
 from primexec.errors import CaptureError
@@ -72,18 +74,20 @@ def is_object(value: Any) -> bool:
 _HEAP = 1 << 9  # a class made by a `class` statement
 
 
-def opened(arguments: Any) -> Any:
+def opened(value: Any, around: tuple[int, ...] = ()) -> Any:
     """Arguments with an `Instance` in place of each object; one that contains itself stays as it is."""
-    return _opened(arguments, ())
 
-
-def _opened(value: Any, around: tuple[int, ...]) -> Any:
     def replaced(leaf: Any) -> Any:
         if id(leaf) in around or not is_object(leaf):
             return leaf
-        return Instance(type(leaf), _opened(dict(vars(leaf)), (*around, id(leaf))))
+        return Instance(type(leaf), opened(dict(vars(leaf)), (*around, id(leaf))))
 
     return pytree.tree_map(replaced, value, is_leaf=_torch.is_leaf)
+
+
+def tensors_of(arguments: Any) -> list[torch.Tensor]:
+    """The tensors among arguments, those in objects too."""
+    return [t for t in _torch.flatten(opened(arguments))[0] if isinstance(t, torch.Tensor)]
 
 
 def node_of(value: Any) -> Any:
@@ -161,15 +165,15 @@ class StandIns:
         """
         found: list[tuple[Part, Any, Any, str]] = []
         for node, children, part, names in self._before:
-            now, label = children_of(node) or [], type(node).__name__
+            now, names_now, label = children_of(node) or [], _names(node), type(node).__name__
             same = len(now) == len(children) and all(a is b for a, b in zip(now, children, strict=True))
-            if same and names == _names(node):
+            if same and names == names_now:
                 continue
             if part and type(node) is list:
                 found.append((self.part(node), slice(None), tuple(node), label))
-            elif part and names == _names(node)[: len(names)]:
+            elif part and names == names_now[: len(names)]:
                 before = dict(zip(names[1:], children, strict=True))
-                changed = [(k, v) for k, v in zip(_names(node)[1:], now, strict=True) if before.get(k, found) is not v]
+                changed = [(k, v) for k, v in zip(names_now[1:], now, strict=True) if before.get(k, found) is not v]
                 found += [(self.part(node), k, v, f"{label}.{k}") for k, v in changed]
             else:
                 raise CaptureError(

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from primexec.tracer import Tracer
 
 READ = torch.ops.aten._local_scalar_dense.default
-_HINT = "return the tensor instead, use torch.where or torch.cond, or use torch.compile"
 _MAX = 10_000
 
 
@@ -76,10 +75,8 @@ class Symbol:
         self.refuse()
 
     def refuse(self) -> NoReturn:
-        raise self.tracer.fail(
-            f"the value of a tensor is needed in Python ({READ}), but a program is traced without values",
-            in_optimizer() or _HINT,
-        )
+        reason, hint = _torch.VALUE_NEEDED
+        raise self.tracer.fail(reason.format(op=READ), in_optimizer() or hint)
 
 
 def in_optimizer() -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from primexec import effects, passes
+from primexec._torch_capture import collector_paused
 from primexec.config import Options, logger, verifies_passes
 from primexec.executors import registry
 from primexec.executors.base import Executor
@@ -21,18 +20,6 @@ from primexec.verify import verify_captured
 from primexec.verify_plan import verify_planned
 
 _log = logger("plan")
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Python's collector of cycles waits: for the nodes of a program it would look at all objects of PyTorch, often."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 @collector_paused()

@@ -109,7 +109,7 @@ class Reads(Record):
             for name in names.globals:
                 # A name that is not there is a builtin, unless the code itself is about to set it.
                 self._record(namespace, name)
-                if name not in frame.f_globals and name in frame.f_builtins.keys() - {*ASKING, "__import__"}:
+                if name not in frame.f_globals and name in frame.f_builtins and name not in _STOOD_IN_FOR:
                     self._record(builtin, name)
         if not READ_ENVIRONMENT.isdisjoint(names.attributes) or not READ_ENVIRONMENT.isdisjoint(names.globals):
             self._watch_container(environment(), "environment variables")
@@ -465,5 +465,6 @@ class Reads(Record):
         self.__dict__.pop("refuse", None)
 
 
+_STOOD_IN_FOR = frozenset({*ASKING, "__import__"})
 _CALL_OF_MODULES = torch.nn.Module._call_impl.__code__
 _NAMED_BY_AUTOGRAD = frozenset({"forward", "setup_context", "backward", "jvp", "vjp", "vmap"})
