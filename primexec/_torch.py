@@ -129,6 +129,13 @@ def global_hooks() -> dict[str, dict[int, Any]]:
     return {name: held for name, held in found if name.startswith("_global_") and isinstance(held, dict)}
 
 
+@cache
+def fused_optimizers() -> frozenset[Any]:
+    """Optimizer steps whose learning rate may be a tensor, which they read."""
+    names = [n for n in dir(torch) if n.startswith("_fused_")]
+    return frozenset(getattr(torch, n) for n in names if hasattr(getattr(torch.ops.aten, n, None), "tensor_lr"))
+
+
 def sdpa_switches() -> tuple[bool, ...]:
     """The switches that choose a kernel for scaled_dot_product_attention and recurrent layers."""
     return (

@@ -36,6 +36,7 @@ PLAIN, ALL = 1, 2
 RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exact type of a tensor"
 INSTALLED_RANDOM = "random numbers in installed packages"
 IDENTITY = "whether two variables are one object"
+TYPES, NUMBER_TYPE = "exact types", "the exact type of a number"
 # What is refused at the end of a trace: (reason, way out); comparisons where an argument is also reached otherwise.
 SUSPECTS = {
     SEEDS: (
@@ -45,6 +46,10 @@ SUSPECTS = {
     EXACT_TYPE: (
         "the exact type of a tensor is compared, and while tracing it is another one",
         "use isinstance(x, torch.Tensor)",
+    ),
+    NUMBER_TYPE: (
+        "the exact type of a number is compared, and one that is read off a tensor is of another one while tracing",
+        "use isinstance(x, float)",
     ),
     IDENTITY: (
         "objects are compared by identity, and an argument is a tensor that the function also reaches by itself",
@@ -185,6 +190,8 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             globals_[instruction.argval] = None
             if instruction.argval == "id" and not is_installed(file):
                 suspects.setdefault(IDENTITY, line)
+            if instruction.argval == "type" and instructions[i + 1].argval != "self":
+                suspects.setdefault(TYPES, line)
         elif instruction.opname in _COMPARISONS and not is_installed(file):
             written = file != "<string>"  # by somebody, not by a dataclass
             if instruction.opname == "IS_OP" and instructions[i - 1].opname != "LOAD_CONST" and written:  # `is None`
@@ -192,6 +199,8 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             near = [x.argval for x in instructions[max(0, i - 12) : i]]
             if "type" in near and near[-1] in ("Tensor", "Parameter"):
                 suspects.setdefault(EXACT_TYPE, line)
+            if "type" in near and not {"int", "float"}.isdisjoint(near[-8:]):
+                suspects.setdefault(NUMBER_TYPE, line)
         elif instruction.opname == "MATCH_CLASS":
             attributes |= {name for c in code.co_consts if isinstance(c, tuple) for name in c if isinstance(name, str)}
             computed |= bool(instruction.arg)  # the class tells the names of what patterns do not name

@@ -19,10 +19,11 @@ from primexec.bytecode import user_source_of
 from primexec.capture import capture, capture_lock, left_the_function
 from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
+from primexec.descriptions import changing_numbers, describe_call
 from primexec.errors import CaptureError, ExecutorError, PrimexecError, RetraceWarning
 from primexec.executors import registry
 from primexec.executors.base import Executor
-from primexec.guards import MISS, Entry, describe_call, differences, make_entry
+from primexec.guards import MISS, Entry, make_entry
 from primexec.instances import tensors_of
 from primexec.pipeline import compile_program
 from primexec.runtime import Executable
@@ -53,6 +54,7 @@ class Cache:
         self._lock = threading.Lock()
         self._culprits: Counter[str] = Counter()
         self._first_uses: set[int] = set()
+        self._varying = self._fixed = frozenset[str]()  # numbers that are inputs, and those whose values are needed
         self._warned = False
         self.hits = self.misses = self.traces = self.compiles = self.evictions = 0
 
@@ -64,6 +66,7 @@ class Cache:
             self.entries = ()
             self._culprits.clear()
             self._first_uses.clear()
+            self._varying = self._fixed = frozenset()
             self._warned = False
             self.hits = self.misses = self.traces = self.compiles = self.evictions = 0
 
@@ -119,7 +122,7 @@ class Cache:
         """The new entry; None where the function is to run as it is, for it sets something up at its first use."""
         devices = [t.device for t in tensors_of((args, kwargs))]
         executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
-        captured = capture(fn, args, kwargs, self.signature, registry.saving(self.options, executors))
+        captured = self._capture(fn, args, kwargs, description, registry.saving(self.options, executors))
         if captured.first_use is not None:
             self._note_first_use(captured.first_use, description)
             return None
@@ -131,6 +134,33 @@ class Cache:
             self.evictions += max(0, len(self.entries) + 1 - self.size)
             self.entries = (entry, *self.entries)[: self.size]
         return entry
+
+    def _capture(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        description: dict[str, str],
+        save: str,
+    ) -> Captured:
+        """The program of a call; one that takes the numbers that keep changing as inputs, where it needs no values."""
+        attempt = functools.partial(capture, fn, args, kwargs, self.signature, save)
+        captured = None
+        for label in changing_numbers([e.key for e in self.entries[:RETRACES_BEFORE_WARNING]], description):
+            if label not in self._varying | self._fixed:
+                captured = self._try(attempt, self._varying | {label})
+                if captured is None:
+                    self._fixed |= {label}
+                else:
+                    self._varying |= {label}
+        return captured or (self._varying and self._try(attempt, self._varying)) or attempt()
+
+    def _try(self, attempt: Callable[[frozenset[str]], Captured], varying: frozenset[str]) -> Captured | None:
+        try:
+            return attempt(varying)
+        except Exception as error:  # of the user's code, too, which may raise none with plain numbers
+            _trace_log.debug("%s: %s stay constants: %s", self.name, ", ".join(sorted(varying)), error)
+            return None
 
     def _note_first_use(self, first_use: FirstUse, description: dict[str, str]) -> None:
         """Raise where the same call has set up the same thing before: it would never be served from the cache."""
@@ -145,7 +175,7 @@ class Cache:
         entries = self.entries[:RETRACES_BEFORE_WARNING]
         if not entries or (self._warned and not _guards_log.isEnabledFor(logging.DEBUG)):
             return
-        nearest = min((differences(e, description) for e in entries), key=len)
+        nearest = min((e.key.differences(description) for e in entries), key=len)
         for label, then, now in nearest:
             _guards_log.debug("%s: retracing because %s is %s, was %s", self.name, label, now, then)
             self._culprits[label] += 1

@@ -73,6 +73,8 @@ class Calls(_torch.TorchFunctionMode):
             return number
         if (made := literals.assembled(fn, args, kwargs)) is not None:
             return made
+        if fn in _torch.fused_optimizers() and (rate := numbers.symbol_of(kwargs.get("lr"))) is not None:
+            kwargs["lr"] = numbers.as_tensor(tracer, rate)
         if fn in _gradient_accessors():
             tracer.gradients.ask(args[0])
         graph = tracer.graph

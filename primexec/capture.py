@@ -63,12 +63,16 @@ def capture(
     kwargs: dict[str, Any],
     signature: Signature,
     save: str = "default",
+    varying: frozenset[str] = frozenset(),
     earlier: Captured | None = None,
 ) -> Captured:
     """Trace one call; once more where it sets something up in Python that a second call would find.
 
+    Numbers that each call changes, such as counters, are read and written by the program.
+
     Args:
         save: "less" to compute cheap values again in backward rather than save them, "default", or "more".
+        varying: labels of numbers that the program takes as inputs: arguments, attributes, what stands in dicts.
         earlier: the first of two traces.
 
     Raises:
@@ -80,7 +84,7 @@ def capture(
     try:
         for leaf, label in zip(leaves, labels, strict=True):
             _check_argument(leaf, label)
-        reads = Reads(fn)
+        reads = Reads(fn, varying)
     except CaptureError as error:
         _raise_located(error, fn)
     for leaf, label in zip(leaves, labels, strict=True):
@@ -116,11 +120,21 @@ def capture(
         for store in captured.stores:
             if store.is_plain() and id(store.held) not in captured.first_use.attributes:
                 store.run()
-        return capture(fn, args, kwargs, signature, save, captured)
+        try:
+            return capture(fn, args, kwargs, signature, save, varying, captured)
+        except CaptureError as error:
+            counters = captured.first_use.numbers
+            if counters <= varying:
+                raise
+            try:
+                return capture(fn, args, kwargs, signature, save, varying | counters)
+            except CaptureError:
+                raise error from None
     if earlier is not None:
         reads.restore()
         earlier.reads.restore()
         captured = replace(captured, first_use=first_use)
+    captured = replace(captured, varying=tracer.number_inputs.arguments)
     reads.settle()
     _log.debug("%s", captured.program)
     return captured
@@ -138,7 +152,9 @@ def _capture(
     save: str,
 ) -> Captured:
     run = shadows.function(fn)
-    fakes = [tracer.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
+    inputs = tracer.number_inputs
+    inputs.start()
+    fakes = [inputs.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
     fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
     stand_ins = StandIns((fake_args, fake_kwargs), arguments)
     try:
@@ -156,6 +172,7 @@ def _capture(
         tracer.raise_failure()
         raise
     finally:
+        inputs.put_back()
         tracer.reads.cached_calls.put_back()
         tracer.reads.drop_keys(_torch.is_fake_class)
     tracer.raise_failure()
@@ -278,7 +295,7 @@ def _finish(
         uses_sdpa=tracer.uses_sdpa,
         inference_segments=tracer.inference_segments,
         reached=frozenset(i for i, value in reached.items() if is_object(value)),
-        first_use=FirstUse(changes[0], shadows.left()) if changes else None,
+        first_use=FirstUse(changes[0], shadows.left(), _changed_numbers(tracer, shadows)) if changes else None,
     )
 
 
@@ -392,6 +409,8 @@ def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node], changes: l
         stores.append(_store(tracer, held, name, value, label, outputs))
     for of, value, label in tracer.gradients.changes():
         stores.append(_store(tracer, of, "grad", value, label, outputs))
+    for held, name, value, label in tracer.number_inputs.changes():
+        stores.append(_store(tracer, held, name, value, label, outputs))
     return stores
 
 
@@ -403,6 +422,15 @@ def _store(tracer: Tracer, held: Any, key: Any, value: Any, label: str, outputs:
         places.append(Static(leaf) if node is None else len(outputs))
         outputs += [] if node is None else [node]
     return Store(held, key, tree, tuple(places), label)
+
+
+def _changed_numbers(tracer: Tracer, shadows: Shadows) -> frozenset[str]:
+    """Labels of the numbers that the function found, and left changed."""
+    found = {label for label, *both in tracer.reads.changed() if statics.are_numbers(*both)}
+    for held, name, old, new, _ in shadows.differences():
+        if id(held) in tracer.reads.namespaces and statics.are_numbers(statics.freeze(old), statics.freeze(new)):
+            found.add(tracer.reads.namespaces[id(held)].label_of(name))
+    return frozenset(found)
 
 
 def _side_effects(reads: Reads) -> list[CaptureError]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Captured:
         joint: what ties the program to autograd, where results require grad.
         reached: identities of the objects that the function reaches by itself, where an argument is an object.
         first_use: what the function sets up in Python at this call only; the program is that of later ones.
+        varying: numbers among the arguments that are inputs: position → label.
     """
 
     program: Program
@@ -52,6 +53,11 @@ class Captured:
     inference_segments: bool
     reached: frozenset[int]
     first_use: FirstUse | None
+    varying: dict[int, str] = field(default_factory=dict)
+
+    def labels(self) -> frozenset[str]:
+        """What the inputs are called that may be numbers."""
+        return frozenset([*self.varying.values(), *(i.label for i in self.program.inputs if i.kind == "state")])
 
     def state_values(self) -> dict[str, Tensor]:
         """What the inputs of kind `state` hold, by name: tensors that know how often they were written to."""
@@ -96,10 +102,12 @@ class FirstUse:
     Attributes:
         error: what to raise where the next trace leaves something behind as well.
         attributes: what it left in modules, by the `id` of a module's `__dict__`: name → value.
+        numbers: labels of the numbers among it.
     """
 
     error: CaptureError
     attributes: dict[int, dict[str, Any]]
+    numbers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ import torch
 
 from primexec.cache import Cache, compile_captured, runs_inline
 from primexec.capture import capture, capture_lock
+from primexec.descriptions import describe_call
 from primexec.executors import registry
-from primexec.guards import MISS, describe_call, differences
+from primexec.guards import MISS
 from primexec.inspection import described
 from primexec.instances import tensors_of
 from primexec.partition import Plan
@@ -77,11 +78,13 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
     if runs_inline(args, kwargs):
         return Explanation(name, None, False, (), "")
     description = describe_call(cache.signature, args, kwargs)
-    nearest = min((differences(e, description) for e in cache.entries), key=len, default=[])
+    nearest = min((e.key.differences(description) for e in cache.entries), key=len, default=[])
+    serving = next((e for e in cache.entries if e.call(args, kwargs, True) is not MISS), None)
+    varying = serving.captured.labels() if serving else frozenset[str]()
     tensors = tensors_of((args, kwargs))
     executors = registry.resolve(cache.options, tensors[0].device if tensors else torch.get_default_device())
     with capture_lock():
-        captured = capture(fn, args, kwargs, cache.signature, registry.saving(cache.options, executors))
+        captured = capture(fn, args, kwargs, cache.signature, registry.saving(cache.options, executors), varying)
         captured, executable = compile_captured(captured, cache.options, executors)
     reads = captured.reads
     counts = {
@@ -91,12 +94,11 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
         "containers": len(reads.containers),
     }
     guarded = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    cached = any(e.call(args, kwargs, True) is not MISS for e in cache.entries)
     training = executable.training
     return Explanation(
         name,
         executable.plan,
-        cached,
+        serving is not None,
         tuple(nearest),
         f"{guarded or 'nothing'}, global state",
         training and training.plans[0],

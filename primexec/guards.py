@@ -18,17 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec import _torch, _torch_autograd, statics
+from primexec import _torch, _torch_autograd, numbers, statics
 from primexec._torch import pytree
 from primexec.again import changes_nothing_outside, raised_by_an_operator
 from primexec.bytecode import IDENTITY
-from primexec.captured import Captured, Signature
+from primexec.captured import Captured
 from primexec.contents import Contents
+from primexec.descriptions import Key
 from primexec.gradients import GradientOf, read_place
 from primexec.identities import Found, Given, Shared
-from primexec.instances import Part, children_of, is_object, opened, parts
+from primexec.instances import Part, children_of, is_object, parts
 from primexec.namespaces import Namespace
-from primexec.program import Static, TensorSpec
+from primexec.program import Static
 from primexec.reads import Reads
 from primexec.record import ASK
 from primexec.runtime import Executable
@@ -43,50 +44,13 @@ class Entry:
 
     Attributes:
         call: takes `args, kwargs`; MISS, or what the function returns. With a true third argument it only checks.
-        description: label → value of everything in the key that `explain` can name.
+        key: what the program was traced for, in words.
     """
 
     call: Callable[..., Any]
     captured: Captured
     executable: Executable
-    description: dict[str, str]
-
-
-def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
-    """Everything in a call's key, apart from Python state, as label → text."""
-    leaves, tree = _torch.flatten(whole := opened((args, kwargs)))
-    described = {"structure of the arguments": str(tree)}
-    labels = signature.labels(*whole)
-    for leaf, label in zip(leaves, labels, strict=True):
-        if isinstance(leaf, Tensor):
-            spec = TensorSpec.of(leaf) if leaf.layout is torch.strided else None
-            described[f"{label} (type)"] = f"{type(leaf).__name__} of {leaf.layout}"
-            described[f"{label} (shape)"] = str(tuple(leaf.shape))
-            described[f"{label} (dtype and device)"] = f"{leaf.dtype} {leaf.device}"
-            described[f"{label} (strides)"] = str(spec.stride) if spec else "none"
-            described[f"{label} (requires_grad)"] = str(leaf.requires_grad)
-        else:
-            described[f"{label} (value)"] = statics.show(statics.freeze_argument(leaf))
-    described["arguments that are one object"] = ", ".join(
-        f"{a} and {b}"
-        for i, (a, x) in enumerate(zip(labels, leaves, strict=True))
-        for b, y in zip(labels[:i], leaves[:i], strict=True)
-        if x is y and isinstance(x, Tensor)
-    )
-    described.update({k: str(v) for k, v in _torch.describe_global_state().items()})
-    return described
-
-
-def differences(entry: Entry, description: dict[str, str]) -> list[tuple[str, str, str]]:
-    """(label, in the entry, in the call) of everything that keeps this entry from serving this call."""
-    found = []
-    for label in {**entry.description, **description}:
-        then, now = entry.description.get(label, "absent"), description.get(label, "absent")
-        if then != now:
-            found.append((label, then, now))
-    for label, was, now in entry.captured.reads.changed():
-        found.append((label, statics.show(was), statics.show(now)))
-    return found
+    key: Key
 
 
 def make_entry(
@@ -98,7 +62,7 @@ def make_entry(
 ) -> Entry:
     """The entry for a call that was just captured under the present global state."""
     call = _Writer(captured, executable).write(args, kwargs)
-    return Entry(call, captured, executable, description)
+    return Entry(call, captured, executable, Key.of(captured, description))
 
 
 class _Writer:
@@ -113,6 +77,7 @@ class _Writer:
         self.nodes = [""]  # variables of the nodes of the call, in the order of `StandIns.nodes`
         self.parts: list[tuple[str, Any]] = []  # the same of what may be changed, in the order of `instances.parts`
         self.grad_off = False
+        self.varying: dict[str, str] = {}  # variable of a number → variable of the input that is made of it
         self.variables: dict[str, str] = {}  # name of an input → variable
 
     def write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
@@ -210,8 +175,11 @@ class _Writer:
             self._miss_if(f"not {reached}().keys().isdisjoint(({', '.join(f'id({v})' for v in contents)},))")
 
     def _statics(self) -> None:
-        for variable, value in self.leaves:
+        for i, (variable, value) in enumerate(self.leaves):
             if isinstance(value, Tensor):
+                continue
+            if i in self.captured.varying:
+                self._number(variable, value)
                 continue
             if value is None or type(value) is bool:
                 self._miss_if(f"{variable} is not {value}")
@@ -229,6 +197,12 @@ class _Writer:
                 frozen = self._constant(statics.freeze_argument(value))
                 self._miss_if(f"{self._constant(statics.freeze_argument)}({variable}) != {frozen}")
         self._identities([(v, x) for v, x in self.leaves if isinstance(x, (Tensor, torch.Generator))])
+
+    def _number(self, variable: str, value: Any) -> None:
+        """A number that is an input, whatever its value."""
+        largest = statics.LARGEST[type(value)]
+        self._miss_if(f"type({variable}) is not {type(value).__name__} or not -{largest} <= {variable} <= {largest}")
+        self.varying[variable] = f"n{len(self.lines)}"
 
     def _identities(self, inputs: list[tuple[str, Any]]) -> None:
         """Arguments that were one object must be one again, and no others."""
@@ -331,11 +305,14 @@ class _Writer:
         reading += [f"if {self.variables[i]}.grad is not None: return MISS" for i in captured.without_gradient]
         if reading:
             self.lines += ["try:", *(f"  {line}" for line in reading), "except (KeyError, IndexError): return MISS"]
+        for variable in self.variables.values():
+            if type(value := values.get(variable)) in statics.LARGEST and variable not in self.varying:
+                self._number(variable, value)
         if captured.program.frozen:
             kept = [(self.variables[name], values[self.variables[name]]) for name in captured.program.frozen]
             unchanged = self._constant(_Frozen([value for _, value in kept]))
             self._miss_if(f"not {unchanged}({', '.join(variable for variable, _ in kept)})")
-        inputs = list(self.variables.values())
+        inputs = [self.varying.get(variable, variable) for variable in self.variables.values()]
         tensors = {v: x for v, x in values.items() if isinstance(x, Tensor)}
         once = {id(x): (v, x) for v, x in tensors.items()}  # the check refuses one tensor twice
         check = self._constant(_torch.tensor_guards([*(x for _, x in once.values()), _SENTINEL]))
@@ -376,6 +353,8 @@ class _Writer:
 
     def _run(self, inputs: list[str]) -> None:
         self.lines.append("if dry: return True")
+        as_input = self._constant(numbers.as_input) if self.varying else ""
+        self.lines += [f"{name} = {as_input}({variable})" for variable, name in self.varying.items()]
         program = self.captured.program
         run = f"out = {self._constant(self.executable.run)}({', '.join(inputs)})"
         autocast = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]

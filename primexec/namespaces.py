@@ -98,6 +98,10 @@ class Namespace:
         names = map(key_of, list(self.held))
         return frozenset(names) if isinstance(self.keys, frozenset) else {name: i for i, name in enumerate(names)}
 
+    def is_instance(self) -> bool:
+        """Whether it belongs to an object or is a dict of one's own: neither a class nor the globals of a file."""
+        return self.owner is None and "__builtins__" not in self.held
+
     def is_empty(self) -> bool:
         """Whether it is a dict that was empty, and would have to be."""
         return self.of is None and self.keys is not None and not self.keys and not self.held

@@ -16,14 +16,20 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch
-from primexec.bytecode import runs_optimizer
+from primexec.bytecode import TYPES, runs_optimizer
 from primexec.errors import PrimexecError
+from primexec.statics import LARGEST, may_vary
 
 if TYPE_CHECKING:
     from primexec.tracer import Tracer
 
 READ = torch.ops.aten._local_scalar_dense.default
 _MAX = 10_000
+
+
+def as_input(value: int | float) -> Tensor:
+    """A number as a program takes it."""
+    return torch.tensor(value, dtype=torch.float64 if type(value) is float else torch.int64, device="cpu")
 
 
 def power(base: Any, exponent: Any) -> float:
@@ -166,6 +172,9 @@ class Numbers:
                 f"more than {_MAX} numbers are read off tensors, or reckoned from such", "keep them tensors"
             )
 
+    def __bool__(self) -> bool:
+        return bool(self._given)
+
     def kept(self) -> list[Number]:
         """Those that somebody still refers to."""
         return [n for ref in self._given.values() if (n := ref()) is not None]
@@ -177,6 +186,74 @@ def item(tracer: Tracer, t: Tensor) -> Number | None:
     if known or t.numel() != 1 or t.is_complex() or t.dtype is torch.bool:
         return None
     return _wrapped(_emit(tracer, READ, (tracer.node_of(t),), float if t.is_floating_point() else int))
+
+
+class NumberInputs:
+    """Numbers that a program takes as inputs: arguments, attributes, and what stands in dicts.
+
+    Args:
+        labels: what they are called.
+
+    Attributes:
+        arguments: those among the arguments: position → label.
+    """
+
+    def __init__(self, tracer: Tracer, labels: frozenset[str]) -> None:
+        self._tracer, self._labels = tracer, labels
+        self.arguments: dict[int, str] = {}
+        self._changes: list[tuple[dict[Any, Any], Any, Any, str]] = []
+        self._places: list[
+            tuple[dict[Any, Any], Any, Any, Number | None, str]
+        ] = []  # dict, key, number, stand-in, label
+
+    def argument(self, value: Any, position: int, label: str) -> Any:
+        """The stand-in for an argument."""
+        if label not in self._labels or not may_vary(value):
+            return self._tracer.argument(value, position, label)
+        self.arguments[position] = label
+        return self._read_off(self._tracer.argument(as_input(value), position, label), value)
+
+    def start(self) -> None:
+        """From now on stand-ins take the place of numbers in dicts."""
+        self._tracer.reads.number_found = self._place_all  # type: ignore[method-assign]
+        self._place_all()
+
+    def _place_all(self) -> None:
+        for held, name, label in self._tracer.reads.numbers[len(self._places) :]:
+            value = held[name]
+            with _torch.modes_off():
+                tensor = as_input(value)
+            self._tracer.add_place(tensor, (held, name, label))
+            seen = self._seen(held)
+            seen[name] = number = self._read_off(self._tracer.lift(tensor), value)
+            self._places.append((held, name, value, number, label))
+
+    def changes(self) -> list[tuple[dict[Any, Any], Any, Any, str]]:
+        """(dict, key, number, label) of what the function left in the place of others; nobody else's."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def _seen(self, held: dict[Any, Any]) -> dict[Any, Any]:
+        """What the function sees in place of a dict: that of a module's shadow, or the dict itself."""
+        shadow = self._tracer.shadows.by_dict.get(id(held))
+        return held if shadow is None else shadow.__dict__
+
+    def _read_off(self, stand_in: Tensor, value: Any) -> Number | None:
+        self._tracer.node_of(stand_in).meta["largest"] = LARGEST[type(value)]
+        return item(self._tracer, stand_in)
+
+    def put_back(self) -> None:
+        """Put the numbers back where they stood, and note by what others the function replaced them."""
+        for held, name, value, number, label in self._places:
+            seen = self._seen(held)
+            if (new := seen.get(name)) is not number:
+                self._changes.append((held, name, new, label))
+                if not isinstance(new, (int, float)):
+                    self._tracer.fail(f"the function puts something else in the place of {label}", "keep it a number")
+            seen[name] = value
+        if self._labels and TYPES in self._tracer.reads.suspects:
+            self._tracer.fail("the exact type of a number may be asked for", "use isinstance()")
+        self._places.clear()
 
 
 def asked_by_pytorch(tracer: Tracer, t: Tensor) -> Any:
@@ -192,12 +269,13 @@ def _wrapped(symbol: Symbol) -> Number:
 def node_of(tracer: Tracer, symbol: Symbol) -> fx.Node:
     """The node of a number in the current graph; one of another graph comes as a tensor, and is read off it again."""
     if tracer.graph not in symbol.nodes:
-        tensor = tracer.node_of(_as_tensor(tracer, symbol))
+        tensor = tracer.node_of(as_tensor(tracer, symbol))
         symbol.nodes[tracer.graph] = _emit(tracer, READ, (tensor,), symbol.kind).node
     return symbol.nodes[tracer.graph]
 
 
-def _as_tensor(tracer: Tracer, symbol: Symbol) -> Tensor:
+def as_tensor(tracer: Tracer, symbol: Symbol) -> Tensor:
+    """A tensor of float64 or int64 that holds a number."""
     if symbol.tensor is None:
         inner, tracer.scope = tracer.scope, symbol.scope
         dtype = torch.float64 if symbol.kind is float else torch.int64

@@ -40,10 +40,16 @@ MAX_OBJECTS = 200_000
 
 
 class Reads(Record):
-    """Records what is read; installed with `sys.settrace` while the function runs."""
+    """Records what is read; installed with `sys.settrace` while the function runs.
 
-    def __init__(self, fn: object) -> None:
+    Args:
+        varying: labels of numbers that are not recorded but collected, for they are inputs of the program.
+    """
+
+    def __init__(self, fn: object, varying: frozenset[str] = frozenset()) -> None:
         super().__init__()
+        self.varying = varying
+        self.numbers: list[tuple[dict[Any, Any], Any, str]] = []  # (dict, key, label)
         self.codes: dict[tuple[int, int], types.CodeType] = {}  # by their identity and that of their globals
         self._names: set[str] = {"training", "forward", "__getattr__"}  # asked for by torch's code, and by Python
         self._everything = 0  # PLAIN or ALL where names are computed in a way that cannot be watched
@@ -66,6 +72,9 @@ class Reads(Record):
     def refuse(self, reason: str, hint: str) -> Exception:
         """The error for what cannot be traced; the tracer's own one also knows the line."""
         return CaptureError(reason, hint=hint)
+
+    def number_found(self) -> None:
+        """One more number is known; the capture puts a stand-in in its place."""
 
     # Watching ------------------------------------------------------------------------------------------
 
@@ -280,10 +289,12 @@ class Reads(Record):
 
     def _reach_stateful(self, value: Any, label: str) -> None:
         """The code that reads such an object is not watched, so all of its attributes count as read."""
-        self._reach_object(value, value.__dict__, label)
         namespace = self._namespace(value.__dict__, f"{label}.")
         namespace.flags = type(value).__module__.partition(".")[0] == "torch"
         groups = value.__dict__.get("param_groups", ()) if isinstance(value, torch.optim.Optimizer) else ()
+        if groups:  # compared group by group, below
+            namespace.values["param_groups"], namespace.originals["param_groups"] = statics.Identity(groups), groups
+        self._reach_object(value, value.__dict__, label)
         for name in value.__dict__.keys() - ({"param_groups"} if groups else set()):
             self._record(namespace, name)
         if groups:
@@ -354,6 +365,10 @@ class Reads(Record):
             return
         value = namespace.get(name)
         label = namespace.label_of(name)
+        if label in self.varying and statics.may_vary(value) and namespace.is_instance():
+            self.numbers.append((namespace.held, name, label))
+            self.number_found()
+            return
         self._watch_state(value, label)
         namespace.values[name] = statics.freeze(value)
         namespace.originals[name] = value
@@ -463,6 +478,7 @@ class Reads(Record):
         for place in places:
             place.settle()
         self.__dict__.pop("refuse", None)
+        self.__dict__.pop("number_found", None)
 
 
 _STOOD_IN_FOR = frozenset({*ASKING, "__import__"})

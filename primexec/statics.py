@@ -48,6 +48,20 @@ class Identity:
         return f"{type(self.value).__name__} at {id(self.value):#x}"
 
 
+# How large a number may be that is an input: float64 holds any such int, float32 such a float and one more.
+LARGEST: dict[type, int | float] = {int: 1 << 53, float: 1e38}
+
+
+def may_vary(value: Any) -> bool:
+    """Whether a value is a number that a program can take as an input."""
+    return type(value) in LARGEST and -LARGEST[type(value)] <= value <= LARGEST[type(value)]
+
+
+def are_numbers(then: Any, now: Any) -> bool:
+    """Whether two frozen values are numbers of one type."""
+    return isinstance(then, tuple) and isinstance(now, tuple) and then[0] is now[0] and then[0] in LARGEST
+
+
 def freeze_static(value: Any) -> Any:
     """A hashable stand-in that is equal for equal statics only, or None where value is not static.
 

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order, literals, numbers, sizes
 from primexec._torch import pytree
-from primexec.bytecode import IDENTITY, SUSPECTS, user_source
+from primexec.bytecode import IDENTITY, NUMBER_TYPE, SUSPECTS, user_source
 from primexec.calls import READS_DATA, VALUE_HINT, Calls
 from primexec.entrances import Entrances
 from primexec.errors import CaptureError, SourceLine
@@ -90,6 +90,7 @@ class Tracer:
         self.entrances = Entrances(self)
         self.literals = literals.Literals(self)
         self.numbers = numbers.Numbers()
+        self.number_inputs = numbers.NumberInputs(self, reads.varying)
         self._histories: dict[int, Any] = {}  # id of an input's stand-in → its autograd node
         self._lines: dict[int, SourceLine | None] = {}  # sequence number of an autograd node → line of its operator
         self.taken: dict[fx.Node, fx.Node] = {}  # placeholder of a backward graph → node of the forward graph
@@ -387,7 +388,8 @@ class Tracer:
         if self.failure is not None:
             raise self.failure
         for topic, (reason, hint) in SUSPECTS.items():
-            if topic in self.reads.suspects and (topic is not IDENTITY or self._reaches_an_argument()):
+            real = {IDENTITY: self._reaches_an_argument, NUMBER_TYPE: self.numbers.__bool__}.get(topic, lambda: True)
+            if topic in self.reads.suspects and real():
                 raise CaptureError(reason, hint=hint, source=self.reads.suspects[topic]) from None
 
     def _reaches_an_argument(self) -> bool:

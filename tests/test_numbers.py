@@ -157,3 +157,22 @@ def test_text_and_lifetime() -> None:
     del traced
     gc.collect()
     assert before() is None
+
+
+@pytest.mark.parametrize(
+    "compared",
+    [lambda a: type(a) is float, lambda a: type(a) in (int, float), lambda a: float == type(a)],  # noqa: E721
+    ids=["is", "in", "reversed"],
+)
+def test_exact_types_of_numbers_are_refused(compared: Callable[[Any], bool]) -> None:
+    def fn(x: Tensor) -> Tensor:
+        a = x.max().item()
+        return x / a if compared(a) else x
+
+    with pytest.raises(CaptureError, match="exact type of a number"):
+        make_traced(fn)(INPUTS[0])
+
+
+def test_types_may_be_compared_where_no_number_is_read() -> None:
+    traced = make_traced(lambda x, a: x * a if type(a) is float else x)
+    torch.testing.assert_close(traced(INPUTS[0], 2.0), INPUTS[0] * 2)

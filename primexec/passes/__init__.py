@@ -17,6 +17,7 @@ from primexec.passes.freeze import FoldNorms, PackWeights
 from primexec.passes.functionalize import Functionalize
 from primexec.passes.pools import PoolsChannelsLast
 from primexec.passes.renames import RemoveRenames
+from primexec.passes.scalars import NumbersAsTensors
 from primexec.program import Program
 from primexec.verify import verify_captured, verify_prims
 
@@ -44,7 +45,7 @@ def run_functional(program: Program, *, strict: bool = False) -> Program:
     Args:
         strict: whether `aten` may only place results: what is written to inputs is then computed apart, and copied.
     """
-    return _run((Functionalize(copy_back=strict),), program, verify_captured)
+    return _run((Functionalize(copy_back=strict), NumbersAsTensors()), program, verify_captured)
 
 
 def run_layouts(program: Program, frozen: Mapping[str, Tensor] | None = None) -> Program:

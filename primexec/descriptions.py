@@ -1,0 +1,99 @@
+"""The key of a call in words: in what it differs from that of a program, and which numbers keep changing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from primexec import _torch, statics
+from primexec.captured import Captured, Signature
+from primexec.instances import opened
+from primexec.program import TensorSpec
+from primexec.reads import Reads
+
+VALUES_BEFORE_INPUT = 3  # of a number, each with a program, before one takes it as an input
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a program was traced for: label → text, and the Python state that it read."""
+
+    texts: dict[str, str]
+    reads: Reads
+
+    @classmethod
+    def of(cls, captured: Captured, description: dict[str, str]) -> Key:
+        """The key of a program that was just captured; numbers that it takes as inputs are none of it."""
+        inputs = {_value(label) for label in captured.varying.values()}
+        return cls({k: _ANY if k in inputs else text for k, text in description.items()}, captured.reads)
+
+    def differences(self, description: dict[str, str]) -> list[tuple[str, str, str]]:
+        """(label, in the key, in the call) of everything that keeps this program from serving this call."""
+        state = [(label, statics.show(then), statics.show(now)) for label, then, now in self.reads.changed()]
+        return self.in_words(description) + state
+
+    def in_words(self, description: dict[str, str]) -> list[tuple[str, str, str]]:
+        """The same without Python state."""
+        both = {
+            label: (self.texts.get(label, "absent"), description.get(label, "absent"))
+            for label in description | self.texts
+        }
+        return [(label, then, now) for label, (then, now) in both.items() if then not in (now, _ANY)]
+
+
+_ANY = "any"
+
+
+def _value(label: str) -> str:
+    return f"{label} (value)"
+
+
+def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
+    """Everything in a call's key, apart from Python state, as label → text."""
+    leaves, tree = _torch.flatten(whole := opened((args, kwargs)))
+    described = {"structure of the arguments": str(tree)}
+    labels = signature.labels(*whole)
+    for leaf, label in zip(leaves, labels, strict=True):
+        if isinstance(leaf, Tensor):
+            spec = TensorSpec.of(leaf) if leaf.layout is torch.strided else None
+            described[f"{label} (type)"] = f"{type(leaf).__name__} of {leaf.layout}"
+            described[f"{label} (shape)"] = str(tuple(leaf.shape))
+            described[f"{label} (dtype and device)"] = f"{leaf.dtype} {leaf.device}"
+            described[f"{label} (strides)"] = str(spec.stride) if spec else "none"
+            described[f"{label} (requires_grad)"] = str(leaf.requires_grad)
+        else:
+            if type(leaf) in (int, float):
+                described[f"{label} (type)"] = type(leaf).__name__
+            described[_value(label)] = statics.show(statics.freeze_argument(leaf))
+    described["arguments that are one object"] = ", ".join(
+        f"{a} and {b}"
+        for i, (a, x) in enumerate(zip(labels, leaves, strict=True))
+        for b, y in zip(labels[:i], leaves[:i], strict=True)
+        if x is y and isinstance(x, Tensor)
+    )
+    described.update({k: str(v) for k, v in _torch.describe_global_state().items()})
+    return described
+
+
+def changing_numbers(keys: Iterable[Key], description: dict[str, str]) -> list[str]:
+    """Labels of numbers that had several values in programs which differ from a call in numbers alone."""
+    arguments = {_value(label): label for label in map(_number, description.items()) if label}
+    values: dict[str, set[Any]] = {}
+    for key in keys:
+        texts = key.in_words(description)
+        state = list(key.reads.changed())
+        if all(label in arguments for label, *_ in texts) and all(
+            statics.are_numbers(then, now) for _, then, now in state
+        ):
+            for label, then, _ in [*((arguments[label], *both) for label, *both in texts), *state]:
+                values.setdefault(label, set()).add(then)
+    return [label for label, met in values.items() if len(met) >= VALUES_BEFORE_INPUT]
+
+
+def _number(described: tuple[str, str]) -> str:
+    label, text = described
+    return label.removesuffix(" (type)") if text in ("int", "float") and label.endswith(" (type)") else ""

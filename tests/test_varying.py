@@ -1,0 +1,359 @@
+"""Numbers that keep changing from call to call become inputs of a program, wherever that needs no value."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from primexec import CaptureError, RetraceWarning, make_traced
+
+X = torch.tensor([0.5, 1.5, -0.25, 3.0])
+VALUES = [0.3, 1.5, -0.7, 2.25, 1e-3, 0.0, 40.0, -3.0]
+FIRST = 4  # three programs with constants, and the one that takes the number
+
+
+def scaled(x: Tensor, a: float) -> Tensor:
+    return torch.tanh(x * a + 1) / (a * a + 1)
+
+
+def chosen(x: Tensor, a: float) -> list[Tensor]:
+    return [
+        x.clamp(max=a), torch.where(x > a, x, a), x.masked_fill(x < a, a), torch.lerp(x, x * 2, a), x.add(x, alpha=a),
+        a - x, x - a, x == a, x.double() * a, x.bfloat16() * a, (x > 0).float() * a, x.long() + a,
+        x.half().clamp(min=a), torch.where(x > 0, a, x), x.add(x, alpha=1 - a), torch.full((2,), a),
+        x**2 * a, x.clamp(min=-a, max=a + 1),
+        x[0] * a, x[0].bfloat16() * a, x.relu().add_(x, alpha=-a), torch.tensor([a, 1.0]), x.sum() / (a * 2 - 1e-4),
+    ]  # fmt: skip
+
+
+def returned(x: Tensor, a: float) -> dict[str, Any]:
+    return {"a": a, "twice": a * 2, "is float": isinstance(a, float), "x": x + a}
+
+
+def in_containers(x: Tensor, options: dict[str, Any]) -> Tensor:
+    return x * options["scale"] + options["more"][0]
+
+
+def same(traced: Any, eager: Any, exact: bool) -> None:
+    tolerance = {"rtol": 0, "atol": 0} if exact else {}
+    torch.testing.assert_close(traced, eager, equal_nan=True, **tolerance)  # type: ignore[arg-type]
+    kinds = [[type(v) for v in torch.utils._pytree.tree_leaves(of)] for of in (traced, eager)]
+    assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+@pytest.mark.parametrize("fn", [scaled, chosen, returned], ids=lambda f: f.__name__)
+def test_arguments(fn: Callable[..., Any], executor: str) -> None:
+    traced = make_traced(fn, executor=executor)
+    for a in VALUES:
+        same(traced(X, a), fn(X, a), executor == "aten")
+    assert traced.cache_info().traces == FIRST
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_integers(executor: str) -> None:
+    def fn(x: Tensor, n: int) -> list[Any]:
+        i = x.long()
+        return [
+            x * n,
+            n - i,
+            i * n,
+            i // 2 + n,
+            i / 3 * n,
+            i.to(torch.int8) + n,
+            i > n,
+            i.clamp(max=n),
+            n + 1,
+            x / (n * 2 + 1),
+        ]
+
+    traced = make_traced(fn, executor=executor)
+    for n in [3, -2, 7, 100, 1, 0, -9, 300]:
+        same(traced(X, n), fn(X, n), executor == "aten")
+    assert traced.cache_info().traces == FIRST
+    same(traced(X, 1 << 40), fn(X, 1 << 40), executor == "aten")
+
+
+def test_what_is_beside_them_counts_as_before() -> None:
+    traced = make_traced(in_containers)
+    for i, scale in enumerate(VALUES):
+        options = {"scale": scale, "more": [2, "name"]}
+        same(traced(X, options), in_containers(X, options), False)
+        assert traced.cache_info().traces == min(i + 1, FIRST)
+    for more in (3, 4):
+        options = {"scale": 0.1, "more": [more, "name"]}
+        same(traced(X, options), in_containers(X, options), False)
+    assert traced.cache_info().traces == FIRST + 2
+    for scale in (0.2, 0.4):  # it is an input in programs that differ otherwise, too
+        same(traced(X, options | {"scale": scale}), in_containers(X, options | {"scale": scale}), False)
+    assert traced.cache_info().traces == FIRST + 2
+    for more in (5, 6, 7, 8):
+        options = {"scale": more / 3, "more": [more, "name"]}
+        same(traced(X, options), in_containers(X, options), False)
+    assert traced.cache_info().traces == FIRST + 3
+
+
+@pytest.mark.filterwarnings("ignore::primexec.RetraceWarning")
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_other_kinds_are_programs_of_their_own(executor: str) -> None:
+    traced = make_traced(scaled, executor=executor)
+    for a in VALUES:
+        traced(X, a)
+    others: list[Any] = [2, True, math.nan, math.inf, 1e300, -1e39]
+    for i, a in enumerate(others):
+        same(traced(X, a), scaled(X, a), executor == "aten")
+        assert traced.cache_info().traces == FIRST + i + 1
+        same(traced(X, i / 7), scaled(X, i / 7), executor == "aten")
+    same(traced(X, 0.123), scaled(X, 0.123), executor == "aten")
+    assert traced.cache_info().traces == FIRST + len(others)
+
+
+def loops(x: Tensor, a: float) -> Tensor:
+    return sum((x * i for i in range(round(abs(a)))), x)
+
+
+def branches(x: Tensor, a: float) -> Tensor:
+    return x + 1 if a > 0 else x - 1
+
+
+def cuts(x: Tensor, a: float) -> Tensor:
+    return x[: int(a)] * a
+
+
+def prints(x: Tensor, a: float) -> Any:
+    return {f"scale {a}": x * a}
+
+
+def asks_for_the_type(x: Tensor, a: float) -> Tensor:
+    return x * a if type(a) == float else x  # noqa: E721
+
+
+def asks_torch(x: Tensor, a: float) -> Tensor:
+    return nn.functional.dropout(x, abs(a) / 100, training=False) * math.exp(a)
+
+
+@pytest.mark.parametrize("fn", [loops, branches, cuts, prints, asks_for_the_type, asks_torch], ids=lambda f: f.__name__)
+def test_values_that_are_needed_stay_constants(fn: Callable[..., Any]) -> None:
+    traced = make_traced(fn)
+    for a in VALUES[:6]:
+        same(traced(X, a), fn(X, a), False)
+    assert traced.cache_info().traces == 6
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_errors_are_those_of_eager(executor: str) -> None:
+    def fn(x: Tensor, a: float) -> Tensor:
+        return x.clamp(max=a * 1e30) + 1 / a
+
+    traced = make_traced(fn, executor=executor)
+    for a in (1.0, 2.0, 3.0, 4.0, 5.0):
+        same(traced(X, a), fn(X, a), executor == "aten")
+    assert traced.cache_info().traces == FIRST
+    with pytest.raises(ZeroDivisionError):
+        traced(X, 0.0)
+    with pytest.raises(RuntimeError, match="without overflow"):
+        traced(X, 1e20)
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_gradients(executor: str) -> None:
+    model = nn.Linear(4, 2)
+
+    def fn(x: Tensor, a: float) -> Tensor:
+        return (torch.tanh(model(x) * a) * (1 - a)).square().sum()
+
+    traced = make_traced(fn, executor=executor)
+    for a in VALUES:
+        found = []
+        for run in (traced, fn):
+            x = X.clone().requires_grad_()
+            found.append(torch.autograd.grad(run(x, a), [x, *model.parameters()]))
+        same(found[0], found[1], executor == "aten")
+    assert traced.cache_info().traces == FIRST
+
+
+class Tempered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        self.temperature = 1.0
+        self.options = {"scale": 2.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.inner(x) / self.temperature, -1) * self.options["scale"]
+
+
+@pytest.mark.filterwarnings("ignore::primexec.RetraceWarning")
+def test_attributes() -> None:
+    model = Tempered()
+    traced = make_traced(model)
+    for i, a in enumerate(VALUES[:4] + VALUES[6:]):
+        model.temperature = a
+        same(traced(X), model(X), False)
+        assert model.temperature is a
+        assert traced.cache_info().traces == min(i + 1, FIRST)
+    for i, a in enumerate(VALUES):
+        model.options["scale"] = a
+        same(traced(X), model(X), False)
+        assert model.options["scale"] is a
+        assert traced.cache_info().traces == FIRST + min(i + 1, 3)
+    model.temperature = 2  # type: ignore[assignment]  # an int
+    same(traced(X), model(X), False)
+    del model.options["scale"]
+    with pytest.raises(KeyError):
+        traced(X)
+
+
+class Counting(Tempered):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.options = 0, {"scale": 2.0}
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        self.calls += 1
+        self.temperature *= 0.5
+        self.options["scale"] = 1 - self.options["scale"] / 4
+        return super().forward(x) / self.calls, self.calls
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_numbers_that_every_call_changes(executor: str) -> None:
+    model, eager = Counting(), Counting()
+    eager.load_state_dict(model.state_dict())
+    traced = make_traced(model, executor=executor)
+    for i in range(6):
+        if i == 4:
+            model.calls = eager.calls = 10
+        same(traced(X), eager(X), executor == "aten")
+        state = [(m.calls, type(m.calls), m.temperature, m.options) for m in (model, eager)]
+        assert state[0] == state[1]
+    assert traced.cache_info().traces == 1
+
+
+def test_what_decides_by_a_changed_number_is_refused() -> None:
+    class Warm(Counting):
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+            self.calls += 1
+            return (x if self.calls > 2 else -x), self.calls
+
+    model = Warm()
+    with pytest.raises(CaptureError, match=r"the function changes Warm\.calls"):
+        make_traced(model)(X)
+    assert model.calls == 0
+
+
+COUNT = 0
+
+
+def test_globals_are_refused() -> None:
+    def fn(x: Tensor) -> Tensor:
+        global COUNT
+        COUNT += 1
+        return x * COUNT
+
+    with pytest.raises(CaptureError, match="COUNT"):
+        make_traced(fn)(X)
+    assert COUNT == 0
+
+
+class Decaying(torch.optim.Optimizer):
+    """As those of other libraries, which count in a group."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr, "step": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["step"] += 1
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["average"] = torch.zeros_like(p)
+                state["average"].mul_(0.9).add_(p.grad, alpha=0.1)
+                p.addcdiv_(state["average"], p.abs() + 1, value=-group["lr"] / (1 - 0.9 ** group["step"]))
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1),
+    "fused AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    "decaying": lambda p: Decaying(p, 0.1),
+    "fused SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+}
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learning_rates(name: str, executor: str) -> None:
+    torch.manual_seed(0)
+    models = [nn.Linear(4, 2), nn.Linear(4, 2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [OPTIMIZERS[name](m.parameters()) for m in models]
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 20) for o in optimizers]
+
+    def step_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], Tensor]:
+        def step(x: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = model(x).square().sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    eager = step_of(models[0], optimizers[0])
+    traced = make_traced(step_of(models[1], optimizers[1]), executor=executor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RetraceWarning)
+        for _ in range(12):
+            x = torch.randn(3, 4)
+            same(traced(x), eager(x), executor == "aten")
+            for schedule in schedules:
+                schedule.step()
+    assert traced.cache_info().traces == FIRST + 1  # the first one sets the optimizer up
+    same(list(models[1].parameters()), list(models[0].parameters()), executor == "aten")
+    assert type(optimizers[1].param_groups[0]["lr"]) is float
+
+
+NUMBERS = st.recursive(
+    st.sampled_from(["a", "b", "2", "0.5", "3.0"]),
+    lambda e: (
+        st.tuples(st.sampled_from(["+", "-", "*"]), e, e).map(lambda t: f"({t[1]} {t[0]} {t[2]})") | e.map("-{}".format)
+    ),
+    max_leaves=5,
+)
+OPERATORS = [
+    "({} * {})", "({} + {})", "({} - {})", "({} > {})", "torch.add({0}, {0}, alpha={1})", "torch.where(x > 0, {}, {})",
+    "{}.masked_fill(x > 1, {})", "{}.clamp(min={})",
+]  # fmt: skip
+TENSORS = st.recursive(
+    st.sampled_from(["x", "x.double()", "x.long()", "x[0]", "x.bfloat16()"]),
+    lambda e: (
+        st.tuples(st.sampled_from(OPERATORS), e, NUMBERS).map(lambda t: t[0].format(t[1], t[2]))
+        | e.map("torch.sin({})".format)
+    ),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(expression=TENSORS)
+def test_as_eager(expression: str) -> None:
+    fn = eval(f"lambda x, a, b: {expression}", {"torch": torch})
+    for executor in ("aten", "auto"):
+        traced = make_traced(fn, executor=executor)
+        for a, b in [(0.3, 2), (1.5, 3), (-0.7, -1), (2.25, 7), (0.0, 0), (0.1, 1)]:
+            try:
+                expected = fn(X, a, b)
+            except (RuntimeError, TypeError) as error:
+                with pytest.raises(type(error)):
+                    traced(X, a, b)
+            else:
+                same(traced(X, a, b), expected, executor == "aten")
