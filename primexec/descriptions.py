@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from primexec.instances import opened
 from primexec.program import TensorSpec
 from primexec.reads import Reads
 
+_ANY, _VALUE = "any", " (value)"
 VALUES_BEFORE_INPUT = 3  # of a number, each with a program, before one takes it as an input
 
 
@@ -28,7 +30,7 @@ class Key:
     @classmethod
     def of(cls, captured: Captured, description: dict[str, str]) -> Key:
         """The key of a program that was just captured; numbers that it takes as inputs are none of it."""
-        inputs = {_value(label) for label in captured.varying.values()}
+        inputs = {f"{label}{_VALUE}" for label in captured.varying.values()}
         return cls({k: _ANY if k in inputs else text for k, text in description.items()}, captured.reads)
 
     def differences(self, description: dict[str, str]) -> list[tuple[str, str, str]]:
@@ -45,13 +47,6 @@ class Key:
         return [(label, then, now) for label, (then, now) in both.items() if then not in (now, _ANY)]
 
 
-_ANY = "any"
-
-
-def _value(label: str) -> str:
-    return f"{label} (value)"
-
-
 def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
     """Everything in a call's key, apart from Python state, as label → text."""
     leaves, tree = _torch.flatten(whole := opened((args, kwargs)))
@@ -66,9 +61,7 @@ def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str,
             described[f"{label} (strides)"] = str(spec.stride) if spec else "none"
             described[f"{label} (requires_grad)"] = str(leaf.requires_grad)
         else:
-            if type(leaf) in (int, float):
-                described[f"{label} (type)"] = type(leaf).__name__
-            described[_value(label)] = statics.show(statics.freeze_argument(leaf))
+            described[f"{label}{_VALUE}"] = statics.show(statics.freeze_argument(leaf))
     described["arguments that are one object"] = ", ".join(
         f"{a} and {b}"
         for i, (a, x) in enumerate(zip(labels, leaves, strict=True))
@@ -81,19 +74,19 @@ def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str,
 
 def changing_numbers(keys: Iterable[Key], description: dict[str, str]) -> list[str]:
     """Labels of numbers that had several values in programs which differ from a call in numbers alone."""
-    arguments = {_value(label): label for label in map(_number, description.items()) if label}
     values: dict[str, set[Any]] = {}
     for key in keys:
-        texts = key.in_words(description)
-        state = list(key.reads.changed())
-        if all(label in arguments for label, *_ in texts) and all(
-            statics.are_numbers(then, now) for _, then, now in state
-        ):
-            for label, then, _ in [*((arguments[label], *both) for label, *both in texts), *state]:
-                values.setdefault(label, set()).add(then)
+        texts, state = key.in_words(description), list(key.reads.changed())
+        if all(_are_numbers(*found) for found in texts) and all(statics.are_numbers(*both) for _, *both in state):
+            for label, then, _ in [*texts, *state]:
+                values.setdefault(label.removesuffix(_VALUE), set()).add(then)
     return [label for label, met in values.items() if len(met) >= VALUES_BEFORE_INPUT]
 
 
-def _number(described: tuple[str, str]) -> str:
-    label, text = described
-    return label.removesuffix(" (type)") if text in ("int", "float") and label.endswith(" (type)") else ""
+def _are_numbers(label: str, *texts: str) -> bool:
+    """Whether what differs is the value of an argument, and both are ints, or both floats."""
+    kinds = [[bool(pattern.fullmatch(text)) for text in texts] for pattern in (_INT, _FLOAT)]
+    return label.endswith(_VALUE) and any(map(all, kinds))
+
+
+_INT, _FLOAT = re.compile(r"-?\d+"), re.compile(r"-?\d[\d.]*(\.\d+|e[+-]\d+)")

@@ -27,6 +27,7 @@ class Namespace:
     label: str
     values: dict[Any, Any] = field(default_factory=dict)  # name → frozen value
     originals: dict[Any, Any] = field(default_factory=dict)  # name → what it held, to restore it
+    inputs: set[Any] = field(default_factory=set)  # names of numbers that are inputs of the program
     keys: dict[Any, int] | frozenset[Any] | None = None  # the names it held, with their positions where order matters
     flags: bool = False  # torch's own code sets plain values in it
     owner: type | None = None  # the class, whose dict must not be written to behind its back

@@ -218,11 +218,11 @@ class NumberInputs:
         self._tracer.reads.number_found = self._place_all  # type: ignore[method-assign]
         self._place_all()
 
+    @_torch.modes_off()
     def _place_all(self) -> None:
         for held, name, label in self._tracer.reads.numbers[len(self._places) :]:
             value = held[name]
-            with _torch.modes_off():
-                tensor = as_input(value)
+            tensor = as_input(value)
             self._tracer.add_place(tensor, (held, name, label))
             seen = self._seen(held)
             seen[name] = number = self._read_off(self._tracer.lift(tensor), value)

@@ -358,7 +358,7 @@ class Reads(Record):
 
     def _record(self, namespace: Namespace, name: Any) -> None:
         internal = name == "__builtins__" or (name in origins.MODULE_INTERNALS and "_modules" in namespace.held)
-        if name in namespace.values or internal:
+        if name in namespace.values or name in namespace.inputs or internal:
             return
         if name not in namespace.held or not namespace.had(name):
             namespace.values[name] = ABSENT
@@ -366,6 +366,7 @@ class Reads(Record):
         value = namespace.get(name)
         label = namespace.label_of(name)
         if label in self.varying and statics.may_vary(value) and namespace.is_instance():
+            namespace.inputs.add(name)
             self.numbers.append((namespace.held, name, label))
             self.number_found()
             return
