@@ -76,6 +76,7 @@ docs/benchmarks.md: $(READY)
 
 docs/models.md: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.models --write $@
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.memory --append $@
 
 docs/zoo.md: $(READY)
 	$(BIN)/python -m benchmarks.zoo --write $@

@@ -33,7 +33,7 @@ class Imports(StandIns):
     def _stand_in_for(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def stand_in(name: str, globals: Any = None, *rest: Any, **named: Any) -> Any:
             importer = (globals or {}).get("__name__", "")
-            if not self.here() or is_library(file_of(importer)):
+            if importer.startswith("torch.") or not self.here() or is_library(file_of(importer)):
                 return original(name, globals, *rest, **named)
             return self._run(lambda: original(name, globals, *rest, **named))
 

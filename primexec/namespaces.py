@@ -100,8 +100,8 @@ class Namespace:
         return frozenset(names) if isinstance(self.keys, frozenset) else {name: i for i, name in enumerate(names)}
 
     def is_instance(self) -> bool:
-        """Whether it belongs to an object or is a dict of one's own: neither a class nor the globals of a file."""
-        return self.owner is None and "__builtins__" not in self.held
+        """Whether it belongs to an object or is a dict of one's own: neither a class nor a Python module."""
+        return self.owner is None and "__spec__" not in self.held
 
     def is_empty(self) -> bool:
         """Whether it is a dict that was empty, and would have to be."""

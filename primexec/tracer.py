@@ -242,7 +242,8 @@ class Tracer:
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
         is_known = not args or numbers.symbol_of(args[0]) is None
-        args, kwargs = numbers.on_metadata(op, args, kwargs)
+        if self.numbers:
+            args, kwargs = numbers.on_metadata(op, args, kwargs)
         out = _torch_capture.as_kernels_have_it(op, args, kwargs, self._fake_call(op, args, kwargs))
         if op is torch.ops.aten.scalar_tensor.default and is_known:
             with _torch.modes_off():
@@ -480,12 +481,11 @@ class _Operators(_torch.TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Fake tensors run much Python code of torch's own, which need not be watched.
-        watching = sys.gettrace()
-        sys.settrace(None)
+        watching = self.tracer.reads.pause()
         try:
             return self.tracer.record(op, args, kwargs or {})
         finally:
-            sys.settrace(watching)
+            self.tracer.reads.resume(watching)
 
 
 def _zeros_like(t: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import primexec
-from primexec import reads
+from primexec import reaching
 
 Edit = Callable[[Any], None]
 
@@ -135,7 +135,7 @@ def test_float_arguments() -> None:
 
 
 def test_more_objects_than_can_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads, "MAX_OBJECTS", 50)
+    monkeypatch.setattr(reaching, "MAX_OBJECTS", 50)
     module = nn.Linear(2, 2)
     module.rows = [(i, str(i)) for i in range(100)]  # type: ignore[assignment]  # of numbers only
     module.objects = [SimpleNamespace(a=i) for i in range(100)]  # type: ignore[assignment]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import primexec
+from benchmarks.memory import peak
 from primexec import make_traced
 from primexec.executors.llvm import library, pool
 
@@ -36,25 +35,6 @@ def arguments(rows: int = 1024) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, 64, generator=generator)
     return x, *((torch.randn(64, 64, generator=generator) / 8).requires_grad_() for _ in range(LAYERS))
-
-
-def allocations(event: Any) -> list[tuple[int, int]]:
-    """(time, bytes) of what was allocated or freed inside of a profiler's event."""
-    found = [(event.start_time_ns, event.extra_fields.alloc_size)] if event.name == "[memory]" else []
-    return found + [a for child in event.children for a in allocations(child)]
-
-
-def peak(function: Callable[[], object]) -> int:
-    """The most bytes of tensors that a call held at once, beyond what was there before."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    tree = profiler.profiler.kineto_results.experimental_event_tree()  # type: ignore[union-attr]
-    held = most = 0
-    for _, size in sorted(a for event in tree for a in allocations(event)):
-        held += size
-        most = max(most, held)
-    return most
 
 
 def step(function: Callable[..., Tensor], rows: int = 1024) -> Callable[[], None]:
