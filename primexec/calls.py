@@ -73,12 +73,14 @@ class Calls(_torch.TorchFunctionMode):
             return number
         if (made := literals.assembled(fn, args, kwargs)) is not None:
             return made
+        args = literals.spelled_out(fn, args)
         if fn in _torch.fused_optimizers() and (rate := numbers.symbol_of(kwargs.get("lr"))) is not None:
             kwargs["lr"] = numbers.as_tensor(tracer, rate)
         if fn in _gradient_accessors():
             tracer.gradients.ask(args[0])
         graph = tracer.graph
         before = graph._root.prev
+        outer, tracer.calling = tracer.calling, fn
         try:
             sys.settrace(watching)
             out = fn(*args, **kwargs)
@@ -93,6 +95,8 @@ class Calls(_torch.TorchFunctionMode):
             if READS_DATA in str(error) or (type(error) is TypeError and "FakeTensor" in str(error)):  # as a size
                 raise tracer.fail(f"{name_of(fn)} reads the values of a tensor", VALUE_HINT) from None
             raise
+        finally:
+            tracer.calling = outer
         if kwargs.get("out") is not None:
             self._check_out(fn, kwargs["out"], before)
         if before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():

@@ -6,6 +6,7 @@ the first time is imported as in eager, outside of the trace: tensors that a mod
 
 from __future__ import annotations
 
+import functools
 import importlib
 import types
 import weakref
@@ -33,9 +34,12 @@ class Imports(StandIns):
     def _stand_in_for(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def stand_in(name: str, globals: Any = None, *rest: Any, **named: Any) -> Any:
             importer = (globals or {}).get("__name__", "")
-            if importer.startswith("torch.") or not self.here() or is_library(file_of(importer)):
+            if not self.here():
                 return original(name, globals, *rest, **named)
-            return self._run(lambda: original(name, globals, *rest, **named))
+            make = functools.partial(original, name, globals, *rest, **named)
+            # What modules of libraries import in their turn is not the function's, either.
+            by_library = importer.startswith("torch.") or is_library(file_of(importer))
+            return self.outside(make) if by_library else self._run(make)
 
         return stand_in
 

@@ -22,20 +22,20 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order, literals, numbers, sizes
-from primexec._torch import pytree
 from primexec.bytecode import IDENTITY, NUMBER_TYPE, SUSPECTS, user_source
-from primexec.calls import READS_DATA, VALUE_HINT, Calls
+from primexec.calls import Calls
 from primexec.entrances import Entrances
 from primexec.errors import CaptureError, SourceLine
+from primexec.fake_calls import fake_call
 from primexec.gradients import LeafGradients
 from primexec.program import MADE_WHILE_TRACING, ApiCall, Input, TensorSpec
 from primexec.reads import Reads
 from primexec.references import outlives
 from primexec.shadow import Shadows
 from primexec.statics import tensor_problem
+from primexec.value_checks import CHECK, asked_inside
 
 _UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
-MAX_REHEARSAL_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ class Tracer:
         with self.fake_mode:  # what fake tensors have by themselves, and parameters and buffers made of them
             self._own_attributes = {"_is_param", "_is_buffer", "persistent", *torch.empty(0).__dict__}
         self._running = False
+        self.calling: Any = None  # the function of torch's API that runs
         self._inference = torch.is_inference_mode_enabled()
         self._lifts: dict[int, tuple[object, Any]] = {}  # id of a real tensor or generator → (it, stand-in)
         self._positions: dict[int, int] = {}  # id of an argument → its position
@@ -234,6 +235,11 @@ class Tracer:
         if aten is not None:
             with self.recording():
                 return aten(*args, **kwargs)
+        if (check := asked_inside(self.calling, op)) is not None:
+            with self.recording():
+                truth = torch.eq(*args).all()
+            self.add_node(CHECK, (self.node_of(truth), *check), {}, None)
+            return not check.fails
         if op in literals.makers() and not _torch.is_fake(args[0]):
             return self.literals.record(op, args[0])
         args, kwargs = self._stand_ins(args), self._stand_ins(kwargs)
@@ -244,7 +250,7 @@ class Tracer:
         is_known = not args or numbers.symbol_of(args[0]) is None
         if self.numbers:
             args, kwargs = numbers.on_metadata(op, args, kwargs)
-        out = _torch_capture.as_kernels_have_it(op, args, kwargs, self._fake_call(op, args, kwargs))
+        out = _torch_capture.as_kernels_have_it(op, args, kwargs, fake_call(self, op, args, kwargs))
         if op is torch.ops.aten.scalar_tensor.default and is_known:
             with _torch.modes_off():
                 out.constant = op(*args, **kwargs)  # as that of `torch.tensor(1)`; torch.cov asks for it
@@ -328,38 +334,6 @@ class Tracer:
         if type(value) is dict:
             return {k: self._nodes(v) for k, v in value.items()}
         return value
-
-    def _fake_call(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            return op(*args, **kwargs)
-        except Exception as error:
-            if type(error).__name__ == "DynamicOutputShapeException" and _torch.allow_unknown_sizes(self.fake_mode):
-                return self._fake_call(op, args, kwargs)
-            if _torch.asks_unknown_size(error):
-                raise self.unknown_size() from None
-            if READS_DATA in str(error):
-                raise self.fail(f"{op} reads the values of a tensor", VALUE_HINT) from None
-            for kind, (reason, hint) in _torch.uncapturable().items():
-                if isinstance(error, kind):
-                    raise self.fail(reason.format(op=op, error=error), numbers.in_optimizer() or hint) from None
-            raise self._eager_error(op, args, kwargs, error) from None
-
-    def _eager_error(self, op: Any, args: Any, kwargs: Any, error: Exception) -> Exception:
-        """What eager raises here: the operator is tried on tensors of zeros with the same metadata."""
-        sizes = [t.numel() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if op.namespace == "aten" and sum(sizes) <= MAX_REHEARSAL_ELEMENTS:
-            real_args, real_kwargs = pytree.tree_map_only(Tensor, _zeros_like, (args, kwargs))
-            try:
-                with _torch.modes_off(), torch.random.fork_rng(devices=[]):
-                    op(*real_args, **real_kwargs)
-            except Exception as real_error:
-                return real_error
-        elif op.namespace == "aten":
-            return error
-        return self.fail(
-            f"PyTorch's own implementation of {op} for fake tensors failed ({type(error).__name__}: {error})",
-            "keep this call outside the traced function",
-        )
 
     def unknown_size(self, source: SourceLine | None = None) -> CaptureError:
         """The error for a use in Python of a size that depends on data."""
@@ -486,11 +460,6 @@ class _Operators(_torch.TorchDispatchMode):  # type: ignore[misc]
             return self.tracer.record(op, args, kwargs or {})
         finally:
             self.tracer.reads.resume(watching)
-
-
-def _zeros_like(t: Tensor) -> Tensor:
-    with _torch.modes_off():
-        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).zero_()
 
 
 def _identifier(label: str) -> str:

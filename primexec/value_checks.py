@@ -78,6 +78,18 @@ class ValueCheck(NamedTuple):
     arguments: list[str]
 
 
+def asked_inside(fn: Any, op: Any) -> ValueCheck | None:
+    """What a call of torch's API checks that asks an operator for a truth value, and raises."""
+    return _ASKED.get((fn, op))
+
+
+_ASKED: dict[Any, ValueCheck] = {
+    (torch.istft, torch.ops.aten.equal.default): ValueCheck(
+        True, "builtins:RuntimeError", ["istft(...) window overlap add min: 1"]
+    )
+}
+
+
 def value_check(frame: types.FrameType, outermost: types.CodeType) -> ValueCheck | None:
     """What the branch checks that a frame is about to take; None where both sides do more, or the error may be caught.
 

@@ -51,11 +51,11 @@ LAYERS = (
     "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",
     "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
     "graphs", "capture", "random_state", "captured", "joint", "identities", "instances", "cut", "tracer", "entrances",
-    "gradients", "calls", "literals", "higher_order", "numbers",
+    "gradients", "fake_calls", "calls", "literals", "higher_order", "numbers",
     "sizes", "effects", "shadow", "references", "reads", "reaching", "record", "cached_calls", "imports", "namespaces",
     "contents", "bytecode", "lookups", "stand_ins", "origins", "value_checks",
     "statics", "program", "config",
-    "_torch_capture", "_torch_formulas", "_torch_autograd", "_torch",
+    "_torch_capture", "_torch_formulas", "_torch_rules", "_torch_autograd", "_torch",
     "errors", "progress",
 )  # fmt: skip
 

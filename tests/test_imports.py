@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from primexec import CaptureError, make_traced
+from tests.isolated import python
 
 X = torch.arange(6.0).reshape(2, 3)
 NUMBER = 2.0
@@ -146,3 +147,14 @@ def test_names_of_libraries(file: str, tmp_path: Path, monkeypatch: pytest.Monke
     module.SCALE = module.holder.scale = 3.0
     assert torch.equal(of_global(X), X * 3)
     assert torch.equal(of_object(X), X * 3)
+
+
+def test_packages_that_torch_imports_meanwhile_stay_whole() -> None:
+    done = python("""
+import torch
+from primexec import make_traced
+make_traced(lambda x: x[x > 0].sin(), executor="aten")(torch.ones(9))
+import networkx
+networkx.DiGraph().add_nodes_from((1, 2))
+""")
+    assert (done.stdout, done.stderr) == ("", "")

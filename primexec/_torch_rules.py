@@ -1,0 +1,79 @@
+"""What operators give on fake tensors for which PyTorch has no rule. Like `_torch.py`, this file touches private names.
+
+A rule refuses as PyTorch's own do where the very number of dimensions depends on values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from primexec._torch import private
+
+
+@cache
+def rules() -> dict[Any, Callable[..., Any]]:
+    """Operator → what makes its results, under a mode of fake tensors. It is given that mode and the arguments."""
+    aten = torch.ops.aten
+    return {
+        aten._ctc_loss.default: _ctc_loss,
+        aten._ctc_loss.Tensor: _ctc_loss,
+        aten._ctc_loss_backward.default: _ctc_loss_backward,
+        aten._ctc_loss_backward.Tensor: _ctc_loss_backward,
+        aten.linalg_lstsq.default: _lstsq,
+    }
+
+
+def unknown_size(mode: Any, largest: int | None = None) -> Any:
+    """A size that depends on data."""
+    size = mode.shape_env.create_unbacked_symint()
+    private("torch.fx.experimental.symbolic_shapes._constrain_range_for_size")(size, min=0, max=largest)
+    return size
+
+
+def _refuse(op: Any) -> NoReturn:
+    raise private("torch._subclasses.fake_tensor.DynamicOutputShapeException")(op)
+
+
+def _ctc_loss(
+    mode: Any, log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any, *others: Any
+) -> tuple[Tensor, Tensor]:
+    time, batch, _ = log_probs.shape
+    longest = unknown_size(mode) if isinstance(target_lengths, Tensor) else max(target_lengths)
+    return log_probs.new_empty(batch), log_probs.new_empty(batch, time, 2 * longest + 1)
+
+
+def _ctc_loss_backward(mode: Any, gradient: Tensor, log_probs: Tensor, *others: Any) -> Tensor:
+    return log_probs.new_empty(log_probs.shape)
+
+
+def _lstsq(
+    mode: Any, a: Tensor, b: Tensor, rcond: float | None = None, *, driver: str | None = None
+) -> tuple[Tensor, ...]:
+    """As on CPUs: LAPACK leaves solutions in the columns of the right-hand sides."""
+    if not a.is_cpu:
+        _refuse(torch.ops.aten.linalg_lstsq.default)
+    *batch, rows, columns = a.shape
+    is_vector = b.dim() == 1 or (a.dim() - 1 == b.dim() and b.shape == a.shape[:-1])
+    sides = 1 if is_vector else b.shape[-1]
+    batch = list(torch.broadcast_shapes(batch, b.shape[: -1 if is_vector else -2]))
+    driver, longest = driver or "gelsy", max(rows, columns)
+    strides = list(a.new_empty((*batch, sides, longest), device="meta").stride())
+    solution = a.new_empty_strided((*batch, columns, sides), (*strides[:-2], 1, longest))
+    has_values = driver in ("gelsd", "gelss")
+    shape: Any = (*batch, sides) if rows > columns and driver != "gelsy" else (0,)
+    if has_values and rows > columns:  # there are none if a rank is not full
+        if batch:
+            _refuse(torch.ops.aten.linalg_lstsq.default)
+        shape = (unknown_size(mode, sides),)
+    real = a.dtype.to_real()
+    return (
+        solution.squeeze(-1) if is_vector else solution,
+        a.new_empty(shape, dtype=real),
+        a.new_empty(batch if driver != "gels" else (0,), dtype=torch.int64),
+        a.new_empty((*batch, min(rows, columns)) if has_values else (0,), dtype=real),
+    )

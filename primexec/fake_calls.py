@@ -1,0 +1,62 @@
+"""Runs one operator on fake tensors, and says what is wrong where that fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from primexec import _torch, _torch_rules, numbers
+from primexec._torch import pytree
+from primexec.calls import READS_DATA, VALUE_HINT
+
+if TYPE_CHECKING:
+    from primexec.tracer import Tracer
+
+MAX_REHEARSAL_ELEMENTS = 1 << 26
+
+
+def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The results of an operator, of fake tensors."""
+    try:
+        rule = _torch_rules.rules().get(op)
+        if rule is None:
+            return op(*args, **kwargs)
+        _torch.allow_unknown_sizes(tracer.fake_mode)
+        with _torch.modes_off(), tracer.fake_mode:
+            return rule(tracer.fake_mode, *args, **kwargs)
+    except Exception as error:
+        if type(error).__name__ == "DynamicOutputShapeException" and _torch.allow_unknown_sizes(tracer.fake_mode):
+            return fake_call(tracer, op, args, kwargs)
+        if _torch.asks_unknown_size(error):
+            raise tracer.unknown_size() from None
+        if READS_DATA in str(error):
+            raise tracer.fail(f"{op} reads the values of a tensor", VALUE_HINT) from None
+        for kind, (reason, hint) in _torch.uncapturable().items():
+            if isinstance(error, kind):
+                raise tracer.fail(reason.format(op=op, error=error), numbers.in_optimizer() or hint) from None
+        raise _eager_error(tracer, op, args, kwargs, error) from None
+
+
+def _eager_error(tracer: Tracer, op: Any, args: Any, kwargs: Any, error: Exception) -> Exception:
+    """What eager raises here: the operator is tried on tensors of zeros with the same metadata."""
+    sizes = [t.numel() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    if op.namespace == "aten" and sum(sizes) <= MAX_REHEARSAL_ELEMENTS:
+        real_args, real_kwargs = pytree.tree_map_only(Tensor, _zeros_like, (args, kwargs))
+        try:
+            with _torch.modes_off(), torch.random.fork_rng(devices=[]):
+                op(*real_args, **real_kwargs)
+        except Exception as real_error:
+            return real_error
+    elif op.namespace == "aten":
+        return error
+    return tracer.fail(
+        f"PyTorch's own implementation of {op} for fake tensors failed ({type(error).__name__}: {error})",
+        "keep this call outside the traced function",
+    )
+
+
+def _zeros_like(t: Tensor) -> Tensor:
+    with _torch.modes_off():
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).zero_()

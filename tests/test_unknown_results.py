@@ -1,0 +1,108 @@
+"""Operators whose results have sizes that depend on values, or that check values, and for which torch has no rule."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from primexec import CaptureError, make_traced
+
+EXECUTORS = ["aten", ("llvm", "aten")]
+
+
+def alike(found: Any, expected: Any) -> None:
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+        assert a.stride() == b.stride()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(
+    ("reduction", "form"),
+    [("mean", "tensors"), ("sum", "tensors"), ("none", "tensors"), ("mean", "tuples"), ("mean", "one")],
+)
+def test_ctc_loss(executor: Any, reduction: str, form: str) -> None:
+    loss = torch.nn.CTCLoss(reduction=reduction, zero_infinity=True)
+    traced = make_traced(loss, executor=executor)
+    for longest in (3, 5, 2):
+        lengths: Any = (torch.tensor([9, 8]), torch.tensor([longest, 1]))
+        logits = torch.randn(9, 2, 4)
+        targets = torch.randint(1, 4, (2, 5))
+        if form == "tuples":
+            lengths = ((9, 8), (5, 1))
+        elif form == "one":
+            logits, targets, lengths = logits[:, 0], targets[0], (torch.tensor(longest + 4), torch.tensor(5))
+        results = []
+        for fn in (traced, loss):
+            x = logits.clone().requires_grad_()
+            value = fn(x.log_softmax(-1), targets, *lengths)
+            value.sum().backward()
+            results.append((value, x.grad))
+        alike(*results)
+    assert traced.cache_info().traces == 1
+
+
+def test_ctc_loss_raises_as_eager() -> None:
+    traced = make_traced(torch.nn.CTCLoss())
+    args = (torch.randn(4, 1, 3).log_softmax(-1), torch.ones(1, 2, dtype=torch.int64), torch.tensor([4]))
+    traced(*args, torch.tensor([2]))
+    with pytest.raises(RuntimeError, match="Expected tensor to have size at least 3"):
+        traced(*args, torch.tensor([3]))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("driver", [None, "gels", "gelsd"])
+@pytest.mark.parametrize("shapes", [((5, 3), (5, 2)), ((2, 3, 3), (2, 3)), ((2, 3, 4), (1, 3, 2)), ((1, 5, 3), (1, 5))])
+def test_least_squares(executor: Any, driver: str | None, shapes: Any) -> None:
+    def fn(a: Tensor, b: Tensor) -> Any:
+        return tuple(torch.linalg.lstsq(a, b, driver=driver))
+
+    rows, columns = shapes[0][-2:]
+    traced = make_traced(fn, executor=executor)
+    a, b = (torch.randn(shape) for shape in shapes)
+    if driver in ("gelsd", "gelss") and rows > columns and len(shapes[0]) > 2:
+        with pytest.raises(CaptureError, match="depends on the values of its inputs"):
+            traced(a, b)
+        return
+    for x in (a, a * 2):
+        alike(traced(x, b), fn(x, b))
+    if driver in ("gelsd", "gelss"):  # of a rank that is not full there are no residuals
+        alike(traced(a * 0, b), fn(a * 0, b))
+    assert traced.cache_info().traces == 1
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_gradients_of_least_squares(executor: Any) -> None:
+    def fn(a: Tensor, b: Tensor) -> Tensor:
+        return torch.linalg.lstsq(a, b).solution
+
+    results = []
+    a, b = torch.randn(5, 3), torch.randn(5, 2)
+    for run in (make_traced(fn, executor=executor), fn):
+        leaves = (a.clone().requires_grad_(), b.clone().requires_grad_())
+        run(*leaves).square().sum().backward()
+        results.append(tuple(t.grad for t in leaves))
+    alike(*results)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_inverse_spectrogram(executor: Any) -> None:
+    def fn(x: Tensor, window: Tensor) -> Tensor:
+        frames = torch.stft(x, 32, window=window, return_complex=True)
+        return torch.istft(frames * 2, 32, window=window, length=x.shape[-1]) + frames.abs().mean()
+
+    traced = make_traced(fn, executor=executor)
+    for window in (torch.hann_window(32), torch.hamming_window(32)):
+        results = []
+        signal = torch.randn(2, 200)
+        for run in (traced, fn):
+            x = signal.clone().requires_grad_()
+            value = run(x, window)
+            value.square().mean().backward()
+            results.append((value, x.grad))
+        alike(*results)
+    for run in (traced, fn):
+        with pytest.raises(RuntimeError, match="window overlap add min: 1"):
+            run(signal, torch.zeros(32))
+    assert traced.cache_info().traces == 2  # with gradients, and without
