@@ -106,3 +106,15 @@ def autocast_off() -> Iterator[None]:
 def left_the_trace(error: BaseException) -> bool:
     """Whether a backward pass came to the history of a fake tensor that stands for one with a history."""
     return isinstance(error, RuntimeError) and "backward() through example input" in str(error)
+
+
+@contextmanager
+def with_autograd() -> Iterator[None]:
+    """Autograd records again, where a program runs without it."""
+    c = private("torch._C")
+    excluded = c._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView"):
+        excluded = excluded.remove(getattr(c.DispatchKey, key))
+    included = c._dispatch_tls_local_include_set().add(c.DispatchKey.ADInplaceOrView)
+    with c._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield

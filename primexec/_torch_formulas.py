@@ -53,7 +53,8 @@ _FORMULAS: dict[str, Callable[[Any, Gradients, Gradients], Gradients]] = {
 @contextmanager
 def as_eager_chooses(outputs: Sequence[Tensor]) -> Iterator[None]:
     """Meanwhile, a backward pass from these outputs of a trace gives the gradients that eager gives."""
-    nodes = [(node, _FORMULAS[node.name()]) for node in autograd_nodes(outputs) if node.name() in _FORMULAS]
+    named = [(node, type(node).__name__) for node in autograd_nodes(outputs)]  # custom functions may set `ctx.name`
+    nodes = [(node, _FORMULAS[name]) for node, name in named if name in _FORMULAS]
     handles = [node.register_hook(partial(_replaced, formula, node)) for node, formula in nodes]
     try:
         yield

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects, literals, numbers
+from primexec import _torch, _torch_packed, effects, literals, numbers
 from primexec._torch import pytree
 from primexec.errors import CaptureError
 from primexec.program import ApiCall
@@ -78,12 +78,13 @@ class Calls(_torch.TorchFunctionMode):
             kwargs["lr"] = numbers.as_tensor(tracer, rate)
         if fn in _gradient_accessors():
             tracer.gradients.ask(args[0])
+        replaced = None if _autocast_enabled() or kwargs else _torch_packed.stand_in(fn, args)
         graph = tracer.graph
         before = graph._root.prev
         outer, tracer.calling = tracer.calling, fn
         try:
             sys.settrace(watching)
-            out = fn(*args, **kwargs)
+            out = fn(*args, **kwargs) if replaced is None else replaced()
             sys.settrace(None)
             for holds, message in assertions(fn, args, kwargs):
                 torch._assert_async(holds, message)

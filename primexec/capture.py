@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, _torch_capture, statics
+from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, statics
 from primexec._torch import pytree
 from primexec.bytecode import stores_attribute, user_source_of
 from primexec.captured import Captured, FirstUse, Signature, Store
@@ -156,6 +156,7 @@ def _capture(
     inputs.start()
     fakes = [inputs.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
     fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
+    _torch_packed.note_counts(tracer.fake_mode, (fake_args, fake_kwargs))
     stand_ins = StandIns((fake_args, fake_kwargs), arguments)
     try:
         with _torch_capture.capture_environment(tracer.entrances) as passes:

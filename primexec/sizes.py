@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 _OPERATIONS = {"Add": operator.add, "Mul": operator.mul}
 
 
+_LIBRARY = torch.library.Library("primexec", "FRAGMENT")
+_LIBRARY.define("rows(Tensor count) -> Tensor")
+_LIBRARY.impl("rows", lambda count: torch.empty(int(count), 0), "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "primexec::rows", lambda count: torch.empty(torch.library.get_ctx().new_dynamic_size(), 0), lib=_LIBRARY
+)
+_SIZED = (torch.empty, torch.ones, torch.rand, torch.randn, torch.zeros)
+
+
+def read(tracer: Tracer, t: Tensor) -> Any:
+    """The size that a tensor of one integer is to a function that makes tensors; None where it is none."""
+    if tracer.calling not in _SIZED or t.is_floating_point() or t.is_complex():
+        return None
+    with tracer.recording():
+        return torch.ops.primexec.rows(t).shape[0]
+
+
 def node_of(tracer: Tracer, size: Any) -> Any:
     """The node of a size in the current graph, or the number that it is; None where no tensor has it."""
     return _node(tracer, _torch.expression(size))

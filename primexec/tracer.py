@@ -21,7 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, _torch_capture, effects, higher_order, literals, numbers, sizes
+from primexec import (
+    _torch,
+    _torch_autograd,
+    _torch_capture,
+    _torch_packed,
+    effects,
+    higher_order,
+    literals,
+    numbers,
+    sizes,
+)
 from primexec.bytecode import IDENTITY, NUMBER_TYPE, SUSPECTS, user_source
 from primexec.calls import Calls
 from primexec.entrances import Entrances
@@ -36,6 +46,8 @@ from primexec.statics import tensor_problem
 from primexec.value_checks import CHECK, asked_inside
 
 _UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
+
+_READS = frozenset({numbers.READ, torch.ops.aten.item.default})  # the latter in inference mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +255,12 @@ class Tracer:
         if op in literals.makers() and not _torch.is_fake(args[0]):
             return self.literals.record(op, args[0])
         args, kwargs = self._stand_ins(args), self._stand_ins(kwargs)
-        if op is numbers.READ and (number := numbers.asked_by_pytorch(self, args[0])) is not None:
-            return number
+        if op in _READS:
+            for asked in (_torch_packed.count(args[0]), sizes.read(self, args[0])):
+                if asked is not None:
+                    return asked
+            if (number := numbers.asked_by_pytorch(self, args[0])) is not None:
+                return number
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
         is_known = not args or numbers.symbol_of(args[0]) is None
@@ -256,6 +272,7 @@ class Tracer:
                 out.constant = op(*args, **kwargs)  # as that of `torch.tensor(1)`; torch.cov asks for it
         if isinstance(out, (bool, int, float, complex)):
             return out  # of a tensor whose value is known
+        _torch_packed.forget_counts(self.fake_mode, op, (args, kwargs))
         if view_before is not None and (node := node_args[0]).op == "call_function":
             # From here on the tensor is another one: `x.squeeze_()` is what it is known by, and x keeps its shape.
             del self.scope.nodes[_torch.identity(args[0])]

@@ -55,7 +55,7 @@ LAYERS = (
     "sizes", "effects", "shadow", "references", "reads", "reaching", "record", "cached_calls", "imports", "namespaces",
     "contents", "bytecode", "lookups", "stand_ins", "origins", "value_checks",
     "statics", "program", "config",
-    "_torch_capture", "_torch_formulas", "_torch_rules", "_torch_autograd", "_torch",
+    "_torch_packed", "_torch_capture", "_torch_formulas", "_torch_rules", "_torch_autograd", "_torch",
     "errors", "progress",
 )  # fmt: skip
 

@@ -94,7 +94,7 @@ def _fit(t: Any) -> bool:
         and t.dtype in _dtypes()
         and t.device.type == "cpu"
         and t.layout is torch.strided
-        and all(type(n) is int for n in t.shape)
+        and all(type(n) is int for n in (*t.shape, *t.stride()))
         and not t.is_neg()
     )
 

@@ -1,0 +1,190 @@
+"""Operators of packed sequences, which PyTorch runs as loops over lengths that C++ reads: here each is one operator.
+
+Its gradients are those of PyTorch's own operator, which runs again in backward. Like `_torch.py`, this file touches
+private names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.utils.rnn import PackedSequence
+
+from primexec._torch import pytree, storage_key
+from primexec._torch_autograd import with_autograd
+from primexec._torch_capture import rng_operators
+
+_TENSOR = object()  # stands among other arguments for a tensor
+
+
+def stand_in(fn: Any, args: tuple[Any, ...]) -> Any:
+    """What runs in place of a call of torch's API; None where the call itself does."""
+    if fn not in _operators() or not isinstance(args[1], Tensor) or not args[0].is_cpu:
+        return None
+    name, op = _operators()[fn]
+    if len(args) != len(op._schema.arguments):  # lists of tensors count as one
+        return None
+    return partial(_call, name, *args)
+
+
+def _call(name: str, *args: Any) -> Any:
+    given = dict(zip((f.name for f in _whole(name)._schema.arguments), args, strict=False))
+    draws = given.get("train") and given.get("dropout") and given["num_layers"] > 1
+    state = rng_operators()[1].rng_state() if draws and torch.is_grad_enabled() else None
+    leaves, tree = pytree.tree_flatten([*args, state])
+    others = [_TENSOR if isinstance(v, Tensor) else v for v in leaves]
+    return _Whole.apply(  # type: ignore[no-untyped-call]
+        name, tree, others, *(v for v in leaves if isinstance(v, Tensor))
+    )
+
+
+class _Whole(torch.autograd.Function):
+    """An operator that stands for many, as autograd sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, tree: Any, others: list[Any], *tensors: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.name, ctx.tree, ctx.others = name, tree, others
+        return _whole(name)(*_joined(tree, others, tensors))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        wanted = ctx.needs_input_grad[3:]
+        args = _joined(ctx.tree, ctx.others, ctx.saved_tensors)
+        found = iter(_whole(f"{ctx.name}_gradients")(list(gradients), list(wanted), *args))
+        return None, None, None, *(next(found) if needed else None for needed in wanted)
+
+
+def _joined(tree: Any, others: list[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """The arguments of an operator."""
+    given = iter(tensors)
+    leaves = [next(given) if v is _TENSOR else v for v in others]
+    return pytree.tree_unflatten(leaves, tree)  # type: ignore[no-any-return]
+
+
+def _whole(name: str) -> Any:
+    return getattr(torch.ops.primexec, name).default
+
+
+@cache
+def _operators() -> dict[Any, tuple[str, Any]]:
+    """Function of torch's API → the name of the operator that stands for it, and PyTorch's own."""
+    aten = torch.ops.aten
+    rules: dict[Any, Callable[..., Any]] = {
+        aten._pack_padded_sequence.default: _packed,
+        aten._pad_packed_sequence.default: _padded,
+        **{getattr(aten, name).data: _layer for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
+    }
+    library = torch.library.Library("primexec", "FRAGMENT")
+    found = {}
+    for op, rule in rules.items():
+        plain = op._schema.name.partition("::")[2]
+        name = f"whole_{plain.strip('_')}"
+        arguments, _, returns = str(op._schema).partition("(")[2].rpartition(") -> ")
+        arguments = re.sub(r"\bint total_length", "SymInt total_length", arguments) + ", Tensor? state"
+        library.define(f"{name}({arguments}) -> {returns}")
+        library.impl(name, partial(_run, op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"primexec::{name}", rule, lib=library)
+        name_of_gradients = f"{name}_gradients"
+        library.define(f"{name_of_gradients}(Tensor?[] gradients, bool[] wanted, {arguments}) -> Tensor[]")
+        library.impl(name_of_gradients, partial(_run_gradients, op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"primexec::{name_of_gradients}", _gradients, lib=library)
+        found[getattr(torch, plain)] = name, op
+    _LIBRARIES.append(library)
+    return found
+
+
+_LIBRARIES: list[Any] = []  # their operators live as long as they do
+
+
+def _run(op: Any, *args: Any) -> Any:
+    return op(*args[:-1])
+
+
+def _run_gradients(op: Any, gradients: Sequence[Tensor | None], wanted: Sequence[bool], *args: Any) -> list[Tensor]:
+    *given, state = args
+    leaves, tree = pytree.tree_flatten(given)
+    needed = iter(wanted)
+    leaves = [v.detach().requires_grad_(next(needed)) if isinstance(v, Tensor) else v for v in leaves]
+    inputs = [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]
+    with with_autograd():
+        with torch.random.fork_rng(devices=(), enabled=state is not None):
+            if state is not None:
+                torch.default_generator.set_state(state)
+            results = op(*pytree.tree_unflatten(leaves, tree))
+        pairs = [(r, g) for r, g in zip(results, gradients, strict=True) if g is not None]
+        found = torch.autograd.grad([r for r, _ in pairs], inputs, [g for _, g in pairs])
+    return [g.clone(memory_format=torch.contiguous_format) for g in found]
+
+
+# Results on fake tensors --------------------------------------------------------------------------------
+
+
+def _gradients(gradients: Any, wanted: Sequence[bool], *args: Any) -> list[Tensor]:
+    tensors = [v for v in pytree.tree_leaves(args) if isinstance(v, Tensor)]
+    return [t.new_empty(t.shape) for t, needed in zip(tensors, wanted, strict=True) if needed]
+
+
+def _packed(x: Tensor, lengths: Tensor, batch_first: bool, state: None) -> tuple[Tensor, Tensor]:
+    batch, time, *others = x.shape if batch_first else (x.shape[1], x.shape[0], *x.shape[2:])
+    context = torch.library.get_ctx()
+    longest = context.new_dynamic_size(max=time if type(time) is int else None)
+    batch_sizes = lengths.new_empty(longest, dtype=torch.int64, device="cpu")
+    counts(batch_sizes.fake_mode)[storage_key(batch_sizes)] = batch  # type: ignore[attr-defined]
+    return x.new_empty(context.new_dynamic_size(), *others), batch_sizes
+
+
+def _padded(
+    data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: Any, total_length: Any, state: None
+) -> tuple[Tensor, Tensor]:
+    batch = count(batch_sizes)
+    if batch is None:
+        batch = torch.library.get_ctx().new_dynamic_size()
+    padded = data.new_empty(total_length, batch, *data.shape[1:])
+    return padded.transpose(0, 1) if batch_first else padded, batch_sizes.new_empty(batch)
+
+
+def _layer(
+    data: Tensor, batch_sizes: Tensor, hx: Any, params: Any, has_biases: bool, num_layers: int, *others: Any
+) -> tuple[Tensor, ...]:
+    states = hx if isinstance(hx, (tuple, list)) else (hx,)
+    directions = states[0].shape[0] // num_layers
+    output = data.new_empty(data.shape[0], directions * states[0].shape[2])
+    return output, *(s.new_empty(s.shape) for s in states)
+
+
+# How many sequences there are ---------------------------------------------------------------------------
+
+
+def counts(mode: Any) -> dict[int, Any]:
+    """Memory of batch sizes, by its `storage_key` → the first of them, which is how many sequences there are."""
+    return mode.__dict__.setdefault("primexec_counts", {})  # type: ignore[no-any-return]
+
+
+def count(batch_sizes: Any) -> Any:
+    """How many sequences fake batch sizes, or the first of these, tell about; None where that is not known."""
+    begins = batch_sizes.dtype is torch.int64 and batch_sizes.storage_offset() == 0
+    return counts(batch_sizes.fake_mode).get(storage_key(batch_sizes)) if begins else None
+
+
+def note_counts(mode: Any, arguments: Any) -> None:
+    """Note how many sequences are packed in arguments, where that is the size of a permutation."""
+    for value in pytree.tree_leaves(arguments, is_leaf=lambda v: isinstance(v, PackedSequence)):
+        if isinstance(value, PackedSequence) and value.sorted_indices is not None:
+            counts(mode)[storage_key(value.batch_sizes)] = len(value.sorted_indices)
+
+
+def forget_counts(mode: Any, op: Any, operands: Any) -> None:
+    """Forget what an operator may write to."""
+    if mode.__dict__.get("primexec_counts") and op._schema.is_mutable:
+        for t in pytree.tree_leaves(operands):
+            if isinstance(t, Tensor):
+                counts(mode).pop(storage_key(t), None)
