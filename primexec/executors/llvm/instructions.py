@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from primexec.executors.llvm.emit import Value, literal
+from primexec.executors.llvm.emit import Value, literal, type_of
 from primexec.executors.llvm.vmath import FUNCTIONS
+from primexec.executors.llvm.vmath.core import in_registers
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 FLOATS = frozenset({F32, F64, BF16, F16})
@@ -80,6 +81,20 @@ def to_memory(v: Value, dtype: torch.dtype) -> Value:
     return v.cast("zext", "i8") if dtype is torch.bool else v
 
 
+def _half(b: Value) -> Value:
+    """Half a bfloat16's last place for float32 bits, and less than that by one bit of float32 where that place is 0."""
+    if b.e.target.has_word_sums and b.lanes >= 16:
+        return in_registers(_sum_of_words, (16,), (b & 0x10000) | 0x7FFF)
+    return ((b >> 16) & 1) + 0x7FFF
+
+
+def _sum_of_words(b: Value) -> Value:
+    """Both 16-bit halves of each number added; where that is added to another number, one instruction with AVX-512."""
+    words = Value(b.e, "i16", 2 * b.lanes, b.e.emit(f"bitcast {b.type} {b.name} to {type_of('i16', 2 * b.lanes)}"))
+    operands = [(words.type, words.name), (words.type, words.const(1).name)]
+    return Value(b.e, b.element, b.lanes, b.e.call(b.type, "llvm.x86.avx512.pmaddw.d.512", operands))
+
+
 def rounded(v: Value, dtype: torch.dtype, short: bool = False) -> Value:
     """A float32 value rounded to half precision, to nearest even, and held as float32 again.
 
@@ -89,8 +104,7 @@ def rounded(v: Value, dtype: torch.dtype, short: bool = False) -> Value:
         return v.cast("fptrunc", "f16").cast("fpext", "f32")
     if dtype is BF16:
         b = v.bits()
-        odd = (b >> 16) & 1
-        up = (b + odd + 0x7FFF) & -65536
+        up = (b + _half(b)) & -65536
         return up.as_float() if short else v.is_nan().select(b.const(0x7FC00000), up).as_float()
     return v
 

@@ -63,6 +63,11 @@ class Target:
         return self.triple.startswith("x86_64") and "+avx512f" in self.features
 
     @property
+    def has_word_sums(self) -> bool:
+        """Whether one instruction multiplies and adds pairs of 16-bit integers in a vector of sixteen float32."""
+        return self.triple.startswith("x86_64") and "+avx512bw" in self.features
+
+    @property
     def feature_string(self) -> str:
         """The features as LLVM's target machine takes them."""
         return ",".join(sorted(self.features))
