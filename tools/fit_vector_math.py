@@ -55,9 +55,10 @@ def erf_inv_over_t(w: Any) -> Any:
 
 
 # name: (function, low, high, terms for float32, terms for float64, terms for float64 arithmetic whose results are
-# rounded to float32); no terms where there is no use for them
-FITS: dict[str, tuple[Callable[[Any], Any], Any, Any, int, int, int]] = {
-    "EXP": (quotient(lambda r: (mp.exp(r) - 1 - r) / r**2, mpf(1) / 2), -HALF_LN2, HALF_LN2, 5, 10, 6),
+# rounded to float32, and where there are any those for float32 whose results are rounded to half precision)
+FITS: dict[str, tuple[Any, ...]] = {
+    "EXP": (quotient(lambda r: (mp.exp(r) - 1 - r) / r**2, mpf(1) / 2), -HALF_LN2, HALF_LN2, 5, 10, 6, 4),
+    "EXP2": (lambda f: mp.power(2, f), 0, 1, 0, 0, 0, 5),
     "LOG": (quotient(lambda f: (mp.log1p(f) - f) / f**2, -mpf(1) / 2), -0.2501, 0.5001, 9, 0, 12),
     "LOG_REMAINDER": (quotient(log_remainder, mpf(2) / 3), 0, 0.0295, 0, 8, 0),
     "SIN": (odd(mp.sin, -mpf(1) / 6), 0, QUARTER_PI**2, 3, 7, 4),
@@ -76,7 +77,8 @@ FITS: dict[str, tuple[Callable[[Any], Any], Any, Any, int, int, int]] = {
     "ERF_INV_TAIL": (lambda u: erf_inv_over_t((u + mpf(4.15)) ** 2), -1.92, 1.92, 0, 14, 0),
     "ERFCX": (erfcx_mapped, -1, 1, 0, 25, 13),
 }  # fmt: skip
-
+ACCURACIES = ("f32", "f64", "rounded", "coarse")
+FLOAT32 = ("f32", "coarse")
 
 # The relative error of the function for one unit of the polynomial's, where it is far from uniform.
 WEIGHTS: dict[str, Callable[[Any], Any]] = {"LOG_ERFC": lambda t: t * mp.erfc(t) / mp.erf(t)}
@@ -107,6 +109,8 @@ PIECES: dict[str, tuple[Callable[[Any], Any], float, int]] = {
     "ERF_PIECES": (mp.erf, 0.2554931640625, 7),
     "TANH_PIECES": (mp.tanh, 0.5821533203125, 8),
 }
+# Those for results that are rounded to half precision: one, or nearly, is where they end.
+COARSE_PIECES: dict[str, tuple[Callable[[Any], Any], float, int]] = {"TANH_COARSE": (mp.tanh, 0.439453125, 5)}
 COUNT = 16
 
 
@@ -128,9 +132,30 @@ def pieces(function: Callable[[Any], Any], width: float, terms: int) -> tuple[fl
     return rounded(lost, "f32"), [[rounded(row[i], "f32") for row in rows] for i in range(terms)]
 
 
+def coarse_pieces(function: Callable[[Any], Any], width: float, terms: int) -> list[list[float]]:
+    """For each power of x itself, the coefficients of the pieces around k * width; the first has no constant."""
+    half = mpf(width) / 2
+    first, _ = mp.chebyfit(quotient(lambda x: function(x) / x, mp.diff(function, 0)), [0, half], terms - 1, error=True)
+    rows = [[*first, mpf(0)]]
+    rows += [
+        list(mp.chebyfit(function, [(k - half), (k + half)], terms)) for k in (mpf(width) * n for n in range(1, COUNT))
+    ]
+    return [[rounded(row[i], "f32") for row in rows] for i in range(terms)]
+
+
 def rounded(value: Any, dtype: str) -> float:
     number = float(value)
-    return float(struct.unpack("<f", struct.pack("<f", number))[0]) if dtype == "f32" else number
+    return float(struct.unpack("<f", struct.pack("<f", number))[0]) if dtype in FLOAT32 else number
+
+
+def table(name: str, numbers: tuple[float, ...], columns: list[list[float]]) -> list[str]:
+    """Lines that assign numbers and what is looked up."""
+    lines = [f"{name} = (", *(f"    {n!r}," for n in numbers)]
+    lines.append("    (  # for each power, the coefficients of the pieces")
+    for column in columns:
+        rows = [", ".join(map(repr, column[i : i + 4])) for i in range(0, COUNT, 4)]
+        lines.append("        (" + ",\n         ".join(rows) + "),")
+    return [*lines, "    ),", ")  # fmt: skip", ""]
 
 
 def main() -> None:
@@ -141,7 +166,7 @@ def main() -> None:
     ]
     for name, (function, low, high, *terms) in FITS.items():
         lines.append(f"{name}: dict[str, tuple[float, ...]] = {{")
-        for dtype, count in zip(("f32", "f64", "rounded"), terms, strict=True):
+        for dtype, count in zip(ACCURACIES, terms, strict=False):
             if count == 0:
                 continue
             if name in WEIGHTS:
@@ -155,16 +180,9 @@ def main() -> None:
         lines += ["}", ""]
     for name, (function, width, terms) in PIECES.items():
         lost, columns = pieces(function, width, terms)
-        lines += [
-            f"{name} = (",
-            f"    {width},",
-            f"    {lost!r},",
-            "    (  # for each power, the coefficients of the pieces",
-        ]
-        for column in columns:
-            rows = [", ".join(map(repr, column[i : i + 4])) for i in range(0, COUNT, 4)]
-            lines.append("        (" + ",\n         ".join(rows) + "),")
-        lines += ["    ),", ")  # fmt: skip", ""]
+        lines += table(name, (width, lost), columns)
+    for name, (function, width, terms) in COARSE_PIECES.items():
+        lines += table(name, (width,), coarse_pieces(function, width, terms))
     TARGET.write_text("\n".join(lines[:-1]) + "\n")
 
 

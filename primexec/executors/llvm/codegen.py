@@ -53,6 +53,7 @@ from primexec.executors.llvm.precision import CHOICES, Precision
 from primexec.executors.llvm.reductions import Accumulator
 from primexec.executors.llvm.spans import Span
 from primexec.executors.llvm.target import ELEMENT_BYTES
+from primexec.executors.llvm.vmath import COARSE
 from primexec.executors.llvm.vmath.core import exp
 
 BUSY = 2  # dear functions a point of kernels that memory does not hold up
@@ -87,7 +88,7 @@ class KernelWriter(Memory):
         self.scratch: dict[int, str] = {}
         self.written: set[int] = set()
         self.ahead = self._read_ahead()
-        self.precision = Precision()
+        self.precision = Precision(self.values, kernel.stores)
         self.masks = addresses.can_mask(module.target, layout, kernel, self.moving)
 
     def _read_ahead(self) -> list[tuple[Access, int, int]]:
@@ -472,12 +473,13 @@ class KernelWriter(Memory):
         same = [splat(a, lanes) for a in arguments]
         if v.prim == "where":
             return same[0].select(same[1], same[2])
-        emit = pointwise(v.prim, source)
+        coarse = self.precise and REGISTER[v.dtype] == "f32" and self.precision.coarse(v)
+        emit = (COARSE.get(v.prim) if coarse else None) or pointwise(v.prim, source)
         assert emit is not None, v.prim
         if lanes == 1 and all(not a.name.startswith("%") for a in same):
             same[0] = addresses.materialised(same[0])
         never_above = v.prim == "exp" and never_positive(v.args[0])
-        made = exp(same[0], nonpositive=True) if never_above else emit(*same)
+        made = exp(same[0], nonpositive=True, coarse=coarse) if never_above else emit(*same)
         if made.element != "f32" or not self.precise or v.prim in CHOICES:
             return made
         return rounded(made, v.dtype, all(self.precision.short(a) for a in v.args))

@@ -1,24 +1,65 @@
-"""Which values need no rounding to half precision, or a simpler one."""
+"""Which values need no rounding to half precision, or a simpler one, and which are rounded to it anyway."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from primexec.executors.llvm.instructions import BF16, COPIES, F32, FLOATS
-from primexec.executors.llvm.ir import Const, Expr, Load, Op, operands
+from primexec.executors.llvm.ir import Const, Expr, Load, Op, Reduce, Store, operands
 
 # What returns an operand, its sign apart.
 CHOICES = COPIES | {"abs", "fmax", "fmin", "maximum", "minimum", "neg", "where"}
 
+# What keeps relative errors as they are, or nearly.
+RELATIVE = CHOICES | {"mul", "div", "reciprocal", "rsqrt", "sqrt"}
+
 
 class Precision:
-    """What is known of the values of a kernel."""
+    """What is known of the values of a kernel: all of them, operands before their uses, and what it stores."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: Sequence[Expr], stores: Sequence[Store]) -> None:
         self._short: dict[int, bool] = {}
         self._exact: dict[tuple[int, torch.dtype], bool] = {}
+        self._positive: set[int] = set()
+        for v in values:
+            if self._has_no_sign(v):
+                self._positive.add(id(v))
+        self._seen = {id(s.value) for s in stores if s.value.dtype is F32}  # whose relative errors are seen
+        for v in reversed(values):
+            if not self._hides(v):
+                self._seen.update(id(o) for o in operands(v))
+
+    def coarse(self, v: Expr) -> bool:
+        """Whether a relative error is seen only in what is rounded to half precision, and about as large there."""
+        return v.dtype.itemsize < F32.itemsize or id(v) not in self._seen
+
+    def _hides(self, v: Expr) -> bool:
+        """Whether relative errors of operands become no larger, and are not seen or are lost in a rounding."""
+        rounds = v.dtype in FLOATS and v.dtype.itemsize < F32.itemsize
+        match v:
+            case Op("convert_element_type"):
+                return rounds
+            case Op("add" | "log1p") | Reduce("sum"):
+                kept = all(id(o) in self._positive for o in operands(v))
+            case Op(prim):
+                kept = prim in RELATIVE
+            case _:
+                kept = False
+        return kept and (rounds or id(v) not in self._seen)
+
+    def _has_no_sign(self, v: Expr) -> bool:
+        """Whether a value is known to have none, NaN apart."""
+        match v:
+            case Const(number):
+                return bool(number >= 0)
+            case Op("abs" | "exp" | "exp2" | "sigmoid"):
+                return True
+            case Op("add" | "mul" | "div") | Reduce("sum"):
+                return all(id(o) in self._positive for o in operands(v))
+        return False
 
     def short(self, v: Expr) -> bool:
         """Whether a NaN has no bits beyond half precision: it comes from there, or from an instruction."""

@@ -54,8 +54,8 @@ class Target:
 
     @property
     def has_scaling(self) -> bool:
-        """Whether one instruction multiplies by a power of two, with one rounding at both ends of the range."""
-        return self.triple.startswith("x86_64") and {"+avx512f", "+avx512vl"} <= self.features
+        """Whether one instruction multiplies by a power of two, with one rounding, and another takes fractions."""
+        return self.triple.startswith("x86_64") and {"+avx512f", "+avx512dq", "+avx512vl"} <= self.features
 
     @property
     def has_tables(self) -> bool:

@@ -73,6 +73,12 @@ FUNCTIONS: dict[tuple[str, str], Function] = {
     **{(name, "f32"): partial(core.narrowed, f) for name, (_, f) in IN_FLOAT64.items()},
 }
 
+# float32 functions for results that are rounded to half precision: special values exact, a relative error of 2**-16.
+COARSE: dict[str, Function] = {
+    "exp": partial(core.exp, coarse=True),
+    "tanh": elementary.tanh_coarse,
+}
+
 
 def emit_call(e: Emitter, name: str, dtype: str, operands: Sequence[str], lanes: int) -> str:
     """Emit one function of the table; returns the result's name.

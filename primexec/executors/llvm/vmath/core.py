@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from primexec.executors.llvm import sleef
 from primexec.executors.llvm.emit import Value, joined, literal, picked, type_of
 from primexec.executors.llvm.target import ELEMENT_BYTES
-from primexec.executors.llvm.vmath.constants import EXP, LOG, LOG_REMAINDER
+from primexec.executors.llvm.vmath.constants import EXP, EXP2, LOG, LOG_REMAINDER
 
 LN2 = math.log(2.0)
 INFINITY = math.inf
@@ -106,17 +106,19 @@ def reduce_exp(x: Value, accuracy: str = "") -> Reduced:
     return Reduced(r, horner(r, EXP[accuracy or x.element]), integer(shifted, x.element))
 
 
-def powers(x: Value, offset: Value | int = 0) -> tuple[Value, Value]:
+def powers(x: Value, offset: Value | int = 0, coarse: bool = False) -> tuple[Value, Value]:
     """(m, p) with exp(x) = (1 + m) p / 2**offset, for x of moderate size; p is 2**(n + offset), a normal number.
 
-    The exponent's bias rides on the constant that rounds to an integer, so that a shift makes p; a NaN is kept by m.
+    `coarse` as in `exp`. The exponent's bias rides on the constant that rounds to an integer, so that a shift makes p;
+    a NaN is kept by m.
     """
     fmt = format_of(x)
     magic = offset if isinstance(offset, Value) else x.const(fmt.magic + fmt.bias + offset)
     shifted = x.muladd(1.0 / LN2, magic)
     n = shifted - magic
-    r = n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
-    return (r * r).muladd(horner(r, EXP[x.element]), r), (shifted.bits() << fmt.mantissa).as_float()
+    r = n.muladd(-LN2, x) if coarse else n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
+    p = horner(r, EXP["coarse" if coarse else x.element])
+    return (r * r).muladd(p, r), (shifted.bits() << fmt.mantissa).as_float()
 
 
 Registers = tuple[int, ...]  # lanes of the vectors that an instruction or a function takes, widest first
@@ -180,11 +182,28 @@ EXP_RANGE = {"f32": (-104.5, 89.0), "f64": (-746.0, 710.0)}
 LIFT = 64  # added to exponents, so that results below the normal numbers are rounded once, by the last product
 
 
-def exp(x: Value, halvings: int = 0, nonpositive: bool = False) -> Value:
+def fraction(x: Value) -> Value:
+    """What float32 are above the next integer below them; 0 for infinities."""
+
+    def reduce(part: Value) -> Value:
+        bits = 32 * part.lanes
+        operands = [(part.type, part.name), ("i32", "1"), (part.type, "poison"), (f"i{max(part.lanes, 8)}", "-1")]
+        rounding = [("i32", "4")] if bits == 512 else []
+        name = part.e.call(part.type, f"llvm.x86.avx512.mask.reduce.ps.{bits}", [*operands, *rounding])
+        return Value(part.e, part.element, part.lanes, name)
+
+    return in_registers(reduce, _SCALED[x.element], x)
+
+
+def exp(x: Value, halvings: int = 0, nonpositive: bool = False, coarse: bool = False) -> Value:
     """exp(x) / 2**halvings, without an overflow on the way; `nonpositive` promises that no x is larger than 0.
 
-    Where the result is 0, so is the last factor: a product that underflows is slow.
+    Where the result is 0, so is the last factor: a product that underflows is slow. `coarse`: float32, with a relative
+    error of 2**-16, as what is rounded to half precision allows.
     """
+    if coarse and x.e.target.has_scaling:
+        y = x * (1.0 / LN2)
+        return scaled(horner(fraction(y), EXP2["coarse"]), y)  # by 2 to the integer below y
     fmt, (low, high) = format_of(x), EXP_RANGE[x.element]
     if x.e.target.has_scaling:
         x = x.at_least(low) if nonpositive else x.at_least(low).at_most(high + halvings)
@@ -201,7 +220,7 @@ def exp(x: Value, halvings: int = 0, nonpositive: bool = False) -> Value:
         zero = fmt.magic + fmt.bias
         offset = below.select(x.const(zero + LIFT), zero - 2 - halvings)
         factor = below.select(factor, 4.0)
-    m, power = powers(x, offset)
+    m, power = powers(x, offset, coarse)
     return m.muladd(power, power) * gone.select(0.0, factor)
 
 

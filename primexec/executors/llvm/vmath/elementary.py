@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 
 from primexec.executors.llvm.emit import Value, round_f32
-from primexec.executors.llvm.vmath.constants import ERF, ERF_PIECES, ERFCX, LOG, LOG_ERFC, SINH, TANH_PIECES
+from primexec.executors.llvm.vmath.constants import (
+    ERF,
+    ERF_PIECES,
+    ERFCX,
+    LOG,
+    LOG_ERFC,
+    SINH,
+    TANH_COARSE,
+    TANH_PIECES,
+)
 from primexec.executors.llvm.vmath.core import (
     EXP_RANGE,
     LN2,
@@ -95,14 +104,27 @@ def in_pieces(x: Value, pieces: Pieces, high: float) -> Value:
     return found.muladd(u, last).copysign(x)
 
 
-def tanh(x: Value) -> Value:
+def tanh_coarse(x: Value) -> Value:
+    """float32 with a relative error of 2**-18, for what is rounded to half precision; polynomials in |x| itself."""
+    if not x.e.target.has_tables:
+        return tanh(x, coarse=True)
+    width, columns = TANH_COARSE
+    t = x.abs().at_most((len(columns[0]) - 0.51) * width)
+    _, number = nearest(t, 1.0 / width)
+    found = looked_up(columns[0], number)
+    for column in columns[1:]:
+        found = found.muladd(t, looked_up(column, number))
+    return found.copysign(x)
+
+
+def tanh(x: Value, coarse: bool = False) -> Value:
     """expm1(2|x|) / (expm1(2|x|) + 2): no cancellation anywhere, so one formula serves all arguments."""
-    if x.element == "f32" and x.e.target.has_tables:
+    if not coarse and x.element == "f32" and x.e.target.has_tables:
         return in_pieces(x, TANH_PIECES, 9.02)
     t = x.abs()
-    m, power = powers((t + t).at_most(18.5 if x.element == "f32" else 40.0))
+    m, power = powers((t + t).at_most(18.5 if x.element == "f32" else 40.0), coarse=coarse)
     e = m.muladd(power, power - 1.0)
-    return divide(e, e, 2.0).copysign(x)
+    return (e / (e + 2.0) if coarse else divide(e, e, 2.0)).copysign(x)
 
 
 def divide(numerator: Value, small: Value, large: float) -> Value:
