@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
 
 from primexec import make_traced
 from primexec.executors.llvm import executor as llvm
@@ -44,6 +46,25 @@ def test_roundings(dtype: torch.dtype, count: int) -> None:
     cast = make_traced(lambda x: (x.to(dtype), (x * 1.0).to(dtype)))
     for got in cast(x, executor=("llvm", "aten")):
         assert same(got, x.to(dtype)).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 33, 64, 130, 1111])
+def test_places_of_bfloat16(size: int) -> None:
+    """Whatever lies along vectors: bfloat16 alone, which is unpacked in pairs, or other dtypes, strides and indices."""
+    generator = torch.Generator().manual_seed(size)
+    x, y = (torch.randn(6, size, generator=generator).bfloat16() for _ in range(2))
+    row, column, wide, mask = y[0], y[:, :1], y.float(), y > 0
+
+    def fn(x: torch.Tensor, y: torch.Tensor, row: torch.Tensor, column: torch.Tensor, *others: torch.Tensor) -> Any:
+        wide, mask = others
+        alone = x * y, x * row + column, x[:, size // 3 :] - y[:, size // 3 :], column.expand_as(x) * 3
+        mixed = x.float() * y, wide.bfloat16() + x, torch.where(mask, x, y), x * torch.arange(size)
+        moved = x.t() * y.t(), x[:, ::2] * 3, x.flip(1) + y, torch.cat((x, y), 1) * 2, x[:, row.float().argsort()] * y
+        return alone, mixed, moved, x.amax(1) + y[:, 0], x + x.amax(0), x.float().cumsum(1).bfloat16()
+
+    a = x, y, row, column, wide, mask
+    for got, eager in zip(*map(tree_leaves, (make_traced(fn)(*a, executor=("llvm", "aten")), fn(*a))), strict=True):
+        assert torch.equal(got, eager)
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)

@@ -47,7 +47,7 @@ from primexec.executors.llvm.ir import (
     walk,
 )
 from primexec.executors.llvm.layout import Axis, Layout, accesses
-from primexec.executors.llvm.memory import Memory, Positions
+from primexec.executors.llvm.memory import Memory, Positions, may_part
 from primexec.executors.llvm.pieces import WORKSPACE, Workspace
 from primexec.executors.llvm.precision import CHOICES, Precision
 from primexec.executors.llvm.reductions import Accumulator
@@ -89,6 +89,7 @@ class KernelWriter(Memory):
         self.written: set[int] = set()
         self.ahead = self._read_ahead()
         self.precision = Precision(self.values, kernel.stores)
+        self.apart = may_part(kernel, layout)
         self.masks = addresses.can_mask(module.target, layout, kernel, self.moving)
 
     def _read_ahead(self) -> list[tuple[Access, int, int]]:
@@ -433,7 +434,7 @@ class KernelWriter(Memory):
             case Load(access):
                 parts = [(f, self._get(i, lanes, at, local)) for f, i in access.indirect]
                 guard = self._guard(v, self._limits([p for _, p in parts], access), lanes, at, local)
-                return from_memory(self._load(access, lanes, at, parts, guard), access.dtype)
+                return from_memory(self._load(access, lanes, at, parts, guard), access.dtype, self.apart)
             case Within() if id(v) in self.known:
                 return Value(self.e, "i1", 1, "true" if self.known[id(v)] else "false")
             case Index() | Within():

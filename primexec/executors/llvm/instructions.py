@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from primexec.executors.llvm.emit import Value, literal, type_of
+from primexec.executors.llvm.emit import Value, joined, literal, picked, type_of
 from primexec.executors.llvm.vmath import FUNCTIONS
 from primexec.executors.llvm.vmath.core import in_registers
 
@@ -63,8 +63,16 @@ def splat(v: Value, lanes: int) -> Value:
 # Memory -------------------------------------------------------------------------------------------------
 
 
-def from_memory(v: Value, dtype: torch.dtype) -> Value:
-    """What was loaded, as it is held in registers."""
+def _regrouped(v: Value, element: str, lanes: int) -> Value:
+    """The same bits as elements of another size."""
+    return Value(v.e, element, lanes, v.e.emit(f"bitcast {v.type} {v.name} to {type_of(element, lanes)}"))
+
+
+def from_memory(v: Value, dtype: torch.dtype, apart: bool = False) -> Value:
+    """What was loaded, as it is held in registers; `apart`: bfloat16 at even places, then those at odd ones."""
+    if dtype is BF16 and apart and v.lanes > 2:
+        pairs = _regrouped(v, "i32", v.lanes // 2)
+        return joined([(pairs << 16).as_float(), (pairs & -65536).as_float()])
     if dtype is BF16:
         return (v.cast("zext", "i32") << 16).as_float()
     if dtype is F16:
@@ -72,8 +80,11 @@ def from_memory(v: Value, dtype: torch.dtype) -> Value:
     return v.compare("ne", 0) if dtype is torch.bool else v
 
 
-def to_memory(v: Value, dtype: torch.dtype) -> Value:
-    """A register value as it is stored; half precision values are exact in their dtype already."""
+def to_memory(v: Value, dtype: torch.dtype, apart: bool = False) -> Value:
+    """A register value as it is stored; half precision values are exact in their dtype already; `apart` as above."""
+    if dtype is BF16 and apart and v.lanes > 2:
+        even, odd = (picked(v.bits(), range(k, k + v.lanes // 2)) for k in (0, v.lanes // 2))
+        return _regrouped(even._op("lshr", 16) | (odd & -65536), "i16", v.lanes)
     if dtype is BF16:
         return v.bits()._op("lshr", 16).cast("trunc", "i16")
     if dtype is F16:
@@ -90,7 +101,7 @@ def _half(b: Value) -> Value:
 
 def _sum_of_words(b: Value) -> Value:
     """Both 16-bit halves of each number added; where that is added to another number, one instruction with AVX-512."""
-    words = Value(b.e, "i16", 2 * b.lanes, b.e.emit(f"bitcast {b.type} {b.name} to {type_of('i16', 2 * b.lanes)}"))
+    words = _regrouped(b, "i16", 2 * b.lanes)
     operands = [(words.type, words.name), (words.type, words.const(1).name)]
     return Value(b.e, b.element, b.lanes, b.e.call(b.type, "llvm.x86.avx512.pmaddw.d.512", operands))
 

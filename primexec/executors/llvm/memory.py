@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence, Set
 
 from primexec.executors.llvm import addresses, spans
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
-from primexec.executors.llvm.instructions import MEMORY, rounded, splat, to_memory
-from primexec.executors.llvm.ir import Access, Index, Within
-from primexec.executors.llvm.layout import Layout
+from primexec.executors.llvm.instructions import BF16, MEMORY, rounded, splat, to_memory
+from primexec.executors.llvm.ir import Access, Const, Index, Kernel, Load, Op, Within, roots_of, walk
+from primexec.executors.llvm.layout import Layout, accesses
 from primexec.executors.llvm.target import ELEMENT_BYTES
 
 STREAM_ALIGNMENT = 32  # bytes: of every vector that is written around the caches
@@ -33,6 +33,7 @@ class Memory:
         self.streamed = False
         self.again = True  # whether a point may be visited twice: nothing is read that is written
         self.masks = False  # whether a range may end in a vector of which some lanes do not count
+        self.apart = False  # whether vectors hold what lies at even places before what lies at odd ones
         self.mask: Value | None = None  # the lanes that count, where not all do
 
     def _offset(self, access: Access | Index | Within, positions: Positions, start: str | None = None) -> str:
@@ -106,7 +107,7 @@ class Memory:
 
     def _store(self, access: Access, v: Value, lanes: int, at: Positions) -> None:
         v = splat(v, lanes) if lanes > 1 or v.lanes == 1 else v
-        v = to_memory(v if self.precise else rounded(v, access.dtype), access.dtype)
+        v = to_memory(v if self.precise else rounded(v, access.dtype), access.dtype, self.apart)
         places, step = self._places(access, lanes, at)
         align = ELEMENT_BYTES[v.element]
         if self.mask is not None and v.lanes > 1:
@@ -216,6 +217,17 @@ class Memory:
             start = f"ptr {self.pointers[access.buffer]}"
             place = self.e.emit(f"getelementptr {type_of(MEMORY[access.dtype])}, {start}, i64 {index}")
             self.e.call("void", "llvm.prefetch.p0", [("ptr", place), *(("i32", n) for n in ("0", str(4 - cache), "1"))])
+
+
+def may_part(kernel: Kernel, layout: Layout) -> bool:
+    """Whether vectors may hold elements in another order than memory: no lane meets another, and all are bfloat16."""
+    if layout.lane is None or layout.columns or layout.across or any(kernel.reduced):
+        return False
+    lane, values = layout.lane.axis, walk(roots_of(kernel))
+    if not all(isinstance(v, (Const, Op)) or (isinstance(v, Load) and not v.guards) for v in values):
+        return False
+    along = [a for a in accesses(kernel) if a.strides[lane] or a.indirect]
+    return all(a.strides[lane] == 1 and a.dtype is BF16 and not a.indirect for a in along)
 
 
 def _size(access: Access) -> int:
