@@ -445,6 +445,12 @@ def _references_of_a_call() -> int:
     return _count_references({"val": torch.empty(0)}, "val") - 1
 
 
+def laid_out(t: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+    """The same memory in another layout, and no view."""
+    made: Tensor = t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), shape, strides)
+    return made
+
+
 def alone(t: Tensor) -> Tensor:
     """The same memory and no view: eager's result is none where a kernel ends in one (stack), and may be changed."""
     made: Tensor = t.new_empty(0).set_(t)  # type: ignore[call-overload]

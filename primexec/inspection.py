@@ -32,8 +32,9 @@ def _blocks(program: Program, form: str, options: Options) -> Iterator[str]:
     host: Any = importlib.import_module("primexec.executors.llvm.target").host
     kernel_graphs: Any = importlib.import_module("primexec.executors.llvm.library").kernel_graphs
     for region in plan.regions:
-        for graph in kernel_graphs(region.graph_module.graph) if region.executor == "llvm" else ():
-            made = lower(graph, options.for_executors(), host())
+        graph = region.graph_module.graph
+        for part, donated in kernel_graphs(graph, frozenset()) if region.executor == "llvm" else ():
+            made = lower(part, options.for_executors(), donated, host())
             comment = {"loops": "", "llvm": "; ", "asm": "# "}[form]
             yield f"{comment}{region.name}\n{made.schedule if form == 'loops' else getattr(made, form)}"
     if program.backward is not None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, progress
+from primexec import _torch, effects, progress
 from primexec.errors import ExecutorError
 from primexec.executors.base import Executor, Region, RegionFunction
 from primexec.partition import Plan
+from primexec.program import base_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,10 @@ def compile_plan(
         ExecutorError: where an executor fails to compile a region that it claimed.
     """
     training = plan.program.backward is not None or plan.program.is_backward
-    regions = [replace(r, boxed=boxed and r.executor == "aten", training=training) for r in plan.regions]
+    regions = [
+        replace(r, boxed=boxed and r.executor == "aten", training=training, donated=donated)
+        for r, donated in zip(plan.regions, _donated(plan), strict=True)
+    ]
     with closing(progress.shown(regions, f"compiling {plan.program.name}")) as shown:
         functions = [_compile(region, executors[region.executor], options) for region in shown]
     inputs = tuple(plan.program.graph_module.graph.find_nodes(op="placeholder"))
@@ -50,6 +54,28 @@ def compile_plan(
     if is_whole and regions[0].boxed == boxed:
         return Executable(plan, functions[0], 1)
     return Executable(plan, _join(plan, functions, boxed), len(functions))
+
+
+# Operators whose result is always in memory of its own.
+_FRESH = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm"})
+
+
+def _donated(plan: Plan) -> list[frozenset[int]]:
+    """For each region the positions of inputs that nobody needs after it, made by an operator of _FRESH."""
+    last: dict[int | None, int] = {}
+    names: dict[int | None, set[fx.Node]] = {}
+    for i, (inputs, outputs) in enumerate(zip(plan.inputs, plan.outputs, strict=True)):
+        for n in (*inputs, *outputs):
+            last[effects.storage_of(n)] = i
+            names.setdefault(effects.storage_of(n), set()).add(n)
+    returned = {effects.storage_of(n) for n in plan.program.outputs}
+
+    def given(n: fx.Node, i: int) -> bool:
+        storage = effects.storage_of(n)
+        fresh = n.op == "call_function" and base_name(n) in _FRESH and str(n.target).startswith("aten.")
+        return fresh and last[storage] == i and names[storage] == {n} and storage not in returned
+
+    return [frozenset(k for k, n in enumerate(inputs) if given(n, i)) for i, inputs in enumerate(plan.inputs)]
 
 
 def _compile(region: Region, executor: Executor, options: Mapping[str, Any]) -> RegionFunction:

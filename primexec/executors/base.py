@@ -49,6 +49,7 @@ class Region:
         boxed: for `aten` only: the callable takes its inputs in one list and empties it, so that they can be
             freed while it runs. Arguments of a call are held by the caller.
         training: whether the program takes part in autograd: what it returns is kept for backward, or made there.
+        donated: positions of inputs that nobody needs afterwards, in memory of their own: results may be written there.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Region:
     ambient_inference: bool = False
     boxed: bool = False
     training: bool = False
+    donated: frozenset[int] = frozenset()
 
 
 RegionFunction = Callable[..., Sequence[Tensor]]

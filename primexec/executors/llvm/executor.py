@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from primexec._torch import laid_out
 from primexec.config import logger
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support
@@ -20,6 +21,7 @@ from primexec.executors.llvm import (
     arena,
     codes,
     engine,
+    in_place,
     judge,
     launch,
     left,
@@ -105,8 +107,7 @@ class LlvmExecutor:
         lines = []
         graph = region.graph_module.graph
         lines += [f"{region.name}: {n.name} is a product through oneDNN" for n in graph.nodes if library.takes(n)]
-        parts = map(own.rewritten, library.kernel_graphs(graph))
-        schedules = [Scheduler(part, options.get("fuel")).schedule() for part in parts]
+        schedules = [_scheduled(*part, options) for part in library.kernel_graphs(graph, region.donated)]
         for kernel in (k for s in schedules for k in s.kernels):
             over = [f"{n} (reduced)" if r else str(n) for n, r in zip(kernel.axes, kernel.reduced, strict=True)]
             lines.append(f"{region.name}: kernel {kernel.name} over {' x '.join(over) or 'one element'}")
@@ -118,13 +119,15 @@ class LlvmExecutor:
         # What is saved dies in the middle of the backward pass: kept for later calls, it would add to its peak.
         chosen = {**options, "pooled": not region.training}
         if any(map(library.takes, graph.nodes)):
-            return library.joined(graph, lambda part: _compiled(part, region.name, chosen))
-        return _compiled(graph, region.name, chosen)
+            return library.joined(
+                graph, region.donated, lambda part, given: _compiled(part, given, region.name, chosen)
+            )
+        return _compiled(graph, region.donated, region.name, chosen)
 
 
-def _compiled(graph: fx.Graph, name: str, options: Mapping[str, Any]) -> RegionFunction:
+def _compiled(graph: fx.Graph, donated: frozenset[int], name: str, options: Mapping[str, Any]) -> RegionFunction:
     def make() -> RegionFunction:
-        compiled = lower(graph, options)
+        compiled = lower(graph, options, donated)
         _log.debug("%s\n%s", name, compiled.schedule)
         symbols = {**threads.symbols(), **profiling.symbols(), **compiled.symbols()}
         module = engine.compile_module(compiled.llvm, compiled.target, symbols)
@@ -132,18 +135,25 @@ def _compiled(graph: fx.Graph, name: str, options: Mapping[str, Any]) -> RegionF
         used = [*codes.remember(compiled.codes, module), *compiled.borrowed.values()]
         return _bound(compiled.schedule, module, used, pooled=options["pooled"])
 
-    return repeats.once(graph, options, make)
+    return repeats.once(graph, {**options, "donated": tuple(sorted(donated))}, make)
 
 
-def lower(graph: fx.Graph, options: Mapping[str, Any], target: Target | None = None) -> Compiled:
+def _scheduled(graph: fx.Graph, donated: Set[int], options: Mapping[str, Any]) -> Schedule:
+    return in_place.in_place(Scheduler(own.rewritten(graph), options.get("fuel")).schedule(), donated)
+
+
+def lower(
+    graph: fx.Graph, options: Mapping[str, Any], donated: Set[int] = frozenset(), target: Target | None = None
+) -> Compiled:
     """Loops and LLVM IR of a graph of prims; equal kernels share their code.
 
     Args:
+        donated: positions of inputs over which results may be written.
         target: what the module is for, which then holds all kernels; None for the host, where what other modules in
             memory hold is borrowed.
     """
     lends, target = target is None, target or host()
-    schedule = Scheduler(own.rewritten(graph), options.get("fuel")).schedule()
+    schedule = _scheduled(graph, donated, options)
     module = ModuleText(target)
     threads.declare(module)
     precise = bool(options.get("precise_casts", True))
@@ -283,8 +293,8 @@ def _nbytes(b: Buffer) -> int:
 
 
 def _order(schedule: Schedule) -> dict[int, int]:
-    """The place of each buffer among the arguments: inputs, outputs, arena."""
-    kinds = ("input", "output", "arena")
+    """The place of each buffer among the arguments: inputs, outputs, arena; those without memory are none."""
+    kinds = ("input", "output", "arena", "none")
     numbers = sorted(range(len(schedule.buffers)), key=lambda b: kinds.index(schedule.buffers[b].kind))
     return {b: i for i, b in enumerate(numbers)}
 
@@ -307,13 +317,20 @@ def _bound(schedule: Schedule, module: engine.Module, used: list[Loaded], *, poo
     work = sum(i.dtype.itemsize * _numel(i.shape) for i in inputs)
     call = launch.bind(module.address("program"), inputs, [operands[i] for i in made], slots=slots, arena_bytes=size,
                        work_bytes=work, keep=(module, used), failed=_failure(schedule), pooled=pooled)  # fmt: skip
-    picked = [made.index(b) if b in made else ~b for b in schedule.outputs]
+    picked = [made.index(b) if b in made else ~schedule.places.get(b, b) for b in schedule.outputs]
     if picked == list(range(len(made))):
         return call
+    over = [(i, inputs[i], operands[b]) for b, i in schedule.places.items()]
 
     def run(*tensors: Tensor) -> list[Tensor]:
-        results = call(*tensors)
-        return [results[i] if i >= 0 else tensors[~i] for i in picked]
+        given = list(tensors)
+        for i, operand, _ in over:
+            given[i] = operand.fitted(given[i], i)
+        results = call(*given)
+        for i, operand, result in over:
+            if result != operand:
+                given[i] = laid_out(given[i], result.shape, result.strides)
+        return [results[i] if i >= 0 else given[~i] for i in picked]
 
     return run
 

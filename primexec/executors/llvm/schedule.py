@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ class Buffer:
     """Memory of one tensor.
 
     Attributes:
-        kind: `input`, `output` (returned by the region) or `arena`.
+        kind: `input`, `output` (returned by the region), `arena`, or `none` (its tensor lies in another one's place).
         shape, strides: in elements; strides are the program's own.
     """
 
@@ -63,6 +63,7 @@ class Schedule:
 
     Attributes:
         outputs: for each result of the region the number of its buffer.
+        places: for each buffer of kind `none` the input in whose place it is.
         checks: what indices that are data must fit, by their numbers.
     """
 
@@ -70,6 +71,7 @@ class Schedule:
     kernels: tuple[Kernel, ...]
     outputs: tuple[int, ...]
     checks: tuple[Check, ...] = ()
+    places: Mapping[int, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [

@@ -1,0 +1,70 @@
+"""Results that are written over operands which nobody needs any more: less memory, and lines that are in a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import replace
+
+import torch
+
+from primexec.executors.llvm.ir import Access, Kernel, Load, roots_of, walk
+from primexec.executors.llvm.layout import accesses
+from primexec.executors.llvm.pool import storage_bytes
+from primexec.executors.llvm.schedule import Buffer, Schedule
+
+SMALLEST = 1 << 17  # bytes; less costs more to hand over than to make anew
+
+
+def in_place(schedule: Schedule, donated: Set[int]) -> Schedule:
+    """The schedule, with results in the place of inputs that are donated.
+
+    A kernel writes over an input that no other kernel touches, of which each point takes its own element only: it has
+    read that, in whatever passes, before it writes there.
+    """
+    users: dict[int, list[int]] = {}
+    for number, kernel in enumerate(schedule.kernels):
+        for buffer in {a.buffer for a in accesses(kernel)}:
+            users.setdefault(buffer, []).append(number)
+    kernels, buffers, places = list(schedule.kernels), list(schedule.buffers), {}
+    for number, kernel in enumerate(kernels):
+        alone = {b for b in {a.buffer for a in accesses(kernel)} if users[b] == [number]}
+        result = _result(kernel, buffers, alone)
+        found = None if result is None else _operand(kernel, result, buffers, alone & donated - {*schedule.outputs})
+        if result is not None and found is not None:
+            store = kernel.stores[0]
+            over = replace(store, access=replace(store.access, buffer=found))
+            kernels[number] = replace(
+                kernel, stores=(over,), why=(*kernel.why, f"writes over b{found}, needed no more")
+            )
+            buffers[result.buffer] = replace(buffers[result.buffer], kind="none")
+            places[result.buffer] = found
+    return replace(schedule, buffers=tuple(buffers), kernels=tuple(kernels), places=places)
+
+
+def _result(kernel: Kernel, buffers: list[Buffer], alone: set[int]) -> Access | None:
+    """Where a kernel writes its only result, if that is one of the region's."""
+    if kernel.ordered or len(kernel.stores) > 1:
+        return None
+    (store,) = kernel.stores
+    b = buffers[store.access.buffer]
+    large = _extent(b)[1] >= SMALLEST
+    fits = b.kind == "output" and large and not store.how and not store.access.indirect
+    return store.access if fits and store.access.buffer in alone else None
+
+
+def _operand(kernel: Kernel, result: Access, buffers: list[Buffer], donated: Set[int]) -> int | None:
+    """The donated buffer in whose place a result can be."""
+    loads: dict[int, list[Access]] = {}
+    for v in walk(roots_of(kernel)):
+        if isinstance(v, Load):
+            loads.setdefault(v.access.buffer, []).append(v.access)
+    fit = (b for b in loads if b in donated and _extent(buffers[b]) == _extent(buffers[result.buffer]))
+    return next((b for b in fit if all(_is_there(a, result) for a in loads[b])), None)
+
+
+def _extent(b: Buffer) -> tuple[torch.dtype, int]:
+    return b.dtype, storage_bytes(b.shape, b.strides, b.dtype)
+
+
+def _is_there(a: Access, b: Access) -> bool:
+    return (a.offset, a.strides, a.indirect) == (b.offset, b.strides, ())

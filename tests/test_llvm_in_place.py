@@ -1,0 +1,172 @@
+"""Results that are written over the results of products and convolutions which nobody needs any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import primexec
+from benchmarks.memory import peak
+from primexec import make_traced
+from primexec.executors.llvm import in_place, library
+from primexec.executors.llvm.schedule import Schedule
+
+BOTH = ("llvm", "aten")
+ROWS, WIDTH = 128, 256
+NBYTES = ROWS * WIDTH * 4
+W, V = torch.randn(WIDTH, WIDTH) / 16, torch.randn(WIDTH, WIDTH) / 16
+BIAS = torch.randn(WIDTH)
+KERNELS = torch.randn(16, 8, 3, 3) / 8, torch.randn(8, 16, 3, 3) / 8
+
+
+@pytest.fixture(params=[False, True], ids=["aten's products", "oneDNN's products"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = bool(request.param) and library._linear() is not None
+    monkeypatch.setattr(library, "_gains", lambda *_: gains)
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many results take the place of an operand, schedule by schedule."""
+    found: list[int] = []
+    real = in_place.in_place
+
+    def counted(*args: Any) -> Schedule:
+        schedule = real(*args)
+        found.append(len(schedule.places))
+        return schedule
+
+    monkeypatch.setattr(in_place, "in_place", counted)
+    return found
+
+
+def perceptron(x: Tensor) -> Tensor:
+    return F.gelu(F.linear(x, W, BIAS)) @ V
+
+
+def batched(x: Tensor) -> Tensor:
+    return (torch.tanh(F.linear(x.view(2, -1, WIDTH), W, BIAS)) * 2) @ V
+
+
+def normalised(x: Tensor) -> Tensor:
+    return torch.softmax(x @ W, -1) @ V
+
+
+def convolutions(x: Tensor) -> Tensor:
+    images = x.view(1, 8, 64, 64)
+    return F.conv2d(torch.relu(F.conv2d(images, KERNELS[0], padding=1) * 2), KERNELS[1], padding=1)
+
+
+def last(x: Tensor) -> Tensor:
+    return torch.tanh(x @ W) * 2
+
+
+def last_reshaped(x: Tensor) -> Tensor:
+    return torch.tanh(F.linear(x.view(2, -1, WIDTH), W)) * 2
+
+
+def used_later(x: Tensor) -> Tensor:
+    y = x @ W
+    return ((torch.tanh(y) * 2) @ V + y) * 2
+
+
+TAKEN: list[Callable[[Tensor], Any]] = [perceptron, batched, normalised, convolutions, last, last_reshaped, used_later]
+
+
+def returned_too(x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x @ W
+    return y, torch.tanh(y) @ V
+
+
+def view_returned_too(x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x @ W
+    return torch.tanh(y) @ V, y.view(2, -1)[1]
+
+
+def used_later_through_a_view(x: Tensor) -> Tensor:
+    y = x @ W
+    z = torch.tanh(y) @ V
+    return z @ y.t()
+
+
+def turned(x: Tensor) -> Tensor:
+    y = x[:, :ROWS] @ W[:ROWS, :ROWS]
+    return torch.tanh(y + y.t()) @ V[:ROWS]
+
+
+def shifted(x: Tensor) -> Tensor:
+    y = x @ W
+    return (y + y.roll(1, 0)).sin() @ V
+
+
+def spread(x: Tensor) -> Tensor:
+    return ((x @ W)[:1] * x) @ V
+
+
+def several(x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x @ W
+    return y.sin() @ V, y.cos() @ V
+
+
+KEPT: list[Callable[[Tensor], Any]] = [
+    returned_too, view_returned_too, used_later_through_a_view, turned, shifted, spread, several,
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("fn", TAKEN + KEPT, ids=lambda f: f.__name__)
+def test_values(fn: Callable[[Tensor], Any], places: list[int]) -> None:
+    traced = make_traced(fn, executor=BOTH)
+    held = []
+    for i in range(3):
+        x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(i))
+        held.append((traced(x), fn(x)))
+    torch.testing.assert_close([a for a, _ in held], [b for _, b in held], rtol=1e-4, atol=1e-4)
+    for ours, eagers in held:
+        for a, b in zip(*map(torch.utils._pytree.tree_leaves, (ours, eagers)), strict=True):
+            assert (a._is_view(), a.stride()) == (b._is_view(), b.stride())
+    assert bool(sum(places)) == (fn in TAKEN)
+
+
+@pytest.mark.usefixtures("products")
+def test_memory() -> None:
+    traced, x = make_traced(perceptron, executor=BOTH), torch.randn(ROWS, WIDTH)
+    traced(x)
+    primexec.empty_cache()
+    assert peak(lambda: traced(x)) < 2.5 * NBYTES <= peak(lambda: perceptron(x)) + NBYTES
+
+
+@pytest.mark.usefixtures("products")
+def test_what_backward_needs_is_not_written_over() -> None:
+    layers = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.Tanh())
+    traced = make_traced(layers, executor=BOTH)
+    for i in range(3):
+        x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(i))
+        found = []
+        for run in (traced, layers):
+            y = run(x)
+            found.append((y, torch.autograd.grad(y.square().sum(), list(layers.parameters()))))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+
+
+def test_an_operand_that_is_laid_out_otherwise_than_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the convolution gives other strides, a copy is written over."""
+    from primexec.executors.llvm import launch
+
+    fitted = []
+    real = launch.Operand.fitted
+
+    def turned_first(self: launch.Operand, t: Tensor, place: int) -> Tensor:
+        fitted.append(place)
+        other = t.to(memory_format=torch.channels_last) if t.dim() == 4 and len(fitted) == 1 else t
+        return real(self, other, place)
+
+    traced, x = make_traced(lambda x: torch.relu(F.conv2d(x, KERNELS[0]) * 2), executor=BOTH), torch.randn(1, 8, 66, 66)
+    monkeypatch.setattr(launch.Operand, "fitted", turned_first)
+    torch.testing.assert_close(traced(x), torch.relu(F.conv2d(x, KERNELS[0]) * 2), rtol=1e-4, atol=1e-4)
+    assert fitted
