@@ -81,6 +81,9 @@ def capture_environment(trace: Trace) -> Iterator[list[str]]:
                 original = getattr(owner, name)
                 patches.callback(setattr, owner, name, original)
                 setattr(owner, name, replacement(original))
+            if "float" not in (names := vars(torch.nn.modules.batchnorm)):
+                names["float"] = _as_number
+                patches.callback(names.pop, "float")
             patches.enter_context(torch.autograd.set_detect_anomaly(False))  # it reads values, which are not there
             patches.enter_context(_without_saved_tensors_hooks())  # those of the caller run at every call
             torch.set_autocast_cache_enabled(False)  # it would keep fake tensors for the next eager call
@@ -244,6 +247,11 @@ def _without_hint(original: Callable[..., bool]) -> Callable[..., bool]:
         return False if unknown else original(mask, is_causal, size)
 
     return detect
+
+
+def _as_number(value: Any) -> Any:
+    """What `float` is to batch norms, which divide by how many batches they have seen."""
+    return value.item() if capturing() and isinstance(value, Tensor) else float(value)
 
 
 def _quietly(original: Callable[[logging.LogRecord], None]) -> Callable[[logging.LogRecord], None]:

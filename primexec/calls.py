@@ -78,6 +78,9 @@ class Calls(_torch.TorchFunctionMode):
             kwargs["lr"] = numbers.as_tensor(tracer, rate)
         if fn in _gradient_accessors():
             tracer.gradients.ask(args[0])
+        momentum = numbers.symbol_of(args[6]) if fn is torch.batch_norm else None
+        if momentum is not None:  # C++ takes nothing but a float, of which no metadata depends
+            args = (*args[:6], 0.0, *args[7:])
         replaced = None if _autocast_enabled() or kwargs else _torch_packed.stand_in(fn, args)
         graph = tracer.graph
         before = graph._root.prev
@@ -100,7 +103,9 @@ class Calls(_torch.TorchFunctionMode):
             tracer.calling = outer
         if kwargs.get("out") is not None:
             self._check_out(fn, kwargs["out"], before)
-        if before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
+        if momentum is not None:
+            self._give("momentum", numbers.node_of(tracer, momentum), before)
+        elif before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
             self._remember(fn, args, kwargs, before, out)
         return out
 
@@ -128,6 +133,16 @@ class Calls(_torch.TorchFunctionMode):
                 raise self.tracer.fail(
                     f"{name_of(fn)} leaves out= as it was while it is traced", "use the result instead of out="
                 )
+
+    def _give(self, name: str, value: fx.Node, before: fx.Node) -> None:
+        """Let the operators that were recorded after a node take a value for the argument of this name."""
+        node = before.next
+        while node is not self.tracer.graph._root:
+            schema = getattr(node.target, "_schema", None)
+            formals = [f.name for f in schema.arguments] if schema else []
+            if name in formals:
+                node.update_arg(formals.index(name), value)
+            node = node.next
 
     def _remember(self, fn: Any, args: Any, kwargs: Any, before: fx.Node, out: Any) -> None:
         tracer = self.tracer

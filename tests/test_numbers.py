@@ -1,5 +1,6 @@
 """Numbers that a function reads off tensors, and what it reckons with them."""
 
+import copy
 import gc
 import math
 import weakref
@@ -176,3 +177,27 @@ def test_exact_types_of_numbers_are_refused(compared: Callable[[Any], bool]) -> 
 def test_types_may_be_compared_where_no_number_is_read() -> None:
     traced = make_traced(lambda x, a: x * a if type(a) is float else x)
     torch.testing.assert_close(traced(INPUTS[0], 2.0), INPUTS[0] * 2)
+
+
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")])
+def test_cumulative_batch_norm(executor: Any) -> None:
+    """Without a momentum it divides by how many batches it has seen."""
+    eager = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=None))
+    model = copy.deepcopy(eager)
+    traced = make_traced(model, executor=executor)
+    for _ in range(4):
+        x = torch.randn(5, 3)
+        for run in (traced, eager):
+            run(x).mul(x[:, :1]).sum().backward()
+    for found, expected in zip(
+        (*model.buffers(), *model.parameters()), (*eager.buffers(), *eager.parameters()), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-4, rtol=1e-4)
+    assert traced.cache_info().traces == 1
+    batches = [torch.randn(5, 3) for _ in range(3)]
+    for run in (make_traced(model, executor=executor), eager):
+        torch.optim.swa_utils.update_bn(batches, run)
+    for found, expected in zip(model.buffers(), eager.buffers(), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not hasattr(torch.nn.modules.batchnorm, "float")  # what stands there meanwhile
