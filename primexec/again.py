@@ -8,6 +8,7 @@ from torch import fx
 
 from primexec import _torch, effects
 from primexec.errors import PrimexecError
+from primexec.numbers import symbol_of
 from primexec.program import Program
 from primexec.value_checks import CHECK
 
@@ -19,7 +20,7 @@ def changes_nothing_outside(program: Program) -> bool:
 
     def stays_inside(node: fx.Node) -> bool:
         op = node.target
-        if op is CHECK or not effects.has_effect(node):
+        if op is CHECK or symbol_of(node.meta.get("val")) or not effects.has_effect(node):
             return True
         if not isinstance(op, _torch.OpOverload) or op.namespace != "aten" or effects.is_random(node):
             return False
@@ -29,6 +30,6 @@ def changes_nothing_outside(program: Program) -> bool:
 
 
 def raised_by_an_operator(error: Exception) -> bool:
-    """Whether an error is what an operator of PyTorch's says, and so what it would say in the function as well."""
+    """Whether an error is what an operator of PyTorch's or of Python's says, as it would in the function as well."""
     files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
     return not isinstance(error, PrimexecError) and any(f.startswith("<primexec aten ") for f in files)

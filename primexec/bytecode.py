@@ -186,6 +186,8 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             attributes.add(instruction.argval)
             if instruction.opname != "STORE_ATTR":
                 loaded.add(instruction.argval)
+            if instruction.argval in ("SymInt", "SymFloat"):
+                suspects.setdefault(TYPES, line)
         elif instruction.opname in _GLOBAL:
             globals_[instruction.argval] = None
             if instruction.argval == "id" and not is_installed(file):

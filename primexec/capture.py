@@ -128,13 +128,17 @@ def capture(
                 raise
             try:
                 return capture(fn, args, kwargs, signature, save, varying | counters)
-            except CaptureError:
+            except Exception:  # of the user's code, too, which may raise none with plain numbers
                 raise error from None
     if earlier is not None:
         reads.restore()
         earlier.reads.restore()
         captured = replace(captured, first_use=first_use)
     captured = replace(captured, varying=tracer.number_inputs.arguments)
+    try:
+        reads.pin_numbers()
+    except CaptureError as error:
+        _raise_located(error, fn)
     reads.settle()
     _log.debug("%s", captured.program)
     return captured
@@ -153,12 +157,12 @@ def _capture(
 ) -> Captured:
     run = shadows.function(fn)
     inputs = tracer.number_inputs
-    inputs.start()
-    fakes = [inputs.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
-    fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
-    _torch_packed.note_counts(tracer.fake_mode, (fake_args, fake_kwargs))
-    stand_ins = StandIns((fake_args, fake_kwargs), arguments)
     try:
+        inputs.start()
+        fakes = [inputs.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
+        fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
+        _torch_packed.note_counts(tracer.fake_mode, (fake_args, fake_kwargs))
+        stand_ins = StandIns((fake_args, fake_kwargs), arguments)
         with _torch_capture.capture_environment(tracer.entrances) as passes:
             result = tracer.run(run, fake_args, fake_kwargs)
     except BaseException as error:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec import _torch
+from primexec import _torch, statics
 from primexec._torch import pytree
 from primexec.errors import CaptureError
 from primexec.gradients import GradientOf, read_place
@@ -89,10 +89,10 @@ class Store:
     def run(self) -> None:
         """Leave a plain value where it belongs."""
         value = pytree.tree_unflatten([leaf.value for leaf in self.leaves if isinstance(leaf, Static)], self.tree)
-        if callable(self.held):
+        if isinstance(self.held, dict):
+            statics.set_item(self.held, self.key, value)
+        elif callable(self.held):
             self.held(value)
-        elif isinstance(self.held, dict):
-            self.held[self.key] = value
 
 
 @dataclass(frozen=True, slots=True)

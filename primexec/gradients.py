@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd
+from primexec import _torch, _torch_autograd, statics
 from primexec.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def read_place(place: tuple[Any, Any, str], inputs: Mapping[str, Any]) -> Any:
     container, key, _ = place
     if isinstance(container, GradientOf):
         return inputs[container.input].grad
-    return container() if callable(container) else container[key]
+    return statics.get_item(container, key) if statics.is_container(container) else container()
 
 
 @dataclass(slots=True)

@@ -343,13 +343,12 @@ class _Writer:
         container, key, _ = place
         if isinstance(container, GradientOf):
             return f"{self.variables[container.input]}.grad"
-        if callable(container):
+        if not statics.is_container(container):
             return f"{self._constant(container)}()"
-        return (
-            f"{self._constant(container)}[{key!r}]"
-            if type(key) in (int, str)
-            else (f"{self._constant(container)}[{self._constant(key)}]")
-        )
+        shown = f"{key!r}" if type(key) in (int, str) else self._constant(key)
+        if type(container).__getitem__ is not statics.builtin_base(container).__getitem__:
+            return f"{self._constant(statics.get_item)}({self._constant(container)}, {shown})"
+        return f"{self._constant(container)}[{shown}]"
 
     def _run(self, inputs: list[str]) -> None:
         self.lines.append("if dry: return True")
@@ -389,10 +388,13 @@ class _Writer:
                 self.lines.append(f"{place}[{key}] = {value}")
             elif isinstance(store.held, str):
                 self.lines.append(f"{self.variables[store.held]}.{store.key} = {value}")
-            elif callable(store.held):
-                self.lines.append(f"{self._constant(store.held)}({value})")
+            elif isinstance(store.held, dict):
+                held, key = self._constant(store.held), self._constant(store.key)
+                own = type(store.held).__setitem__ is not dict.__setitem__
+                set_item = f"{self._constant(statics.set_item)}({held}, {key}, {value})"
+                self.lines.append(set_item if own else f"{held}[{key}] = {value}")
             else:
-                self.lines.append(f"{self._place((store.held, store.key, store.label))} = {value}")
+                self.lines.append(f"{self._constant(store.held)}({value})")
         self.lines.append(f"return {self._result(program.output_tree, iter(program.output_leaves))}")
 
     def _result(self, tree: Any, leaves: Any) -> str:

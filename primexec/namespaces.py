@@ -53,7 +53,7 @@ class Namespace:
         return functools.partial(setattr, self.owner, name) if self.owner else functools.partial(self._set, name)
 
     def _set(self, name: Any, value: Any) -> None:
-        self.held[name] = value
+        statics.set_item(self.held, name, value)
 
     def put_back(self, name: Any) -> None:
         """Let a name be what it was when it was recorded."""

@@ -6,16 +6,19 @@ whatever needs it while the function is traced, such as a comparison, is refused
 
 from __future__ import annotations
 
+import logging
+import numbers
 import operator
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch
+from primexec import _torch, statics
 from primexec.bytecode import TYPES, runs_optimizer
 from primexec.errors import PrimexecError
 from primexec.statics import LARGEST, may_vary
@@ -40,20 +43,36 @@ def power(base: Any, exponent: Any) -> float:
     return result
 
 
+@dataclass(slots=True)
+class Made:
+    """Where a number was made, by which node, what it is in other graphs, and the tensor that holds it."""
+
+    node: fx.Node
+    scope: Any
+    nodes: dict[fx.Graph, fx.Node] = field(default_factory=dict)
+    tensor: fx.Node | None = None
+
+
 class Symbol:
-    """What a number is to PyTorch: the value of a node. It has those methods of a SymNode that need no value."""
+    """What a number is to PyTorch: the value of a node. It has those methods of a SymNode that need no value.
+
+    PyTorch keeps symbols for backward passes, where Python's collector cannot see them: they hold no nodes themselves.
+    """
 
     def __init__(self, tracer: Tracer, node: fx.Node, kind: type) -> None:
-        self._tracer = weakref.ref(tracer)  # programs keep their nodes, and nodes their symbols
-        self.node, self.kind, self.scope = node, kind, tracer.scope
-        self.nodes = {node.graph: node}
-        self.tensor: fx.Node | None = None
+        self._tracer = weakref.ref(tracer)
+        self.kind, self._name = kind, node.name
+        tracer.numbers.made[self] = Made(node, tracer.scope, {node.graph: node})
 
     @property
     def tracer(self) -> Tracer:
         tracer = self._tracer()
         assert tracer is not None
         return tracer
+
+    @property
+    def made(self) -> Made:
+        return self.tracer.numbers.made[self]
 
     def is_int(self) -> bool:
         return self.kind is int
@@ -73,7 +92,7 @@ class Symbol:
         return None
 
     def _graph_repr(self) -> str:
-        return self.node.name
+        return self._name
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -94,7 +113,7 @@ def in_optimizer() -> str:
 def _binary(op: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if type(other) not in (int, float, bool) and not isinstance(other, Number):
-            return NotImplemented
+            return self.node.refuse() if isinstance(other, numbers.Number) else NotImplemented  # complex, NumPy's
         a, b = (other, self) if reflected else (self, other)
         kinds = {v.node.kind if isinstance(v, Number) else type(v) for v in (a, b)}
         kind = float if float in kinds or op is operator.truediv else int
@@ -132,6 +151,11 @@ class Number:
     def __class__(self) -> Any:
         return self.node.kind
 
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(self.node.kind, name):
+            self.node.refuse()
+        raise AttributeError(f"{self.node.kind.__name__!r} object has no attribute {name!r}")
+
     __add__, __radd__ = _binary(operator.add), _binary(operator.add, True)
     __sub__, __rsub__ = _binary(operator.sub), _binary(operator.sub, True)
     __mul__, __rmul__ = _binary(operator.mul), _binary(operator.mul, True)
@@ -164,6 +188,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self._given: dict[int, weakref.ref[Number]] = {}
+        self.made: dict[Symbol, Made] = {}
 
     def add(self, number: Number) -> None:
         self._given[id(number)] = weakref.ref(number)
@@ -201,6 +226,7 @@ class NumberInputs:
     def __init__(self, tracer: Tracer, labels: frozenset[str]) -> None:
         self._tracer, self._labels = tracer, labels
         self.arguments: dict[int, str] = {}
+        self._logging_raises = logging.raiseExceptions
         self._changes: list[tuple[dict[Any, Any], Any, Any, str]] = []
         self._places: list[
             tuple[dict[Any, Any], Any, Any, Number | None, str]
@@ -214,18 +240,23 @@ class NumberInputs:
         return self._read_off(self._tracer.argument(as_input(value), position, label), value)
 
     def start(self) -> None:
-        """From now on stand-ins take the place of numbers in dicts."""
+        """From now on stand-ins take the place of numbers in dicts.
+
+        A message that needs a value is no error of the function's: `logging` does not tell of it on stderr.
+        """
+        if self._labels:
+            logging.raiseExceptions = False
         self._tracer.reads.number_found = self._place_all  # type: ignore[method-assign]
         self._place_all()
 
     @_torch.modes_off()
     def _place_all(self) -> None:
         for held, name, label in self._tracer.reads.numbers[len(self._places) :]:
-            value = held[name]
+            value = statics.get_item(held, name)
             tensor = as_input(value)
             self._tracer.add_place(tensor, (held, name, label))
-            seen = self._seen(held)
-            seen[name] = number = self._read_off(self._tracer.lift(tensor), value)
+            number = self._read_off(self._tracer.lift(tensor), value)
+            statics.set_item(self._seen(held), name, number)
             self._places.append((held, name, value, number, label))
 
     def changes(self) -> list[tuple[dict[Any, Any], Any, Any, str]]:
@@ -244,13 +275,14 @@ class NumberInputs:
 
     def put_back(self) -> None:
         """Put the numbers back where they stood, and note by what others the function replaced them."""
+        logging.raiseExceptions = self._logging_raises
         for held, name, value, number, label in self._places:
             seen = self._seen(held)
-            if (new := seen.get(name)) is not number:
+            if (new := dict.get(seen, name)) is not number:
                 self._changes.append((held, name, new, label))
                 if not isinstance(new, (int, float)):
                     self._tracer.fail(f"the function puts something else in the place of {label}", "keep it a number")
-            seen[name] = value
+            statics.set_item(seen, name, value)
         if self._labels and TYPES in self._tracer.reads.suspects:
             self._tracer.fail("the exact type of a number may be asked for", "use isinstance()")
         self._places.clear()
@@ -268,25 +300,27 @@ def _wrapped(symbol: Symbol) -> Number:
 
 def node_of(tracer: Tracer, symbol: Symbol) -> fx.Node:
     """The node of a number in the current graph; one of another graph comes as a tensor, and is read off it again."""
-    if tracer.graph not in symbol.nodes:
+    nodes = symbol.made.nodes
+    if tracer.graph not in nodes:
         tensor = tracer.node_of(as_tensor(tracer, symbol))
-        symbol.nodes[tracer.graph] = _emit(tracer, READ, (tensor,), symbol.kind).node
-    return symbol.nodes[tracer.graph]
+        nodes[tracer.graph] = _emit(tracer, READ, (tensor,), symbol.kind).made.node
+    return nodes[tracer.graph]
 
 
 def as_tensor(tracer: Tracer, symbol: Symbol) -> Tensor:
     """A tensor of float64 or int64 that holds a number."""
-    if symbol.tensor is None:
-        inner, tracer.scope = tracer.scope, symbol.scope
+    made = symbol.made
+    if made.tensor is None:
+        inner, tracer.scope = tracer.scope, made.scope
         dtype = torch.float64 if symbol.kind is float else torch.int64
         try:
             with _torch.modes_off(), tracer.fake_mode:
                 value = torch.empty((), dtype=dtype)
-            tracer.add_node(torch.ops.aten.scalar_tensor.default, (symbol.node,), {"dtype": dtype}, value)
-            symbol.tensor = tracer.node_of(value)
+            tracer.add_node(torch.ops.aten.scalar_tensor.default, (made.node,), {"dtype": dtype}, value)
+            made.tensor = tracer.node_of(value)
         finally:
             tracer.scope = inner
-    tensor: Tensor = symbol.tensor.meta["val"]
+    tensor: Tensor = made.tensor.meta["val"]
     return tensor
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from primexec import statics
-from primexec.contents import Container
+from primexec.contents import Container, contents_of
 from primexec.errors import CaptureError
 from primexec.namespaces import ABSENT, Cell, Namespace
 
@@ -82,19 +82,35 @@ class Record:
         """Whether a container was there before; from now on its place must hold that very one."""
         if id(value) not in self._seen and id(value) not in self.namespaces:
             return False
-        places = [(n.originals, n.values, name) for n in self.namespaces.values() for name in n.originals]
-        pinned = [(v, held[name], name) for held, v, name in places if _holds(held[name], value)]
-        for values, original, name in pinned:
-            values[name] = statics.Identity(original)
-        cells = [cell for cell in self.cells if _holds(cell.original, value)]
-        for cell in cells:
-            cell.value = statics.Identity(cell.original)
-        if not pinned and not cells:
+        if not self._pin(value):
             raise CaptureError(
                 f"the function returns a {type(value).__name__} that it found inside of another one",
                 hint="return a copy of it",
             )
         return True
+
+    def pin_numbers(self) -> None:
+        """The dicts whose numbers are inputs must stand where they are, and so must the dicts around them."""
+        dicts = [n.held for n in self.namespaces.values() if n.inputs and n.of is None]
+        inside = contents_of([c.value for c in self.containers]) if dicts else {}
+        for held in dicts:
+            if id(held) in inside:
+                raise CaptureError("a number varies in a dict that stands in a list", hint="keep it outside of lists")
+            dicts += [d for d in self._pin(held) if not any(d is known for known in dicts)]
+
+    def _pin(self, value: Any) -> list[Any]:
+        """Let all places that hold a container hold that very one; what these places belong to."""
+        pinned: list[Any] = []
+        for namespace in self.namespaces.values():
+            for name, original in namespace.originals.items():
+                if _holds(original, value):
+                    namespace.values[name] = statics.Identity(original)
+                    pinned.append(namespace.held)
+        for cell in self.cells:
+            if _holds(cell.original, value):
+                cell.value = statics.Identity(cell.original)
+                pinned.append(cell)
+        return pinned
 
     def drop_keys(self, only: Callable[[Any], bool]) -> None:
         """Take out of dicts what the function filed under new keys that satisfy `only`."""

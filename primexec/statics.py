@@ -154,6 +154,17 @@ def builtin_base(container: Any) -> Any:
     return next(base for base in _BUILTIN_CONTAINERS if isinstance(container, base))
 
 
+def get_item(container: Any, key: Any) -> Any:
+    """What stands in a list, tuple or dict, read with the builtin type's method."""
+    return builtin_base(container).__getitem__(container, key)
+
+
+def set_item(container: Any, key: Any, value: Any) -> None:
+    """Let a list or dict hold a value, without what its own class would make of it."""
+    base = collections.OrderedDict if isinstance(container, collections.OrderedDict) else builtin_base(container)
+    base.__setitem__(container, key, value)
+
+
 def contents(container: Any) -> list[Any]:
     """The elements of a container, or the values of a dict, read with the builtin type's methods."""
     base = builtin_base(container)

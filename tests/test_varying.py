@@ -1,15 +1,19 @@
 """Numbers that keep changing from call to call become inputs of a program, wherever that needs no value."""
 
+import copy
+import gc
+import logging
 import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from primexec import CaptureError, RetraceWarning, make_traced
 
@@ -134,16 +138,45 @@ def asks_for_the_type(x: Tensor, a: float) -> Tensor:
     return x * a if type(a) == float else x  # noqa: E721
 
 
+def asks_for_attributes(x: Tensor, a: float) -> Tensor:
+    return x * getattr(a, "real", 2.0) if hasattr(a, "is_integer") else x
+
+
+def asks_for_symbols(x: Tensor, a: float) -> Tensor:
+    return x if isinstance(a, torch.SymFloat) else x * a
+
+
+def reckons_with_numpy(x: Tensor, a: float) -> Tensor:
+    try:
+        return x * float(np.float64(2) * a)
+    except TypeError:
+        return x
+
+
+def logs(x: Tensor, a: float) -> Tensor:
+    logging.getLogger("primexec.tests").error("scale %f", a)
+    return x * a
+
+
 def asks_torch(x: Tensor, a: float) -> Tensor:
     return nn.functional.dropout(x, abs(a) / 100, training=False) * math.exp(a)
 
 
-@pytest.mark.parametrize("fn", [loops, branches, cuts, prints, asks_for_the_type, asks_torch], ids=lambda f: f.__name__)
-def test_values_that_are_needed_stay_constants(fn: Callable[..., Any]) -> None:
+NEEDED = [
+    loops, branches, cuts, prints, asks_for_the_type, asks_for_attributes, asks_for_symbols, reckons_with_numpy, logs,
+    asks_torch,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fn", NEEDED, ids=lambda f: f.__name__)
+def test_values_that_are_needed_stay_constants(
+    fn: Callable[..., Any], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     traced = make_traced(fn)
     for a in VALUES[:6]:
         same(traced(X, a), fn(X, a), False)
     assert traced.cache_info().traces == 6
+    assert "Logging error" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("executor", ["aten", "auto"])
@@ -159,6 +192,37 @@ def test_errors_are_those_of_eager(executor: str) -> None:
         traced(X, 0.0)
     with pytest.raises(RuntimeError, match="without overflow"):
         traced(X, 1e20)
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_errors_that_the_function_handles(executor: str) -> None:
+    def fn(x: Tensor, a: float) -> Tensor:
+        try:
+            return x * (1 / a)
+        except ZeroDivisionError:
+            return x
+
+    traced = make_traced(fn, executor=executor)
+    for a in VALUES:
+        same(traced(X, a), fn(X, a), executor == "aten")
+    assert traced.cache_info().traces == FIRST
+
+
+def test_nothing_keeps_programs() -> None:
+    model = nn.Linear(4, 2)
+
+    def graphs() -> int:
+        gc.collect()
+        return sum(type(o) is fx.Graph for o in gc.get_objects())
+
+    def run() -> None:
+        traced = make_traced(lambda x, a: torch.tanh(model(x) * a) * a)
+        for a in VALUES[:5]:
+            traced(X, a).sum().backward()
+
+    before = graphs()
+    run()
+    assert graphs() == before
 
 
 @pytest.mark.parametrize("executor", ["aten", "auto"])
@@ -208,6 +272,58 @@ def test_attributes() -> None:
     del model.options["scale"]
     with pytest.raises(KeyError):
         traced(X)
+
+
+class Kept(dict[str, Any]):
+    """Keeps half of what it is given, and tells the whole."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value / 2)
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key) * 2
+
+
+def test_dicts_with_methods_of_their_own() -> None:
+    kept = Kept()
+    kept["scale"], kept["x"] = 1.0, X
+
+    def fn(x: Tensor) -> Tensor:
+        kept["scale"] = kept["scale"] + 1
+        kept["last"] = x
+        return x * kept["scale"] + kept["x"]
+
+    eager = [(fn(X * i), dict(kept)) for i in range(4)]
+    kept["scale"] = 1.0
+    del kept["last"]
+    traced = make_traced(fn)
+    for i in range(4):
+        same((traced(X * i), dict(kept)), eager[i], False)
+    assert traced.cache_info().traces == 2  # without "last", and with it
+
+
+@pytest.mark.filterwarnings("ignore::primexec.RetraceWarning")
+def test_an_equal_dict_in_the_place_of_another() -> None:
+    model = Tempered()
+    model.options["more"] = {"shift": 1.0}
+
+    def fn(x: Tensor) -> Tensor:
+        return model(x) + model.options["more"]["shift"]
+
+    traced = make_traced(fn)
+    for i in range(5):
+        model.options["scale"] = float(i)
+        same(traced(X), fn(X), False)
+    for i in range(5):
+        model.options["more"]["shift"] = float(i)
+        same(traced(X), fn(X), False)
+    assert traced.cache_info().traces == FIRST + 3
+    model.options["more"]["shift"] = 3.0  # as when it became an input
+    for fresh in (dict(model.options), copy.deepcopy(model.options)):
+        model.options = fresh
+        for value in (3.0, 7.0):
+            model.options["scale"] = model.options["more"]["shift"] = value
+            same(traced(X), fn(X), False)
 
 
 class Counting(Tempered):
