@@ -19,7 +19,7 @@ from primexec.bytecode import user_source_of
 from primexec.capture import capture, capture_lock, left_the_function
 from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
-from primexec.descriptions import changing_numbers, describe_call
+from primexec.descriptions import VALUES_BEFORE_INPUT, changing_numbers, describe_call
 from primexec.errors import CaptureError, ExecutorError, PrimexecError, RetraceWarning
 from primexec.executors import registry
 from primexec.executors.base import Executor
@@ -122,12 +122,19 @@ class Cache:
         """The new entry; None where the function is to run as it is, for it sets something up at its first use."""
         devices = [t.device for t in tensors_of((args, kwargs))]
         executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
-        captured = self._capture(fn, args, kwargs, description, registry.saving(self.options, executors))
+        attempt = functools.partial(capture, fn, args, kwargs, self.signature, registry.saving(self.options, executors))
+        captured = self._capture(attempt, description)
         if captured.first_use is not None:
             self._note_first_use(captured.first_use, description)
             return None
         self.traces += 1
-        captured, executable = compile_captured(captured, self.options, executors)
+        try:
+            captured, executable = compile_captured(captured, self.options, executors)
+        except ExecutorError:  # what is reckoned with numbers runs on no executor that takes tensors only
+            if not self._varying:
+                raise
+            self._varying, self._fixed = frozenset(), self._fixed | self._varying
+            captured, executable = compile_captured(attempt(), self.options, executors)
         self.compiles += executable.compiles
         entry = make_entry(captured, executable, args, kwargs, description)
         with self._lock:
@@ -135,18 +142,10 @@ class Cache:
             self.entries = (entry, *self.entries)[: self.size]
         return entry
 
-    def _capture(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        description: dict[str, str],
-        save: str,
-    ) -> Captured:
+    def _capture(self, attempt: Callable[..., Captured], description: dict[str, str]) -> Captured:
         """The program of a call; one that takes the numbers that keep changing as inputs, where it needs no values."""
-        attempt = functools.partial(capture, fn, args, kwargs, self.signature, save)
         captured = None
-        for label in changing_numbers([e.key for e in self.entries[:RETRACES_BEFORE_WARNING]], description):
+        for label in changing_numbers([e.key for e in self.entries], description, min(VALUES_BEFORE_INPUT, self.size)):
             if label not in self._varying | self._fixed:
                 captured = self._try(attempt, self._varying | {label})
                 if captured is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from primexec import _torch, statics
 from primexec.captured import Captured, Signature
+from primexec.config import RETRACES_BEFORE_WARNING
 from primexec.instances import opened
 from primexec.program import TensorSpec
 from primexec.reads import Reads
 
 _ANY, _VALUE = "any", " (value)"
-VALUES_BEFORE_INPUT = 3  # of a number, each with a program, before one takes it as an input
+VALUES_BEFORE_INPUT = 3  # of a number, each with a program that is kept, before one takes it as an input
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,17 @@ def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str,
     return described
 
 
-def changing_numbers(keys: Iterable[Key], description: dict[str, str]) -> list[str]:
-    """Labels of numbers that had several values in programs which differ from a call in numbers alone."""
+def changing_numbers(keys: Iterable[Key], description: dict[str, str], enough: int) -> list[str]:
+    """Labels of numbers that had so many values in programs which differ from a call in numbers alone."""
     values: dict[str, set[Any]] = {}
-    for key in keys:
-        texts, state = key.in_words(description), list(key.reads.changed())
-        if all(_are_numbers(*found) for found in texts) and all(statics.are_numbers(*both) for _, *both in state):
+    compared = ((key, key.in_words(description)) for key in keys)
+    near = ((key, texts) for key, texts in compared if all(_are_numbers(*found) for found in texts))
+    for key, texts in itertools.islice(near, RETRACES_BEFORE_WARNING):  # Python state is slow to compare
+        state = list(key.reads.changed())
+        if all(statics.are_numbers(*both) for _, *both in state):
             for label, then, _ in [*texts, *state]:
                 values.setdefault(label.removesuffix(_VALUE), set()).add(then)
-    return [label for label, met in values.items() if len(met) >= VALUES_BEFORE_INPUT]
+    return [label for label, met in values.items() if len(met) >= enough]
 
 
 def _are_numbers(label: str, *texts: str) -> bool:

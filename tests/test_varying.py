@@ -1,10 +1,8 @@
 """Numbers that keep changing from call to call become inputs of a program, wherever that needs no value."""
 
-import copy
 import gc
 import logging
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from primexec import CaptureError, RetraceWarning, make_traced
+from primexec import make_traced
 
 X = torch.tensor([0.5, 1.5, -0.25, 3.0])
 VALUES = [0.3, 1.5, -0.7, 2.25, 1e-3, 0.0, 40.0, -3.0]
@@ -194,6 +192,36 @@ def test_errors_are_those_of_eager(executor: str) -> None:
         traced(X, 1e20)
 
 
+def test_small_caches() -> None:
+    traced = make_traced(scaled, cache_size=1)
+    for a in VALUES:
+        same(traced(X, a), scaled(X, a), False)
+    assert traced.cache_info().traces == 2
+
+
+@pytest.mark.filterwarnings("ignore::primexec.RetraceWarning")
+def test_shapes_by_turns() -> None:
+    traced = make_traced(scaled)
+    for a in VALUES:
+        for size in range(1, 12):
+            same(traced(X.repeat(size), a), scaled(X.repeat(size), a), False)
+    assert traced.cache_info().traces == FIRST * 11
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"executor": "numpy"}, {"executor": "llvm", "executor_parameters": {"strict": True}}], ids=str
+)
+def test_executors_that_take_tensors_only(parameters: dict[str, Any]) -> None:
+    def divided(x: Tensor, a: float) -> Tensor:
+        return x / (1 / a)
+
+    for fn, traces in ((scaled, FIRST), (divided, 5)):
+        traced = make_traced(fn, **parameters)
+        for a in VALUES[:5]:
+            same(traced(X, a), fn(X, a), False)
+        assert traced.cache_info().traces == traces
+
+
 @pytest.mark.parametrize("executor", ["aten", "auto"])
 def test_errors_that_the_function_handles(executor: str) -> None:
     def fn(x: Tensor, a: float) -> Tensor:
@@ -240,202 +268,6 @@ def test_gradients(executor: str) -> None:
             found.append(torch.autograd.grad(run(x, a), [x, *model.parameters()]))
         same(found[0], found[1], executor == "aten")
     assert traced.cache_info().traces == FIRST
-
-
-class Tempered(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(4, 3)
-        self.temperature = 1.0
-        self.options = {"scale": 2.0}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.inner(x) / self.temperature, -1) * self.options["scale"]
-
-
-@pytest.mark.filterwarnings("ignore::primexec.RetraceWarning")
-def test_attributes() -> None:
-    model = Tempered()
-    traced = make_traced(model)
-    for i, a in enumerate(VALUES[:4] + VALUES[6:]):
-        model.temperature = a
-        same(traced(X), model(X), False)
-        assert model.temperature is a
-        assert traced.cache_info().traces == min(i + 1, FIRST)
-    for i, a in enumerate(VALUES):
-        model.options["scale"] = a
-        same(traced(X), model(X), False)
-        assert model.options["scale"] is a
-        assert traced.cache_info().traces == FIRST + min(i + 1, 3)
-    model.temperature = 2  # type: ignore[assignment]  # an int
-    same(traced(X), model(X), False)
-    del model.options["scale"]
-    with pytest.raises(KeyError):
-        traced(X)
-
-
-class Kept(dict[str, Any]):
-    """Keeps half of what it is given, and tells the whole."""
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value / 2)
-
-    def __getitem__(self, key: str) -> Any:
-        return super().__getitem__(key) * 2
-
-
-def test_dicts_with_methods_of_their_own() -> None:
-    kept = Kept()
-    kept["scale"], kept["x"] = 1.0, X
-
-    def fn(x: Tensor) -> Tensor:
-        kept["scale"] = kept["scale"] + 1
-        kept["last"] = x
-        return x * kept["scale"] + kept["x"]
-
-    eager = [(fn(X * i), dict(kept)) for i in range(4)]
-    kept["scale"] = 1.0
-    del kept["last"]
-    traced = make_traced(fn)
-    for i in range(4):
-        same((traced(X * i), dict(kept)), eager[i], False)
-    assert traced.cache_info().traces == 2  # without "last", and with it
-
-
-@pytest.mark.filterwarnings("ignore::primexec.RetraceWarning")
-def test_an_equal_dict_in_the_place_of_another() -> None:
-    model = Tempered()
-    model.options["more"] = {"shift": 1.0}
-
-    def fn(x: Tensor) -> Tensor:
-        return model(x) + model.options["more"]["shift"]
-
-    traced = make_traced(fn)
-    for i in range(5):
-        model.options["scale"] = float(i)
-        same(traced(X), fn(X), False)
-    for i in range(5):
-        model.options["more"]["shift"] = float(i)
-        same(traced(X), fn(X), False)
-    assert traced.cache_info().traces == FIRST + 3
-    model.options["more"]["shift"] = 3.0  # as when it became an input
-    for fresh in (dict(model.options), copy.deepcopy(model.options)):
-        model.options = fresh
-        for value in (3.0, 7.0):
-            model.options["scale"] = model.options["more"]["shift"] = value
-            same(traced(X), fn(X), False)
-
-
-class Counting(Tempered):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls, self.options = 0, {"scale": 2.0}
-
-    def forward(self, x: Tensor) -> tuple[Tensor, int]:
-        self.calls += 1
-        self.temperature *= 0.5
-        self.options["scale"] = 1 - self.options["scale"] / 4
-        return super().forward(x) / self.calls, self.calls
-
-
-@pytest.mark.parametrize("executor", ["aten", "auto"])
-def test_numbers_that_every_call_changes(executor: str) -> None:
-    model, eager = Counting(), Counting()
-    eager.load_state_dict(model.state_dict())
-    traced = make_traced(model, executor=executor)
-    for i in range(6):
-        if i == 4:
-            model.calls = eager.calls = 10
-        same(traced(X), eager(X), executor == "aten")
-        state = [(m.calls, type(m.calls), m.temperature, m.options) for m in (model, eager)]
-        assert state[0] == state[1]
-    assert traced.cache_info().traces == 1
-
-
-def test_what_decides_by_a_changed_number_is_refused() -> None:
-    class Warm(Counting):
-        def forward(self, x: Tensor) -> tuple[Tensor, int]:
-            self.calls += 1
-            return (x if self.calls > 2 else -x), self.calls
-
-    model = Warm()
-    with pytest.raises(CaptureError, match=r"the function changes Warm\.calls"):
-        make_traced(model)(X)
-    assert model.calls == 0
-
-
-COUNT = 0
-
-
-def test_globals_are_refused() -> None:
-    def fn(x: Tensor) -> Tensor:
-        global COUNT
-        COUNT += 1
-        return x * COUNT
-
-    with pytest.raises(CaptureError, match="COUNT"):
-        make_traced(fn)(X)
-    assert COUNT == 0
-
-
-class Decaying(torch.optim.Optimizer):
-    """As those of other libraries, which count in a group."""
-
-    def __init__(self, params: Any, lr: float) -> None:
-        super().__init__(params, {"lr": lr, "step": 0})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            group["step"] += 1
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["average"] = torch.zeros_like(p)
-                state["average"].mul_(0.9).add_(p.grad, alpha=0.1)
-                p.addcdiv_(state["average"], p.abs() + 1, value=-group["lr"] / (1 - 0.9 ** group["step"]))
-
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1),
-    "fused AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
-    "decaying": lambda p: Decaying(p, 0.1),
-    "fused SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
-}
-
-
-@pytest.mark.parametrize("executor", ["aten", "auto"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_learning_rates(name: str, executor: str) -> None:
-    torch.manual_seed(0)
-    models = [nn.Linear(4, 2), nn.Linear(4, 2)]
-    models[1].load_state_dict(models[0].state_dict())
-    optimizers = [OPTIMIZERS[name](m.parameters()) for m in models]
-    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 20) for o in optimizers]
-
-    def step_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], Tensor]:
-        def step(x: Tensor) -> Tensor:
-            optimizer.zero_grad()
-            loss: Tensor = model(x).square().sum()
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        return step
-
-    eager = step_of(models[0], optimizers[0])
-    traced = make_traced(step_of(models[1], optimizers[1]), executor=executor)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RetraceWarning)
-        for _ in range(12):
-            x = torch.randn(3, 4)
-            same(traced(x), eager(x), executor == "aten")
-            for schedule in schedules:
-                schedule.step()
-    assert traced.cache_info().traces == FIRST + 1  # the first one sets the optimizer up
-    same(list(models[1].parameters()), list(models[0].parameters()), executor == "aten")
-    assert type(optimizers[1].param_groups[0]["lr"]) is float
 
 
 NUMBERS = st.recursive(
