@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
 from primexec._torch import pytree, storage_key
 from primexec._torch_autograd import with_autograd
 from primexec._torch_capture import rng_operators
+from primexec.errors import CaptureError
 
 _TENSOR = object()  # stands among other arguments for a tensor
 
@@ -55,8 +55,12 @@ class _Whole(torch.autograd.Function):
         return _whole(name)(*_joined(tree, others, tensors))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise CaptureError(
+                "a second derivative of an operator of packed sequences is asked for (create_graph=True)",
+                hint="keep this part outside of the traced function",
+            )
         wanted = ctx.needs_input_grad[3:]
         args = _joined(ctx.tree, ctx.others, ctx.saved_tensors)
         found = iter(_whole(f"{ctx.name}_gradients")(list(gradients), list(wanted), *args))

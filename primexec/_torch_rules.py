@@ -65,15 +65,13 @@ def _lstsq(
     strides = list(a.new_empty((*batch, sides, longest), device="meta").stride())
     solution = a.new_empty_strided((*batch, columns, sides), (*strides[:-2], 1, longest))
     has_values = driver in ("gelsd", "gelss")
-    shape: Any = (*batch, sides) if rows > columns and driver != "gelsy" else (0,)
-    if has_values and rows > columns:  # there are none if a rank is not full
-        if batch:
-            _refuse(torch.ops.aten.linalg_lstsq.default)
-        shape = (unknown_size(mode, sides),)
+    if has_values and rows > columns:  # there are no residuals if a rank is not full
+        _refuse(torch.ops.aten.linalg_lstsq.default)
+    residuals = (*batch, sides) if rows > columns and driver == "gels" else (0,)
     real = a.dtype.to_real()
     return (
         solution.squeeze(-1) if is_vector else solution,
-        a.new_empty(shape, dtype=real),
+        a.new_empty(residuals, dtype=real),
         a.new_empty(batch if driver != "gels" else (0,), dtype=torch.int64),
         a.new_empty((*batch, min(rows, columns)) if has_values else (0,), dtype=real),
     )

@@ -159,3 +159,15 @@ def test_whole_training_step() -> None:
         results.append([*losses, *model.parameters()])
     for found, expected in zip(*results, strict=True):
         assert torch.equal(found, expected)
+
+
+def test_second_derivatives_are_refused() -> None:
+    model = nn.GRU(4, 5)
+
+    def fn(x: Tensor, lengths: Tensor) -> Tensor:
+        last = model(pack_padded_sequence(x, lengths))[1]
+        (gradient,) = torch.autograd.grad(last.sum(), x, create_graph=True)
+        return gradient.square().sum() + last.sum()
+
+    with pytest.raises(CaptureError, match="a second derivative"):
+        make_traced(fn)(torch.randn(5, 2, 4, requires_grad=True), torch.tensor([5, 2]))

@@ -61,14 +61,12 @@ def test_least_squares(executor: Any, driver: str | None, shapes: Any) -> None:
     rows, columns = shapes[0][-2:]
     traced = make_traced(fn, executor=executor)
     a, b = (torch.randn(shape) for shape in shapes)
-    if driver in ("gelsd", "gelss") and rows > columns and len(shapes[0]) > 2:
+    if driver == "gelsd" and rows > columns:  # whether there are residuals depends on ranks
         with pytest.raises(CaptureError, match="depends on the values of its inputs"):
             traced(a, b)
         return
     for x in (a, a * 2):
         alike(traced(x, b), fn(x, b))
-    if driver in ("gelsd", "gelss"):  # of a rank that is not full there are no residuals
-        alike(traced(a * 0, b), fn(a * 0, b))
     assert traced.cache_info().traces == 1
 
 
