@@ -55,6 +55,25 @@ def leaves_behind(roots: Sequence[Tensor]) -> Iterator[Tensor]:
     return (node.variable for node in autograd_nodes(roots) if hasattr(node, "variable"))
 
 
+def same_graphs(pairs: Sequence[tuple[Any, Any]]) -> bool:
+    """Whether the autograd graphs behind two roots each have equal nodes and edges, and end at the same tensors."""
+    waiting, known = list(pairs), dict[Any, Any]()
+    while waiting:
+        a, b = waiting.pop()
+        if a is b or (a in known and known[a] is b):
+            continue
+        if None in (a, b) or a in known or a.name() != b.name() or type(a) is not type(b):
+            return False
+        known[a] = b
+        if getattr(a, "variable", None) is not getattr(b, "variable", None):
+            return False
+        edges = list(zip(a.next_functions, b.next_functions, strict=True))
+        if any(number != of_b for (_, number), (_, of_b) in edges):
+            return False
+        waiting += [(of_a, of_b) for (of_a, _), (of_b, _) in edges]
+    return True
+
+
 def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
     """What the autograd graph behind the roots keeps for backward: storage → bytes."""
     kept: dict[int, int] = {}

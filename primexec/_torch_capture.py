@@ -32,6 +32,9 @@ class Trace(Protocol):
     def before_control_flow(self, tensors: Iterable[Any]) -> None:
         """torch.cond or its like is called with these tensors among other values."""
 
+    def before_hooks(self) -> None:
+        """Hooks are set for what autograd saves from here on."""
+
 
 def capturing() -> bool:
     """Whether this thread is inside a capture of ours."""
@@ -193,7 +196,8 @@ def _stand_ins() -> list[tuple[Any, str, Callable[[Any], Any]]]:
             ("torch._functorch.eager_transforms", "_propagate_functional_input_mutation"),
         )
     ]
-    return [compiling, control_flow, fake_log, backward, causal, *entrances, *rng, *questions]
+    saving = (private("torch._C._autograd"), "_push_saved_tensors_default_hooks", _told)
+    return [compiling, control_flow, fake_log, backward, causal, saving, *entrances, *rng, *questions]
 
 
 def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,6 +210,15 @@ def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return run
+
+
+def _told(original: Callable[..., Any]) -> Callable[..., Any]:
+    def push(*pair: Any) -> Any:
+        if capturing():
+            _capturing.trace.before_hooks()
+        return original(*pair)
+
+    return push
 
 
 def _given(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -50,6 +50,11 @@ _FORMULAS: dict[str, Callable[[Any, Gradients, Gradients], Gradients]] = {
 }
 
 
+def has_choices(outputs: Sequence[Tensor]) -> bool:
+    """Whether a backward pass from these outputs chooses a formula by values."""
+    return any(node.name() in _FORMULAS for node in autograd_nodes(outputs))
+
+
 @contextmanager
 def as_eager_chooses(outputs: Sequence[Tensor]) -> Iterator[None]:
     """Meanwhile, a backward pass from these outputs of a trace gives the gradients that eager gives."""

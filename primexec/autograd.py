@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec import _torch, _torch_autograd, effects
+from primexec import _torch, _torch_autograd, effects, replayed
 from primexec.capture import capture_lock
 from primexec.errors import PrimexecError
 from primexec.joint import CONTIGUOUS, Gradients, Joint
@@ -194,8 +194,20 @@ class _Run(torch.autograd.Function):
 _apply: Any = super(torch.autograd.Function, _Run).apply
 
 
-def bind(joint: Joint, forward: Executable, compile_: Compile) -> Executable:
-    """The executable with its results tied to autograd."""
+def bind(
+    joint: Joint, forward: Executable, compile_: Compile, on_aten: Callable[[], Executable] | None = None
+) -> Executable:
+    """The executable with its results tied to autograd.
+
+    Args:
+        on_aten: compiles the program for PyTorch's kernels; None where executors are not chosen by cost.
+    """
     training = Training(joint, forward, compile_)
+    if on_aten is not None and replayed.is_worthwhile(joint, forward.plan, training.plans[0]):
+        is_there = all(region.executor == "aten" for region in forward.plan.regions)
+        alone = forward if is_there else on_aten()
+        if replayed.records_itself(joint, alone.plan.program, alone.run):
+            program = replace(alone.plan.program, notes=(*alone.plan.program.notes, replayed.NOTE))
+            return replace(alone, plan=replace(alone.plan, program=program))
     run = training.write_run()
     return replace(forward, run=run, compiles=forward.compiles + training.compiles, training=training)

@@ -25,7 +25,7 @@ from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, make_entry
 from primexec.instances import tensors_of
-from primexec.pipeline import compile_program
+from primexec.pipeline import compile_program, device_of
 from primexec.runtime import Executable
 
 _guards_log, _trace_log = logger("guards"), logger("trace")
@@ -226,5 +226,8 @@ def compile_captured(
     forward = compile_(captured.program, frozen=captured.state_values() if options.freeze else None)
     program = forward.plan.program
     if captured.joint is not None:
-        forward = bind(captured.joint, forward, compile_)
+        by_cost = len(executors) > 1 and registry.allowed(options, executors, device_of(program)) is None
+        on_aten = functools.partial(compile_, captured.program, executors=executors[-1:])
+        chooses = by_cost and not captured.runs_backward
+        forward = bind(captured.joint, forward, compile_, on_aten if chooses else None)
     return replace(captured, program=program), forward

@@ -33,6 +33,9 @@ _LAYOUT_QUESTIONS: frozenset[Any] = frozenset(
     {Tensor.storage_offset, Tensor.untyped_storage, Tensor.storage, Tensor._is_view}
     | {_properties.is_leaf.__get__, _properties.grad_fn.__get__}
 )
+_HOOKS: frozenset[Any] = frozenset(
+    {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad, _properties.grad_fn.__get__}
+)
 
 
 class Calls(_torch.TorchFunctionMode):
@@ -63,6 +66,7 @@ class Calls(_torch.TorchFunctionMode):
             tracer.uses_sdpa = True
         elif fn in _LAYOUT_QUESTIONS:
             tracer.uses_layout = True
+        tracer.hooks |= fn in _HOOKS
         args, kwargs = tracer._stand_ins(args), tracer._stand_ins(kwargs)
         if _torch.functorch_active():
             sys.settrace(watching)

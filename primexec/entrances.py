@@ -51,6 +51,10 @@ class Entrances:
                 "call it under torch.no_grad(), use torch.where, or keep it outside the traced function",
             )
 
+    def before_hooks(self) -> None:
+        """Note that backward passes do something that no operator of the function tells."""
+        self._tracer.hooks = True
+
     def _is_input(self, leaf: Tensor) -> bool:
         node = self._tracer.outermost().nodes.get(_torch.identity(leaf))
         return node is not None and node.op == "placeholder" and node.meta.get("val") is leaf

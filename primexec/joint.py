@@ -10,6 +10,7 @@ returns logits): a gradient that is absent in eager is never replaced by zeros, 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,7 @@ class Recorder:
             CONTIGUOUS if unknown else tuple(of_root) for of_root, unknown in zip(strides, self.unknown, strict=True)
         )
         self.needed = (True,) * len(self.inputs)
+        self.operators: Counter[Any] = Counter()  # of the backward pass that was recorded last
         self._retained = [
             n for n in tracer.graph.nodes if isinstance(t := n.meta.get("val"), Tensor) and t.retains_grad
         ]
@@ -130,6 +132,8 @@ class Recorder:
                     found = iter(tracer.run(_gradients, (given, wanted), {}))
                 results = [tracer.node_of(g) if need and (g := next(found)) is not None else None for need in needed]
                 g = found = None  # they would look like tensors that escaped
+            targets = [n.target for n in scope.graph.nodes if n.op == "call_function"]
+            self.operators = Counter(t for t in targets if t is not operator.getitem)
         except BaseException:
             tracer.raise_failure()
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -123,7 +123,7 @@ def _groups(
     groups = placed()
     if not gainful or len(groups) < 2:
         return groups
-    idle = {n: g.executor for g in groups if g.executor != "aten" and _gains_nothing(g, claims) for n in g.own}
+    idle = {n: g.executor for g in groups if g.executor != "aten" and gains_nothing(g.own, claims) for n in g.own}
     for node, executor in idle.items():
         claims[node] = Claim(
             "aten", (*claims[node].refusals, (executor, "alone between other regions it gains nothing"))
@@ -131,14 +131,14 @@ def _groups(
     return placed() if idle else groups
 
 
-def _gains_nothing(group: Group, claims: dict[fx.Node, Claim]) -> bool:
-    """Whether a region holds one cheap operator, which ATen runs as fast."""
-    working = [n for n in group.own if not is_free(n)]
+def gains_nothing(nodes: Iterable[fx.Node], claims: dict[fx.Node, Claim]) -> bool:
+    """Whether the nodes of a region are one cheap operator, which ATen runs as fast."""
+    working = [n for n in nodes if not is_free(n)]
     if len(working) > 1:
         return False
     expansions = [claims[n].expansion for n in working]
     prims = [p for e, n in zip(expansions, working, strict=True) for p in (e.prims if e else (n,))]
-    costs = [row.recompute if (row := lookup(p.target)) else "dear" for p in prims]
+    costs = [row.recompute if (row := lookup(p.target)) else "dear" for p in prims if p.all_input_nodes]
     return "dear" not in costs and costs.count("cheap") <= CHEAP_PRIMS
 
 

@@ -45,7 +45,7 @@ from primexec.shadow import Shadows
 from primexec.statics import tensor_problem
 from primexec.value_checks import CHECK, asked_inside
 
-_UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
+UNRECORDED = frozenset({"prim", "profiler"})  # asks for a device or layout; marks a range for the profiler
 
 _READS = frozenset({numbers.READ, torch.ops.aten.item.default})  # the latter in inference mode
 
@@ -89,6 +89,7 @@ class Tracer:
         self.submodules = torch.nn.Module()
         self.failure: CaptureError | None = None
         self.uses_layout = self.uses_sdpa = self.inference_segments = False
+        self.hooks = False  # whether the function may have set hooks of autograd
         with self.fake_mode:  # what fake tensors have by themselves, and parameters and buffers made of them
             self._own_attributes = {"_is_param", "_is_buffer", "persistent", *torch.empty(0).__dict__}
         self._running = False
@@ -241,7 +242,7 @@ class Tracer:
         """Run one operator on fake tensors and add its node."""
         if isinstance(op, _torch.HigherOrderOperator):
             return higher_order.record(self, op, args, kwargs)
-        if op.namespace in _UNRECORDED:
+        if op.namespace in UNRECORDED:
             return op(*args, **kwargs)
         aten = _torch.prim_as_aten(op)
         if aten is not None:

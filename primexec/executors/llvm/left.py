@@ -1,6 +1,7 @@
 """Operators that are left to PyTorch's kernels, which were measured to be faster than kernels made of their prims.
 
-Factors are those of one thread: the time of prims over that of PyTorch's kernel, for images of 16 to 224 pixels.
+Factors are those of one thread: the time of prims over that of PyTorch's kernel, for images of 16 to 224 pixels and
+reductions and scans of up to a million elements.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx
 
 FEW_CHANNELS = 4
+LARGE = 1 << 14
 
 
 def _always(node: fx.Node) -> bool:
@@ -31,6 +33,18 @@ def _of_more_than_means(node: fx.Node) -> bool:
     return tuple(_first(node).shape[-2:]) != (1, 1)
 
 
+def _of_few_rows(node: fx.Node) -> bool:
+    """Too few to fill vectors, along which values and places are kept."""
+    source = _first(node)
+    length = source.shape[node.args[1]] if source.dim() else 1  # type: ignore[index]
+    return bool(source.numel() < 4 * length)
+
+
+def _of_an_input(node: fx.Node) -> bool:
+    """Nothing is fused into it, and it is large enough for the kernel's time to count."""
+    return node.args[0].op == "placeholder" and _first(node).numel() >= LARGE  # type: ignore[union-attr]
+
+
 def _first(node: fx.Node) -> Tensor:
     argument: Any = node.args[0]
     value: Tensor = argument.meta["val"]
@@ -43,6 +57,10 @@ _WHOLE: dict[str, tuple[Callable[[fx.Node], bool], str]] = {
     "aten._upsample_bicubic2d_aa_backward.default": (_of_smaller_image, "1.1 to 1.4"),
     "aten._upsample_bilinear2d_aa.default": (_always, "1.0 to 2.3"),
     "aten._upsample_bilinear2d_aa_backward.default": (_of_smaller_image, "1.5 to 1.7"),
+    "aten.cummax.default": (_of_few_rows, "2.0 to 5.1"),
+    "aten.cummin.default": (_of_few_rows, "2.0 to 5.1"),
+    "aten.prod.default": (_of_an_input, "1.2 to 1.5"),
+    "aten.prod.dim_int": (_of_an_input, "1.1 to 1.5"),
     "aten.col2im.default": (_always, "0.9 to 1.7"),
     "aten.grid_sampler_2d.default": (_of_few_channels, "1.0 to 1.5"),
     "aten.grid_sampler_2d_backward.default": (_always, "3 to 14"),

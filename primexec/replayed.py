@@ -1,0 +1,115 @@
+"""Programs whose backward pass is left to PyTorch's autograd, which records it while their operators run.
+
+A node of our own costs 14 µs and more a call. Where the programs run PyTorch's kernels, or next to nothing, that is all
+that it changes. It is left out where the autograd graph that the program's operators make by themselves is the one that
+the function made: the same nodes, edges and leaves, and a backward pass of the same operators. Hooks, custom functions
+and what the function hid from autograd make it another one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from primexec import _torch, _torch_autograd, _torch_capture, _torch_formulas, effects
+from primexec.executors.base import RegionFunction
+from primexec.joint import Joint
+from primexec.partition import Plan, gains_nothing
+from primexec.placement import is_free
+from primexec.program import Program
+from primexec.tracer import UNRECORDED
+
+NOTE = "autograd records the operators one by one: a node of our own would cost more than it gains"
+OPERATORS = 32  # in a program of more of them a node costs little
+FEW = 2
+ELEMENTS = 4096  # kernels of so many take less time than a node
+
+
+def is_worthwhile(joint: Joint, forward: Plan, backward: Plan) -> bool:
+    """Whether a node of our own would cost more than kernels of our own gain."""
+    plans = forward, backward
+    if any(len(plan.program.nodes) > OPERATORS for plan in plans):
+        return False
+    if all(map(_is_small, plans)):
+        return True
+    # Where autograd chooses one of two formulas by values, a backward program computes both.
+    roots = [n.meta["val"] for n in joint.recorder.roots]
+    return _gains_nothing(forward) and (_torch_formulas.has_choices(roots) or _gains_nothing(backward))
+
+
+def _gains_nothing(plan: Plan) -> bool:
+    regions = zip(plan.nodes, plan.regions, strict=True)
+    return all(region.executor == "aten" or gains_nothing(nodes, plan.claims) for nodes, region in regions)
+
+
+def _is_small(plan: Plan) -> bool:
+    working = [n for n in plan.program.nodes if not is_free(n) and n.target is not operator.getitem]
+    results = [t.meta.get("val") for n in working for t in effects.results_of(n)]
+    sizes = [t.numel() for t in results if isinstance(t, Tensor)]
+    return len(working) <= FEW and all(isinstance(size, int) and size <= ELEMENTS for size in sizes)
+
+
+def records_itself(joint: Joint, program: Program, run: RegionFunction) -> bool:
+    """Whether the program, run under autograd, makes the autograd graph that the function made.
+
+    Args:
+        run: the program on PyTorch's kernels.
+    """
+    tracer = joint.recorder.tracer
+    inputs = [n.meta.get("val") for n in program.graph_module.graph.find_nodes(op="placeholder")]
+    if not all(isinstance(t, Tensor) for t in inputs) or any(map(effects.has_effect, program.nodes)):
+        return False
+    if any(isinstance(s, _torch.SYMBOLS) for n in program.nodes for s in _sizes(n)):
+        return False
+    if tracer.hooks or _torch.any_autocast_enabled() or None in joint.recorder.gradients:
+        return False
+    with _torch_capture.capture_environment(tracer.entrances), tracer.fake_mode, torch.enable_grad():
+        try:
+            made = run(*inputs)
+        except Exception:  # an operator that only a trace can run without values
+            return False
+        known = [n.meta["val"] for n in program.outputs]
+        returned = list(zip(known, made, strict=True))[: len(joint.results)]
+        if not all(isinstance(a, Tensor) and _alike(a, b) for a, b in returned):
+            return False
+        if not _torch_autograd.same_graphs([(a.grad_fn, b.grad_fn) for a, b in returned]):
+            return False
+        roots = [made[i] for i in joint.roots]
+        return all(r.requires_grad for r in roots) and _backward(joint, inputs, roots) == joint.recorder.operators
+
+
+def _sizes(node: fx.Node) -> Iterable[Any]:
+    value = node.meta.get("val")
+    return value.shape if isinstance(value, Tensor) else (value,)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.requires_grad == b.requires_grad and a._is_view() == b._is_view()
+
+
+def _backward(joint: Joint, inputs: list[Any], roots: list[Tensor]) -> Counter[Any]:
+    """The operators of the backward pass from these roots."""
+    tangents = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in roots]
+    wanted = [inputs[i] for i in joint.inputs]
+    operators = _Operators()
+    with operators, _torch_formulas.as_eager_chooses(roots):
+        torch.autograd.grad(roots, wanted, tangents, retain_graph=True, allow_unused=True)
+    return operators.seen
+
+
+class _Operators(_torch.TorchDispatchMode):  # type: ignore[misc]
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.namespace not in UNRECORDED:
+            self.seen[op] += 1
+        return op(*args, **(kwargs or {}))
