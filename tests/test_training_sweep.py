@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.observe import Kind
-from tests.sweep import MODULES, NOT_CAPTURED, Result, Swept, unexpected
+from tests.sweep import MODULES, NOT_CAPTURED, UNSTEADY, Result, Swept, unexpected
 from tests.training_sweep import (
     DIFFERENTIABLE,
     INEXACT_GRADIENTS,
@@ -14,7 +14,7 @@ from tests.training_sweep import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LISTED = {Kind.CAPTURE: {*NOT_CAPTURED, *NOT_TRAINED}, Kind.CLOSE: INEXACT_GRADIENTS}
+LISTED = {Kind.CAPTURE: {*NOT_CAPTURED, *NOT_TRAINED}, Kind.CLOSE: {*INEXACT_GRADIENTS, *UNSTEADY}}
 
 
 def judge(name: str, results: list[Result], exhaustive: bool) -> None:

@@ -50,9 +50,6 @@ NOT_TRAINED: dict[str, str] = {}
 INEXACT_GRADIENTS: dict[str, str] = {
     "nn.LinearCrossEntropyLoss#54": "eager itself rounds so wherever a dispatch mode watches its backward pass, "
     "even one that does nothing",
-    **dict.fromkeys(
-        ("linalg.lstsq", "linalg.lstsq.grad_oriented"), "LAPACK rounds by where in memory operands begin, in eager too"
-    ),
 }
 
 SECOND = "second derivatives"
