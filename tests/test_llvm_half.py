@@ -84,6 +84,22 @@ def test_every_number(function: Function, dtype: torch.dtype, target: Target, mo
     assert float((~same(got, eager)).double().mean()) < 0.005
 
 
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@DTYPES
+def test_softmax(dtype: torch.dtype, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which divides once a row; infinite maxima and rows without numbers give NaN."""
+    if dtype is torch.float16 and target is X86_64:
+        pytest.skip("no conversions of float16")
+    monkeypatch.setattr(llvm, "host", lambda: target)
+    x = (torch.randn(64, 333, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 3, 64)[:, None]).to(
+        dtype
+    )
+    x[0, 5], x[1], x[2, ::2], x[3, 7] = torch.inf, -torch.inf, -torch.inf, torch.nan
+    for rows in (x, x[:, :1], x[:, :19]):
+        got = make_traced(lambda x: torch.softmax(x, -1))(rows, executor=("llvm", "aten"))
+        assert float(errors(got, torch.softmax(rows.double(), -1)).max()) <= 0.515
+
+
 def test_what_is_computed_for_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what nothing else sees: sums of two signs, float32 results and other functions may."""
     seen = []

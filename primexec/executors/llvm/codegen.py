@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -477,6 +478,8 @@ class KernelWriter(Memory):
         coarse = self.precise and REGISTER[v.dtype] == "f32" and self.precision.coarse(v)
         emit = (COARSE.get(v.prim) if coarse else None) or pointwise(v.prim, source)
         assert emit is not None, v.prim
+        if coarse and v.prim == "div" and id(v.args[1]) in self.row and self.precision.not_below_one(v.args[1]):
+            same[1], emit = splat(1.0 / arguments[1], lanes), operator.mul  # divides once a row
         if lanes == 1 and all(not a.name.startswith("%") for a in same):
             same[0] = addresses.materialised(same[0])
         never_above = v.prim == "exp" and never_positive(v.args[0])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from primexec.executors.llvm.instructions import BF16, COPIES, F32, FLOATS
-from primexec.executors.llvm.ir import Const, Expr, Load, Op, Reduce, Store, operands
+from primexec.executors.llvm.ir import Const, Expr, Load, Op, Reduce, Store, never_positive, operands
 
 # What returns an operand, its sign apart.
 CHOICES = COPIES | {"abs", "fmax", "fmin", "maximum", "minimum", "neg", "where"}
@@ -35,6 +35,17 @@ class Precision:
     def coarse(self, v: Expr) -> bool:
         """Whether a relative error is seen only in what is rounded to half precision, and about as large there."""
         return v.dtype.itemsize < F32.itemsize or id(v) not in self._seen
+
+    def not_below_one(self, v: Expr) -> bool:
+        """Whether a value is known to be 1 or more, rounding apart, and so to have a reciprocal, or to be NaN."""
+        match v:
+            case Const(number):
+                return bool(number >= 1)
+            case Op("add", args):
+                return id(v) in self._positive and any(self.not_below_one(a) for a in args)
+            case Reduce("sum", Op("exp", (power,))):
+                return never_positive(power)  # which is 0 once
+        return False
 
     def _hides(self, v: Expr) -> bool:
         """Whether relative errors of operands become no larger, and are not seen or are lost in a rounding."""
