@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch
+from primexec.numbers import any_number
 
 _BINDINGS = (types.BuiltinFunctionType, types.MethodDescriptorType)
 _verified: dict[tuple[Any, ...], Callable[..., Any]] = {}
@@ -33,7 +34,8 @@ def callable_for(node: fx.Node) -> Callable[..., Any]:
 
 def _kinds(arg: Any) -> Any:
     if isinstance(arg, fx.Node):
-        return "T" if isinstance(arg.meta.get("val"), Tensor) else "G"
+        value = any_number(arg.meta.get("val"))
+        return "T" if isinstance(value, Tensor) else "G" if isinstance(value, torch.Generator) else type(value)
     if isinstance(arg, (list, tuple)):
         return tuple(map(_kinds, arg))
     return type(arg)
@@ -42,7 +44,7 @@ def _kinds(arg: Any) -> Any:
 def _find(op: Any, node: fx.Node) -> Callable[..., Any]:
     if op.namespace == "aten":
         name = op._schema.name.partition("::")[2]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: any_number(n.meta.get("val")))
         if any(isinstance(a, _torch.SYMBOLS) for a in _torch.pytree.tree_leaves((args, kwargs))):
             return _torch.raw_call(op)  # trying a binding with a symbol would fix its value
         for namespace in _torch.binding_namespaces():
