@@ -130,7 +130,7 @@ class Cache:
         self.traces += 1
         try:
             captured, executable = compile_captured(captured, self.options, executors)
-        except ExecutorError:  # what is reckoned with numbers runs on no executor that takes tensors only
+        except PrimexecError:  # such as one of an executor that takes tensors only
             if not self._varying:
                 raise
             self._varying, self._fixed = frozenset(), self._fixed | self._varying

@@ -30,7 +30,8 @@ def chosen(x: Tensor, a: float) -> list[Tensor]:
         a - x, x - a, x == a, x.double() * a, x.bfloat16() * a, (x > 0).float() * a, x.long() + a,
         x.half().clamp(min=a), torch.where(x > 0, a, x), x.add(x, alpha=1 - a), torch.full((2,), a),
         x**2 * a, x.clamp(min=-a, max=a + 1),
-        x[0] * a, x[0].bfloat16() * a, x.relu().add_(x, alpha=-a), torch.tensor([a, 1.0]), x.sum() / (a * 2 - 1e-4),
+        x[0] * a, x[0].bfloat16() * a, x.relu().add_(x, alpha=-a), x.relu().sub_(x, alpha=a),
+        torch.tensor([a, 1.0]), x.sum() / (a * 2 - 1e-4),
     ]  # fmt: skip
 
 

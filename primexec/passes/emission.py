@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch
+from primexec import _torch, numbers
 from primexec.program import TensorSpec
 
 _KEPT = ("source", "stack_trace", "inference")
@@ -25,7 +25,7 @@ def emit(graph: fx.Graph, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -
 def infer(node: fx.Node) -> None:
     """Gives a node the metadata of its result, from that of its arguments; generators have none."""
     given: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
-    args, kwargs = given
+    args, kwargs = numbers.on_metadata(node.target, *given)
     if node.target is operator.getitem:
         out: Any = args[0][args[1]]
     else:
