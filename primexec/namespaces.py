@@ -101,7 +101,7 @@ class Namespace:
 
     def is_instance(self) -> bool:
         """Whether it belongs to an object or is a dict of one's own: neither a class nor a Python module."""
-        return self.owner is None and "__spec__" not in self.held
+        return self.owner is None and self.held.keys().isdisjoint(("__spec__", "__builtins__"))
 
     def is_empty(self) -> bool:
         """Whether it is a dict that was empty, and would have to be."""
