@@ -144,15 +144,17 @@ class Cache:
 
     def _capture(self, attempt: Callable[..., Captured], description: dict[str, str]) -> Captured:
         """The program of a call; one that takes the numbers that keep changing as inputs, where it needs no values."""
-        captured = None
+        captured, refused = None, set()
         for label in changing_numbers([e.key for e in self.entries], description, min(VALUES_BEFORE_INPUT, self.size)):
             if label not in self._varying | self._fixed:
                 captured = self._try(attempt, self._varying | {label})
                 if captured is None:
-                    self._fixed |= {label}
+                    refused.add(label)
                 else:
                     self._varying |= {label}
-        return captured or (self._varying and self._try(attempt, self._varying)) or attempt()
+        captured = captured or (self._varying and self._try(attempt, self._varying)) or attempt()
+        self._fixed |= refused  # the call itself was no error
+        return captured
 
     def _try(self, attempt: Callable[[frozenset[str]], Captured], varying: frozenset[str]) -> Captured | None:
         try:

@@ -35,6 +35,10 @@ def chosen(x: Tensor, a: float) -> list[Tensor]:
     ]  # fmt: skip
 
 
+def divided(x: Tensor, a: float) -> list[Tensor]:
+    return [torch.where(x > a, x, a) * (1 / (a + 3.5)), x + a // 7 * 2, x * (a % 0.3), (x - 2.0**a) * abs(a)]
+
+
 def returned(x: Tensor, a: float) -> dict[str, Any]:
     return {"a": a, "twice": a * 2, "is float": isinstance(a, float), "x": x + a}
 
@@ -51,7 +55,7 @@ def same(traced: Any, eager: Any, exact: bool) -> None:
 
 
 @pytest.mark.parametrize("executor", ["aten", "auto"])
-@pytest.mark.parametrize("fn", [scaled, chosen, returned], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fn", [scaled, chosen, divided, returned], ids=lambda f: f.__name__)
 def test_arguments(fn: Callable[..., Any], executor: str) -> None:
     traced = make_traced(fn, executor=executor)
     for a in VALUES:

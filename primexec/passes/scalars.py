@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +13,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, numbers
 from primexec.passes.emission import emit
-from primexec.program import Program
+from primexec.program import Program, TensorSpec
 
 _aten: Any = torch.ops.aten
 # Operators that take a number, and those that take a tensor in its place: these convert it as they convert tensors.
@@ -113,7 +114,7 @@ class _Rewrite:
             return self._read(number)
         operands: list[Any] = [self._hold(v) if isinstance(v, fx.Node) else v for v in number.args]
         if number.target not in (*_RECKONING, operator.neg) or None in operands:
-            return None
+            return self._told(number) if _kind(number) is float else None
         if number.target is operator.neg:
             with self.graph.inserting_after(number):
                 of: _Held = operands[0]
@@ -130,6 +131,17 @@ class _Rewrite:
                 return _Held(make(_RECKONING[number.target], a, b), largest)
             reflected = _aten.rsub.Scalar if number.target is operator.sub else _RECKONING[number.target]
             return _Held(make(reflected, b, a), largest)
+
+    def _told(self, number: fx.Node) -> _Held:
+        """A tensor made of a number that Python reckons, for it may raise."""
+        like = next(v for n in self.graph.nodes if isinstance(v := n.meta.get("val"), Tensor))
+        with self.graph.inserting_after(number):
+            tensor = self.graph.call_function(_aten.scalar_tensor.default, (number,), {"dtype": torch.float64})
+        with _torch.quiet_modes(), like.fake_mode:  # type: ignore[attr-defined]
+            value = torch.empty((), dtype=torch.float64)
+        kept: dict[str, Any] = {k: number.meta[k] for k in ("source", "stack_trace", "inference") if k in number.meta}
+        tensor.meta.update(kept, val=value, spec=TensorSpec.of(value))
+        return _Held(tensor, math.inf)
 
     def _read(self, number: fx.Node) -> _Held:
         source: Any = number.args[0]
