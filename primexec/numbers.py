@@ -283,7 +283,7 @@ class NumberInputs:
                 if not isinstance(new, (int, float)):
                     self._tracer.fail(f"the function puts something else in the place of {label}", "keep it a number")
             statics.set_item(seen, name, value)
-        if self._labels and TYPES in self._tracer.reads.suspects:
+        if (self.arguments or self._places) and TYPES in self._tracer.reads.suspects:
             self._tracer.fail("the exact type of a number may be asked for", "use isinstance()")
         self._places.clear()
 

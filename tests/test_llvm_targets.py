@@ -58,7 +58,7 @@ def filled(t: Tensor, seed: int) -> Tensor:
 def test_registers(fn: Callable[..., Any], name: str, graphs: list[fx.Graph]) -> None:
     primexec.make_traced(fn)(*CASES[fn], executor=("llvm", "aten"))
     (graph,) = graphs
-    compiled = llvm.lower(graph, {}, TARGETS[name])
+    compiled = llvm.lower(graph, {}, frozenset(), TARGETS[name])
     engine.verify(compiled.llvm)
     assembly = compiled.asm
     present, absent = REGISTERS[name]
