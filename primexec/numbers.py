@@ -228,9 +228,8 @@ class NumberInputs:
         self.arguments: dict[int, str] = {}
         self._logging_raises = logging.raiseExceptions
         self._changes: list[tuple[dict[Any, Any], Any, Any, str]] = []
-        self._places: list[
-            tuple[dict[Any, Any], Any, Any, Number | None, str]
-        ] = []  # dict, key, number, stand-in, label
+        # (dict, key, number, stand-in, label)
+        self._places: list[tuple[dict[Any, Any], Any, Any, Number | None, str]] = []
 
     def argument(self, value: Any, position: int, label: str) -> Any:
         """The stand-in for an argument."""
