@@ -265,7 +265,10 @@ class Reaching(Record):
                     self._record(namespace, name)
 
     def _record(self, namespace: Namespace, name: Any) -> None:
-        internal = name == "__builtins__" or (name in origins.MODULE_INTERNALS and "_modules" in namespace.held)
+        # A tensor that is a key must not be compared: that is an operator.
+        internal = isinstance(name, str) and (
+            name == "__builtins__" or (name in origins.MODULE_INTERNALS and "_modules" in namespace.held)
+        )
         if name in namespace.values or name in namespace.inputs or internal:
             return
         if name not in namespace.held or not namespace.had(name):

@@ -357,3 +357,27 @@ def test_an_optimizer_that_decides_by_values_is_refused_and_leaves_no_trace() ->
     with pytest.raises(CaptureError, match="outside of the traced function"):
         make_traced(zero_last(model, optimizer))(*DATA[1])
     assert same(state_of(model, optimizer)[2:], before)
+
+
+MODEL: Any = None
+OPTIMIZER: Any = None
+
+
+def global_step(x: Tensor, y: Tensor) -> Tensor:
+    OPTIMIZER.zero_grad()
+    loss = loss_of(MODEL, x, y)
+    loss.backward()
+    OPTIMIZER.step()
+    return loss
+
+
+def test_an_optimizer_in_a_global_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = make_traced(global_step)
+    found = []
+    for run in (global_step, traced):
+        model = network()
+        monkeypatch.setitem(globals(), "MODEL", model)
+        monkeypatch.setitem(globals(), "OPTIMIZER", torch.optim.AdamW(model.parameters()))
+        found.append([run(*data) for data in DATA] + [p.detach() for p in model.parameters()])
+    torch.testing.assert_close(found[1], found[0])
+    assert traced.cache_info().traces == 2  # the first one sets the optimizer up
