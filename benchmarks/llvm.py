@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import check_names, report
 from benchmarks.kernels import KERNELS
 from benchmarks.process import ROOT
 from benchmarks.timing import Timed, Turns, take_turns
@@ -176,8 +177,7 @@ def main() -> None:
     parser.add_argument("--append", type=Path, metavar="PATH", help="add the tables to a page")
     options: Any = parser.parse_args()
     names = options.names or list(KERNELS)
-    if unknown := set(names) - set(KERNELS):
-        parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    check_names(parser, names, KERNELS, "case")
     contenders = options.contenders.split(",")
     found = []
     with tempfile.TemporaryDirectory() as own:
@@ -194,11 +194,7 @@ def main() -> None:
                 print(" | ".join(row(found[-1])), file=sys.stderr, flush=True)
                 for worker in workers[name].values():
                     worker.close()
-    text = render(found)
-    print(text)
-    if options.append:
-        with options.append.open("a") as page:
-            page.write("\n" + text)
+    report(render(found), options.append)
 
 
 if __name__ == "__main__":

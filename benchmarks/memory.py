@@ -20,6 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import primexec
+from benchmarks.command import check_names, report
 from benchmarks.model_cases import MODELS
 from benchmarks.models import CONTENDERS, STEPS
 from benchmarks.process import answer, fresh
@@ -95,18 +96,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=MEASURED, help="measure the one model in this process")
     parser.add_argument("--append", type=Path, metavar="PATH", help="add the table to a page")
     options: Any = parser.parse_args()
-    if unknown := set(options.names) - set(names):
-        parser.error(f"no such model: {', '.join(sorted(unknown))}")
+    check_names(parser, options.names, names, "model")
     torch.manual_seed(0)
     if options.only:
         answer(**peaks(options.names[0], options.only))
         return
     contenders = [n for n in MEASURED if n != "inductor" or shutil.which("g++")]
-    text = section(options.names or names, contenders)
-    print(text)
-    if options.append:
-        with options.append.open("a") as page:
-            page.write("\n" + text)
+    report(section(options.names or names, contenders), options.append)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import primexec
 from benchmarks.cases import Case
+from benchmarks.command import check_names
 from benchmarks.model_cases import MODELS
 from benchmarks.process import answer, fresh
 from benchmarks.run import processor
@@ -253,8 +254,7 @@ def main() -> None:
     parser.add_argument("--no-cold", action="store_true", help="leave out compile times")
     parser.add_argument("--write", type=Path, metavar="PATH", help="write the page there, too")
     options: Any = parser.parse_args()
-    if unknown := set(options.names) - set(names):
-        parser.error(f"no such model: {', '.join(sorted(unknown))}")
+    check_names(parser, options.names, names, "model")
     torch.manual_seed(0)
     if options.cold:
         answer(**cold(options.names[0], options.cold, options.preload))

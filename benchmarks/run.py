@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import BUDGETS, CASES
+from benchmarks.command import check_names
 from benchmarks.process import fresh
 from benchmarks.training import TRAINING
 
@@ -231,8 +232,7 @@ def main() -> None:
         "with --inductor and names: for those",
     )
     options: Any = parser.parse_args()
-    if unknown := set(options.names) - set(names):
-        parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
+    check_names(parser, options.names, names, "measurement")
     effort = QUICK if options.quick else FULL
     wanted = options.inductor if options.inductor is not None else bool(shutil.which("g++")) and not options.quick
 

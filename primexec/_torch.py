@@ -453,7 +453,7 @@ def laid_out(t: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> Ten
 
 def alone(t: Tensor) -> Tensor:
     """The same memory and no view: eager's result is none where a kernel ends in one (stack), and may be changed."""
-    made: Tensor = t.new_empty(0).set_(t)  # type: ignore[call-overload]
+    made = laid_out(t, t.shape, t.stride())
     if t.is_conj() or t.is_neg():
         private("torch._C._set_conj")(made, t.is_conj())
         private("torch._C._set_neg")(made, t.is_neg())

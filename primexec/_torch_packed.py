@@ -25,7 +25,7 @@ _TENSOR = object()  # stands among other arguments for a tensor
 
 def stand_in(fn: Any, args: tuple[Any, ...]) -> Any:
     """What runs in place of a call of torch's API; None where the call itself does."""
-    if fn not in _operators() or not args[0].is_cpu:
+    if fn not in _rules() or not args[0].is_cpu:
         return None
     name, op = _operators()[fn]
     wanted = [str(a.type) == "Tensor" for a in op._schema.arguments]
@@ -80,19 +80,29 @@ def _whole(name: str) -> Any:
 
 
 @cache
-def _operators() -> dict[Any, tuple[str, Any]]:
-    """Function of torch's API → the name of the operator that stands for it, and PyTorch's own."""
+def _rules() -> dict[Any, tuple[Any, Callable[..., Any]]]:
+    """Function of torch's API → its operator, and what makes the results of that on fake tensors."""
     aten = torch.ops.aten
     rules: dict[Any, Callable[..., Any]] = {
         aten._pack_padded_sequence.default: _packed,
         aten._pad_packed_sequence.default: _padded,
         **{getattr(aten, name).data: _layer for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     }
+    return {getattr(torch, _plain(op)): (op, rule) for op, rule in rules.items()}
+
+
+def _plain(op: Any) -> str:
+    name: str = op._schema.name.partition("::")[2]
+    return name
+
+
+@cache
+def _operators() -> dict[Any, tuple[str, Any]]:
+    """Function of torch's API → the name of the operator that stands for it, and PyTorch's own."""
     library = torch.library.Library("primexec", "FRAGMENT")
     found = {}
-    for op, rule in rules.items():
-        plain = op._schema.name.partition("::")[2]
-        name = f"whole_{plain.strip('_')}"
+    for fn, (op, rule) in _rules().items():
+        name = f"whole_{_plain(op).strip('_')}"
         arguments, _, returns = str(op._schema).partition("(")[2].rpartition(") -> ")
         arguments = re.sub(r"\bint total_length", "SymInt total_length", arguments) + ", Tensor? state"
         library.define(f"{name}({arguments}) -> {returns}")
@@ -102,7 +112,7 @@ def _operators() -> dict[Any, tuple[str, Any]]:
         library.define(f"{name_of_gradients}(Tensor?[] gradients, bool[] wanted, {arguments}) -> Tensor[]")
         library.impl(name_of_gradients, partial(_run_gradients, op), "CompositeExplicitAutograd")
         torch.library.register_fake(f"primexec::{name_of_gradients}", _gradients, lib=library)
-        found[getattr(torch, plain)] = name, op
+        found[fn] = name, op
     _LIBRARIES.append(library)
     return found
 

@@ -257,11 +257,11 @@ class Tracer:
             return self.literals.record(op, args[0])
         args, kwargs = self._stand_ins(args), self._stand_ins(kwargs)
         if op in _READS:
-            for asked in (_torch_packed.count(args[0]), sizes.read(self, args[0])):
-                if asked is not None:
-                    return asked
-            if (number := numbers.asked_by_pytorch(self, args[0])) is not None:
-                return number
+            if (count := _torch_packed.count(args[0])) is not None:
+                return count
+            for ask in (sizes.read, numbers.asked_by_pytorch):  # the first of them records an operator
+                if (answer := ask(self, args[0])) is not None:
+                    return answer
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
         is_known = not args or numbers.symbol_of(args[0]) is None
@@ -380,9 +380,9 @@ class Tracer:
         """Raise what was refused during the run, even where the user's code caught it."""
         if self.failure is not None:
             raise self.failure
+        harmless = {IDENTITY: lambda: not self._reaches_an_argument(), NUMBER_TYPE: lambda: not self.numbers}
         for topic, (reason, hint) in SUSPECTS.items():
-            real = {IDENTITY: self._reaches_an_argument, NUMBER_TYPE: self.numbers.__bool__}.get(topic, lambda: True)
-            if topic in self.reads.suspects and real():
+            if topic in self.reads.suspects and not (topic in harmless and harmless[topic]()):
                 raise CaptureError(reason, hint=hint, source=self.reads.suspects[topic]) from None
 
     def _reaches_an_argument(self) -> bool:

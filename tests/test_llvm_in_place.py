@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import primexec
 from benchmarks.memory import peak
 from primexec import make_traced
-from primexec.executors.llvm import in_place, library
+from primexec.executors.llvm import in_place, launch, library
 from primexec.executors.llvm.schedule import Schedule
 
 BOTH = ("llvm", "aten")
@@ -156,8 +156,6 @@ def test_what_backward_needs_is_not_written_over() -> None:
 
 def test_an_operand_that_is_laid_out_otherwise_than_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the convolution gives other strides, a copy is written over."""
-    from primexec.executors.llvm import launch
-
     fitted = []
     real = launch.Operand.fitted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ def infer(node: fx.Node) -> None:
     if node.target is operator.getitem:
         out: Any = args[0][args[1]]
     else:
-        like: Any = next(v for v in _torch.pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor))
+        others = (n.meta.get("val") for n in node.graph.nodes)
+        like: Any = next(v for v in chain(_torch.pytree.tree_leaves((args, kwargs)), others) if isinstance(v, Tensor))
         with _torch.quiet_modes(), like.fake_mode, torch.no_grad():
             out = node.target(*args, **kwargs)  # type: ignore[operator]
     spec = TensorSpec.of(out) if isinstance(out, Tensor) else [TensorSpec.of(t) for t in out]

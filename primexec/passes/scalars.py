@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, numbers
 from primexec.passes.emission import emit
-from primexec.program import Program, TensorSpec
+from primexec.program import Program
 
 _aten: Any = torch.ops.aten
 # Operators that take a number, and those that take a tensor in its place: these convert it as they convert tensors.
@@ -134,13 +134,8 @@ class _Rewrite:
 
     def _told(self, number: fx.Node) -> _Held:
         """A tensor made of a number that Python reckons, for it may raise."""
-        like = next(v for n in self.graph.nodes if isinstance(v := n.meta.get("val"), Tensor))
         with self.graph.inserting_after(number):
-            tensor = self.graph.call_function(_aten.scalar_tensor.default, (number,), {"dtype": torch.float64})
-        with _torch.quiet_modes(), like.fake_mode:  # type: ignore[attr-defined]
-            value = torch.empty((), dtype=torch.float64)
-        kept: dict[str, Any] = {k: number.meta[k] for k in ("source", "stack_trace", "inference") if k in number.meta}
-        tensor.meta.update(kept, val=value, spec=TensorSpec.of(value))
+            tensor = emit(self.graph, number, _aten.scalar_tensor.default, number, dtype=torch.float64)
         return _Held(tensor, math.inf)
 
     def _read(self, number: fx.Node) -> _Held:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Set
 from dataclasses import replace
 
 import torch
 
+from primexec.executors.llvm.arena import touched
 from primexec.executors.llvm.ir import Access, Kernel, Load, roots_of, walk
-from primexec.executors.llvm.layout import accesses
 from primexec.executors.llvm.pool import storage_bytes
 from primexec.executors.llvm.schedule import Buffer, Schedule
 
@@ -21,13 +22,13 @@ def in_place(schedule: Schedule, donated: Set[int]) -> Schedule:
     A kernel writes over an input that no other kernel touches, of which each point takes its own element only: it has
     read that, in whatever passes, before it writes there.
     """
-    users: dict[int, list[int]] = {}
-    for number, kernel in enumerate(schedule.kernels):
-        for buffer in {a.buffer for a in accesses(kernel)}:
-            users.setdefault(buffer, []).append(number)
+    if not donated:
+        return schedule
     kernels, buffers, places = list(schedule.kernels), list(schedule.buffers), {}
+    reached = list(map(touched, kernels))
+    users = Counter(b for buffers_of_one in reached for b in buffers_of_one)
     for number, kernel in enumerate(kernels):
-        alone = {b for b in {a.buffer for a in accesses(kernel)} if users[b] == [number]}
+        alone = {b for b in reached[number] if users[b] == 1}
         result = _result(kernel, buffers, alone)
         found = None if result is None else _operand(kernel, result, buffers, alone & donated - {*schedule.outputs})
         if result is not None and found is not None:
