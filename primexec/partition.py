@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects
+from primexec import _torch, effects, refusals
 from primexec.errors import ExecutorError
 from primexec.executors.base import YES, Executor, Region, Support, no
 from primexec.lowering.expand import Expansion, expand, inline
@@ -62,12 +62,12 @@ class Plan:
             rest = len(counts) - 8
             more = f", {rest} kinds more" if rest > 0 else ""
             lines.append(f"{region.name} on {region.executor}: {sum(counts.values())} operators ({common}{more})")
-        refusals = Counter(
+        declined = Counter(
             (executor, op_name(node.target), reason)
             for node, claim in self.claims.items()
             for executor, reason in claim.refusals
         )
-        for (executor, name, reason), count in sorted(refusals.items()):
+        for (executor, name, reason), count in sorted(declined.items()):
             lines.append(f"  {executor} declined {count} x {name}: {reason}")
         return "\n".join(lines)
 
@@ -159,15 +159,15 @@ def _claim(
 ) -> Claim:
     if node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]
-    refusals: list[tuple[str, str]] = []
+    declined: list[tuple[str, str]] = []
     for executor in executors[:-1]:
-        reason = pinned.get(node) if executor.name != "aten" else ""
+        reason = (pinned.get(node) or refusals.why(node)) if executor.name != "aten" else ""
         if not reason and gainful and (leaves := getattr(executor, "leaves", None)) is not None:
             reason = leaves(node)
         if not reason:
             support = _ask(executor, node)
             if support:
-                return Claim(executor.name, tuple(refusals))
+                return Claim(executor.name, tuple(declined))
             reason = support.reason
             expansion = expand(node) if executor.name != "aten" and not is_prim(node.target) else None
             if expansion is not None:
@@ -175,10 +175,10 @@ def _claim(
                     judged[executor.name, expansion] = _ask_prims(executor, expansion)
                 support = judged[executor.name, expansion]
                 if support:
-                    return Claim(executor.name, tuple(refusals), expansion)
+                    return Claim(executor.name, tuple(declined), expansion)
                 reason = f"{reason}; in its expansion, {support.reason}"
-        refusals.append((executor.name, reason))
-    return Claim(executors[-1].name, tuple(refusals))
+        declined.append((executor.name, reason))
+    return Claim(executors[-1].name, tuple(declined))
 
 
 def _ask_prims(executor: Executor, expansion: Expansion) -> Support:

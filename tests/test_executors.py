@@ -374,3 +374,35 @@ def test_refusal_needs_a_reason() -> None:
     assert YES
     with pytest.raises(ValueError, match="needs a reason"):
         no("")
+
+
+F64, BF16, I64 = torch.float64, torch.bfloat16, torch.int64
+REFUSED_BY_EAGER: dict[str, Callable[[], Any]] = {
+    "products": lambda: torch.ones(3, 4) @ torch.ones(4, 2, dtype=F64),
+    "a product with a vector": lambda: torch.ones(3, 4) @ torch.ones(4, dtype=BF16),
+    "a layer": lambda: nn.functional.linear(torch.ones(3, 4, dtype=F64), torch.ones(2, 4), torch.ones(2)),
+    "a norm": lambda: nn.functional.layer_norm(torch.ones(3, 4), (4,), torch.ones(4, dtype=F64)),
+    "classes": lambda: nn.functional.cross_entropy(torch.ones(3, 4), torch.ones(3, dtype=torch.int32)),
+    "targets": lambda: nn.functional.binary_cross_entropy(torch.ones(3), torch.ones(3, dtype=F64)),
+    "whole numbers": lambda: nn.functional.smooth_l1_loss(torch.ones(3, dtype=I64), torch.ones(3, dtype=I64)),
+    "truth values": lambda: torch.ones(3, dtype=torch.bool) @ torch.ones(3, dtype=torch.bool),
+    "in place": lambda: torch.ones(3, dtype=I64).mul_(torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("fn", REFUSED_BY_EAGER.values(), ids=REFUSED_BY_EAGER)
+def test_dtypes_that_kernels_refuse_raise_as_in_eager(fn: Callable[[], Any]) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)) as eager:
+        fn()
+    with pytest.raises(type(eager.value)) as traced:
+        make_traced(fn, executor=("llvm", "aten"))()
+    assert str(traced.value) == str(eager.value)
+
+
+def test_dtypes_that_kernels_take_are_compiled() -> None:
+    def fn(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, (4,), weight).relu() + nn.functional.embedding(index, weight.diag())
+
+    traced = make_traced(fn, executor="llvm", executor_parameters={"strict": True})
+    args = torch.randn(3, 4, dtype=BF16), torch.randn(4), torch.tensor([1, 0, 2])
+    torch.testing.assert_close(traced(*args), fn(*args))

@@ -23,7 +23,7 @@ LAYERS = (
     "primexec", "compare", "repro", "bisection", "divergence", "runs", "slices", "rounding", "exact", "ulp",
     "dynamo", "api", "explain", "inspection", "cache", "guards", "descriptions", "again", "autograd", "replayed",
     "pipeline",
-    "runtime", "verify_plan", "partition", "executors",
+    "runtime", "verify_plan", "partition", "refusals", "executors",
     "executors.registry", "executors.llvm.executor", "executors.llvm.library", "executors.llvm.left",
     "executors.llvm.judge", "executors.llvm.own", "executors.llvm.windows", "executors.llvm.products",
     "executors.llvm.in_place", "executors.llvm.arena",

@@ -61,7 +61,16 @@ def _can_copy_back(node: fx.Node) -> bool:
         return len(effects.writes(node)) == 2
     is_copy = node.target is torch.ops.aten.copy_.default
     fits = len(effects.writes(node)) == 1 and functional(node.target) is not None and _draws_in_order(node)
-    return fits and not node.users and not is_copy
+    return fits and not node.users and not is_copy and _may_be_written(node)
+
+
+def _may_be_written(node: fx.Node) -> bool:
+    """Whether PyTorch's kernel takes its operands: it refuses a float in the place of an int, which copies convert."""
+    if torch.Tag.pointwise not in node.target.tags:  # type: ignore[union-attr]
+        return True
+    written = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+    operands = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), torch.Tensor)]
+    return all(torch.can_cast(t.dtype, written) for t in operands)
 
 
 def _views_out_of_place(program: Program) -> Program:
@@ -117,6 +126,8 @@ def _is_plain_view(node: fx.Node) -> bool:
 
 def _can_carry(node: fx.Node, written: fx.Node, base: fx.Node) -> bool:
     if len(effects.writes(node)) != 1 or functional(node.target) is None or node.users or not _draws_in_order(node):
+        return False
+    if not _may_be_written(node):
         return False
     while written is not base:
         name, viewed = base_name(written), written.args[0]
