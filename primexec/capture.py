@@ -18,7 +18,7 @@ import traceback
 import types
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -118,7 +118,7 @@ def capture(
         )
     if captured.first_use is not None:
         for store in captured.stores:
-            if store.is_plain() and id(store.held) not in captured.first_use.attributes:
+            if store.plain and id(store.held) not in captured.first_use.attributes:
                 store.run()
         try:
             return capture(fn, args, kwargs, signature, save, varying, captured)
@@ -130,6 +130,10 @@ def capture(
                 return capture(fn, args, kwargs, signature, save, varying | counters)
             except Exception:  # of the user's code, too, which may raise none with plain numbers
                 raise error from None
+        except Exception as error:
+            if not left_the_function(error):
+                raise
+            return captured  # a second trace finds tensors as they were, which need not fit what else was set up
     if earlier is not None:
         reads.restore()
         earlier.reads.restore()
@@ -183,7 +187,6 @@ def _capture(
     tracer.raise_failure()
     if passes:
         tracer.gradients.check_hooks()
-    result = with_identities(result, stand_ins.nodes(), tracer.reads.pin)
     captured = _finish(tracer, shadows, stand_ins, result, name, save, bool(passes))
     shadows.clear()
     del run, result, fakes, fake_args, fake_kwargs, stand_ins
@@ -229,6 +232,9 @@ def _check_argument(leaf: object, label: str) -> None:
 def _finish(
     tracer: Tracer, shadows: Shadows, stand_ins: StandIns, result: Any, name: str, save: str, runs_backward: bool
 ) -> Captured:
+    changes: list[CaptureError] = []
+    assigned = _assigned(tracer, shadows, changes)
+    *values, result = with_identities((*(a.value for a in assigned), result), stand_ins.nodes(), tracer.reads.pin)
     result, parts_changed = _left_in_arguments(stand_ins, result)
     leaves, tree = _torch.flatten(result)
     outputs: list[fx.Node] = []
@@ -250,13 +256,13 @@ def _finish(
         else:
             places.append(len(outputs))
             outputs.append(node)
-    changes: list[CaptureError] = []
-    stores = _stores(tracer, shadows, outputs, changes)
+    stores = [_store(tracer, a, value, outputs) for a, value in zip(assigned, values, strict=True)]
+    del assigned, values
     for (part, key, label), value in parts_changed:
         for leaf in _torch.flatten(value)[0]:
             if tracer.output(leaf) is None and not _is_constant(leaf, tracer.reads):
                 raise _side_effect(label, str(key), tracer.reads)
-        stores.append(_store(tracer, part, key, value, label, outputs))
+        stores.append(_store(tracer, _Assigned(part, key, value, label), value, outputs))
     reached = tracer.reads.reached() if stand_ins else {}
     stand_ins.check_apart(reached, [target for target, _ in parts_changed])
     differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
@@ -390,43 +396,60 @@ def _is_grad_leaf(t: Tensor) -> bool:
     return t.requires_grad and t.is_leaf
 
 
-def _stores(tracer: Tracer, shadows: Shadows, outputs: list[fx.Node], changes: list[CaptureError]) -> list[Store]:
+class _Assigned(NamedTuple):
+    """What the traced code left somewhere: in a dict, behind a setter, in an input or in a part of an argument."""
+
+    held: Any
+    key: Any
+    value: Any
+    label: str
+
+
+def _assigned(tracer: Tracer, shadows: Shadows, changes: list[CaptureError]) -> list[_Assigned]:
     """What the traced code assigned, in its order: tensors, plain values of attributes, and gradients.
 
     Plain values are set at every call where the attribute is new or not asked for. Anything else is one of the
-    changes that only a first call may make, or raises. The tensors are added to the outputs.
+    changes that only a first call may make, or raises.
     """
-    stores = []
+    found = []
     for held, name, old, value, label in shadows.differences():
-        if isinstance(value, Tensor) and not _is_grad_leaf(value) and tracer.output(value) is not None:
-            stores.append(_store(tracer, held, name, value, label, outputs))
+        if _can_be_made(tracer, value):
+            found.append(_Assigned(held, name, value, label))
         elif statics.freeze_static(value) is None or (name in held and name in tracer.reads.loaded):
             if statics.freeze_static(value) is None or statics.freeze(old) != statics.freeze(value):
                 changes.append(_side_effect(label, name, tracer.reads))
                 if not may_stand(value):
                     raise changes[-1]
         else:
-            stores.append(_store(tracer, held, name, value, label, outputs))
+            found.append(_Assigned(held, name, value, label))
     for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
         for leaf in _torch.flatten(value)[0]:
             if _is_grad_leaf(leaf) if isinstance(leaf, Tensor) else statics.freeze_argument(leaf) is None:
                 raise _side_effect(label, _variable_in(label), tracer.reads)
-        stores.append(_store(tracer, held, name, value, label, outputs))
-    for of, value, label in tracer.gradients.changes():
-        stores.append(_store(tracer, of, "grad", value, label, outputs))
-    for held, name, value, label in tracer.number_inputs.changes():
-        stores.append(_store(tracer, held, name, value, label, outputs))
-    return stores
+        found.append(_Assigned(held, name, value, label))
+    found += [_Assigned(of, "grad", value, label) for of, value, label in tracer.gradients.changes()]
+    return found + [_Assigned(*change) for change in tracer.number_inputs.changes()]
 
 
-def _store(tracer: Tracer, held: Any, key: Any, value: Any, label: str, outputs: list[fx.Node]) -> Store:
+def _can_be_made(tracer: Tracer, value: Any) -> bool:
+    """Whether a value consists of tensors of the trace, and perhaps of plain values and containers."""
+    leaves = _torch.flatten(value)[0] if isinstance(value, Tensor) or _torch.holds_fake(value) else ()
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    made = all(not _is_grad_leaf(t) and tracer.output(t) is not None for t in tensors)
+    return bool(tensors) and made and all(statics.freeze_static(leaf) is not None for leaf in others)
+
+
+def _store(tracer: Tracer, assigned: _Assigned, value: Any, outputs: list[fx.Node]) -> Store:
+    """How a value that was assigned, in which containers may be marked, is left there; its tensors are outputs."""
     leaves, tree = _torch.flatten(value)
     places: list[int | Static] = []
     for leaf in leaves:
         node = tracer.output(leaf)
         places.append(Static(leaf) if node is None else len(outputs))
         outputs += [] if node is None else [node]
-    return Store(held, key, tree, tuple(places), label)
+    plain = statics.freeze_static(assigned.value) is not None
+    return Store(assigned.held, assigned.key, tree, tuple(places), assigned.label, plain)
 
 
 def _changed_numbers(tracer: Tracer, shadows: Shadows) -> frozenset[str]:

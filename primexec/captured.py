@@ -74,6 +74,7 @@ class Store:
     Attributes:
         held: the dict, a function that takes the value, the name of the input, or a part of an argument.
         tree, leaves: the value, as a program's `output_tree` and `output_leaves`.
+        plain: whether it is the same at every call.
     """
 
     held: dict[Any, Any] | Callable[[Any], None] | str | Part
@@ -81,10 +82,7 @@ class Store:
     tree: Any
     leaves: tuple[int | Static, ...]
     label: str
-
-    def is_plain(self) -> bool:
-        """Whether it holds no tensors, and has a place of its own to be left at."""
-        return not isinstance(self.held, (str, Part)) and all(isinstance(leaf, Static) for leaf in self.leaves)
+    plain: bool
 
     def run(self) -> None:
         """Leave a plain value where it belongs."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from primexec import _torch, _torch_capture, origins
-from primexec.bytecode import CodeNames, is_refused, names_of, refused
+from primexec.bytecode import IDENTITY, CodeNames, is_refused, names_of, refused
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import contents_of
 from primexec.errors import SourceLine
@@ -165,7 +165,9 @@ class Reads(Reaching):
 
     def settle(self) -> None:
         """Let go of what only the capture needed: replaced weights must not live on in a record of them."""
-        self._seen = {id(m): m for m in self.modules()}
+        compared = self._seen.values() if IDENTITY in self.suspects else ()
+        containers = [v for v in compared if isinstance(v, (dict, list, tuple))]
+        self._seen = {id(v): v for v in (*self.modules(), *containers)}
         self._objects.clear()
         codes = {code for code, _ in self.codes}
         self.keep("__code__", [fn for fn in self._functions if id(fn.__code__) in codes])

@@ -43,7 +43,7 @@ def _asked(node: fx.Node, tensors: list[Tensor]) -> bool | None:
     if any(type(leaf) is int and leaf > 1 for leaf in leaves):  # sizes, that the kernel would trust
         return None
     specs = tuple((t.dtype, t.dim(), t.device) for t in tensors)
-    return _refused(node.target, tree, tuple(leaves), specs)  # type: ignore[arg-type]
+    return _refused(node.target, tree, tuple(leaves), specs)
 
 
 class _Operand(int):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from primexec import _torch
 from primexec.errors import CaptureError
 
 
@@ -88,7 +89,7 @@ class Shadows:
         """What the traced code assigned, tensors apart, by the `id` of the dict that would hold it: name → value."""
         left: dict[int, dict[str, Any]] = {}
         for held, name, _, value, _ in self.differences():
-            if not isinstance(value, torch.Tensor):
+            if not isinstance(value, torch.Tensor) and not _torch.holds_fake(value):
                 left.setdefault(id(held), {})[name] = value
         return {held: names | self._left.get(held, {}) for held, names in left.items()}
 
@@ -107,7 +108,8 @@ class Shadows:
 
 def may_stand(value: Any) -> bool:
     """Whether a second trace may find what was assigned: neither a tensor nor a module, nor something removed."""
-    return value is not _REMOVED and not isinstance(value, (torch.Tensor, torch.nn.Module))
+    left_behind = isinstance(value, (torch.Tensor, torch.nn.Module)) or _torch.holds_fake(value)
+    return value is not _REMOVED and not left_behind
 
 
 _REMOVED = object()

@@ -135,3 +135,26 @@ def test_what_the_same_call_sets_up_again_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"changes .*state.*last"):
         traced(X)
     assert state.last == X[:1].shape
+
+
+class Rotary(nn.Module):
+    """Keeps tables for the longest input so far, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length, self.table = 0, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.length < len(x):
+            self.length, self.table = len(x), torch.arange(float(len(x)))[:, None].cos()
+        return x * self.table[: len(x)]
+
+
+def test_tables_that_grow() -> None:
+    eager, module = Rotary(), Rotary()
+    traced = make_traced(module)
+    for length in (2, 2, 4, 3, 4, 6, 4, 6):
+        x = torch.randn(length, 3)
+        torch.testing.assert_close(traced(x), eager(x))
+        assert module.length == eager.length
+        torch.testing.assert_close(module.table, eager.table)

@@ -243,3 +243,68 @@ def test_identity_of_state() -> None:
         state.b = b
         assert traced(torch.ones(1)).item() == factor
     assert traced.cache_info().traces == 2  # type: ignore[attr-defined]
+
+
+def test_identity_of_what_stands_in_a_list() -> None:
+    state = SimpleNamespace(kept=[torch.zeros(3), torch.ones(3)], last=None)
+    state.last = state.kept[0]
+
+    def fn(x: Tensor) -> Tensor:
+        return x + 1 if state.kept[0] is state.last else x - 1
+
+    traced = primexec.make_traced(fn)
+    for last in (state.kept[0], state.kept[1], torch.zeros(3), state.kept[0]):
+        state.last = last
+        for _ in range(2):
+            assert torch.equal(traced(X), fn(X))
+    assert traced.cache_info().traces == 3  # type: ignore[attr-defined]
+
+
+def test_containers_that_are_assigned_are_those_returned() -> None:
+    """What eager leaves in two places is one object."""
+
+    def fn(state: Any, x: Tensor, given: list[Tensor]) -> Any:
+        made = [x * 2]
+        state.made, state.named = made, {"made": made}
+        state.given = given
+        return made, (made, given)
+
+    eager, ours = SimpleNamespace(), SimpleNamespace()
+    traced = primexec.make_traced(lambda x, given: fn(ours, x, given))
+    for i in range(3):
+        given = [X + i]
+        expected = fn(eager, X * i, given)
+        made, (again, same) = traced(X * i, given)
+        assert made is again is ours.made is ours.named["made"]
+        assert same is given is ours.given
+        assert torch.equal(made[0], expected[0][0])
+
+
+class Features(nn.Module):
+    """Leaves what its layers give in a list, as models do whose features are looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3) for _ in range(2)])
+        self.features: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = []
+        for layer in self.layers:
+            x = layer(x)
+            features.append(x.detach())
+        self.features = features
+        return x
+
+
+def test_a_list_of_tensors_that_a_module_keeps() -> None:
+    module = Features()
+    traced = primexec.make_traced(module)
+    for i in range(3):
+        x = torch.full((2, 3), float(i))
+        torch.testing.assert_close(traced(x), module(x))
+        kept = module.features
+        module(x)
+        traced(x)
+        torch.testing.assert_close(module.features, kept)
+        assert not any(isinstance(t, torch._subclasses.FakeTensor) for t in module.features)
