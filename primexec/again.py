@@ -7,6 +7,7 @@ import traceback
 from torch import fx
 
 from primexec import _torch, effects
+from primexec.decisions import decide
 from primexec.errors import PrimexecError
 from primexec.numbers import symbol_of
 from primexec.program import Program
@@ -20,7 +21,7 @@ def changes_nothing_outside(program: Program) -> bool:
 
     def stays_inside(node: fx.Node) -> bool:
         op = node.target
-        if op is CHECK or symbol_of(node.meta.get("val")) or not effects.has_effect(node):
+        if op in (CHECK, decide) or symbol_of(node.meta.get("val")) or not effects.has_effect(node):
             return True
         if not isinstance(op, _torch.OpOverload) or op.namespace != "aten" or effects.is_random(node):
             return False

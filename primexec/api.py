@@ -18,6 +18,7 @@ from primexec.cache import Cache, CacheInfo, compile_captured, runs_inline
 from primexec.capture import capture, capture_lock
 from primexec.captured import Signature
 from primexec.config import Executors, Options
+from primexec.decisions import NOTHING, DecidedOtherwiseError
 from primexec.errors import PrimexecError
 from primexec.executors import registry
 from primexec.explain import Explanation, explain
@@ -47,17 +48,20 @@ class Traced:
             return self._fn(*args, **{k: v for k, v in kwargs.items() if k not in self._overrides})
         if config.disabled():
             return self._fn(*args, **self._split(kwargs)[1])
-        cache = self._cache
-        for entry in cache.entries:
-            out = entry.call(args, kwargs)
-            if out is not MISS:
-                cache.hits += 1
-                if entry is not cache.entries[0]:
-                    cache._promote(entry)
-                return out
+        cache, known = self._cache, NOTHING
+        try:
+            for entry in cache.entries:
+                out = entry.call(args, kwargs)
+                if out is not MISS:
+                    cache.hits += 1
+                    if entry is not cache.entries[0]:
+                        cache._promote(entry)
+                    return out
+        except DecidedOtherwiseError as error:
+            known = error.known
         if kwargs:
             cache, kwargs = self._split(kwargs)
-        return cache.call(self._fn, args, kwargs)
+        return cache.call(self._fn, args, kwargs, known)
 
     def _split(self, kwargs: dict[str, Any]) -> tuple[Cache, dict[str, Any]]:
         """The cache for the executors chosen in this call, and the keyword arguments that are fn's own."""

@@ -19,14 +19,17 @@ from primexec.bytecode import user_source_of
 from primexec.capture import capture, capture_lock, left_the_function
 from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
+from primexec.decisions import DecidedOtherwiseError, Decisions, agree
 from primexec.descriptions import VALUES_BEFORE_INPUT, changing_numbers, describe_call
-from primexec.errors import CaptureError, ExecutorError, PrimexecError, RetraceWarning
+from primexec.errors import CaptureError, ExecutorError, PrimexecError, RehearsalError, RetraceWarning
 from primexec.executors import registry
 from primexec.executors.base import Executor
 from primexec.guards import MISS, Entry, make_entry
 from primexec.instances import tensors_of
 from primexec.pipeline import compile_program, device_of
 from primexec.runtime import Executable
+
+_ATTEMPTS = 8  # to find the program whose decisions are those of a call
 
 _guards_log, _trace_log = logger("guards"), logger("trace")
 
@@ -70,59 +73,86 @@ class Cache:
             self._warned = False
             self.hits = self.misses = self.traces = self.compiles = self.evictions = 0
 
-    def lookup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the first entry that fits returns, or MISS."""
+    def lookup(self, args: tuple[Any, ...], kwargs: dict[str, Any], known: Decisions = ()) -> tuple[Any, Decisions]:
+        """What the first entry that fits returns, or MISS; and what is known of what the call decides."""
         for entry in self.entries:
-            out = entry.call(args, kwargs)
+            if not agree(entry.captured.decisions, known):
+                continue
+            try:
+                out = entry.call(args, kwargs)
+            except DecidedOtherwiseError as error:
+                known = error.known
+                continue
             if out is not MISS:
                 self.hits += 1
                 if entry is not self.entries[0]:
                     self._promote(entry)
-                return out
-        return MISS
+                return out, known
+        return MISS, known
 
     def _promote(self, entry: Entry) -> None:
         with self._lock:
             if entry in self.entries:
                 self.entries = (entry, *(e for e in self.entries if e is not entry))
 
-    def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Serve the call from an entry, or trace it; inline where somebody else is tracing."""
-        out = self.lookup(args, kwargs)
-        if out is not MISS:
-            return out
-        if runs_inline(args, kwargs):
-            return fn(*args, **kwargs)
-        with capture_lock():
-            out = self.lookup(args, kwargs)  # another thread may have traced it meanwhile
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], known: Decisions = ()) -> Any:
+        """Serve the call from an entry, or trace it; inline where somebody else is tracing.
+
+        Args:
+            known: what is known of what the call decides.
+        """
+        for _ in range(_ATTEMPTS):
+            out, known = self.lookup(args, kwargs, known)
             if out is not MISS:
                 return out
-            self.misses += 1
-            description = describe_call(self.signature, args, kwargs)
-            self._note_miss(description)
+            if runs_inline(args, kwargs):
+                return fn(*args, **kwargs)
+            with capture_lock():
+                out, known = self.lookup(args, kwargs, known)  # another thread may have traced it meanwhile
+                if out is not MISS:
+                    return out
+                self.misses += 1
+                description = describe_call(self.signature, args, kwargs)
+                self._note_miss(description, known)
+                try:
+                    entry, raised = self._trace(fn, args, kwargs, description, known), None
+                except Exception as error:
+                    own = isinstance(error, PrimexecError) and not isinstance(error, RehearsalError)
+                    if own or not left_the_function(error):
+                        raise
+                    entry, raised = None, error
+            if raised is not None:
+                _raise_as_eager(fn, args, kwargs, raised)
+            if entry is None:
+                return fn(*args, **kwargs)
             try:
-                entry, raised = self._trace(fn, args, kwargs, description), None
-            except Exception as error:
-                if isinstance(error, PrimexecError) or not left_the_function(error):
-                    raise
-                entry, raised = None, error
-        if raised is not None:
-            _raise_as_eager(fn, args, kwargs, raised)
-        if entry is None:
-            return fn(*args, **kwargs)
-        out = entry.call(args, kwargs)
-        if out is MISS:
-            raise AssertionError(f"{self.name}: a new program does not fit the call it was made for")
-        return out
+                out = entry.call(args, kwargs)
+            except DecidedOtherwiseError as error:  # by a rounding, or by what another thread wrote meanwhile
+                known = error.known
+                continue
+            if out is MISS:
+                raise AssertionError(f"{self.name}: a new program does not fit the call it was made for")
+            return out
+        raise CaptureError(
+            f"{_ATTEMPTS} programs were traced for one call, and each came to another value than it was traced for",
+            hint="decide by values that do not depend on rounding, or use the executor 'aten'",
+            source=known[-1].source,
+        )
 
     @_torch_capture.collector_paused()
     def _trace(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], description: dict[str, str]
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        description: dict[str, str],
+        known: Decisions,
     ) -> Entry | None:
         """The new entry; None where the function is to run as it is, for it sets something up at its first use."""
         devices = [t.device for t in tensors_of((args, kwargs))]
         executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
-        attempt = functools.partial(capture, fn, args, kwargs, self.signature, registry.saving(self.options, executors))
+        save = registry.saving(self.options, executors)
+        attempt = functools.partial(capture, fn, args, kwargs, self.signature, save, known=known)
         captured = self._capture(attempt, description)
         if captured.first_use is not None:
             self._note_first_use(captured.first_use, description)
@@ -171,12 +201,15 @@ class Cache:
         self._first_uses.add(key)
         _trace_log.debug("%s: run as it is, for at this call %s", self.name, first_use.error.reason)
 
-    def _note_miss(self, description: dict[str, str]) -> None:
+    def _note_miss(self, description: dict[str, str], known: Decisions) -> None:
         # Comparing with every entry at every miss would cost n² for n programs.
         entries = self.entries[:RETRACES_BEFORE_WARNING]
         if not entries or (self._warned and not _guards_log.isEnabledFor(logging.DEBUG)):
             return
         nearest = min((e.key.differences(description) for e in entries), key=len)
+        if known and not nearest:
+            at = known[-1]
+            nearest = [(f"what {at.source and at.source.short} decides", str(not at.outcome), str(at.outcome))]
         for label, then, now in nearest:
             _guards_log.debug("%s: retracing because %s is %s, was %s", self.name, label, now, then)
             self._culprits[label] += 1
@@ -186,7 +219,7 @@ class Cache:
             warnings.warn(
                 f"{self.name} has been traced {self.traces} times; what kept changing is {label} ({count} times). "
                 "Pass it as a tensor if it is a number, keep shapes to a few sizes (pad or bucket them), "
-                "or keep it out of the traced function.",
+                "use torch.where if it is a branch, or keep it out of the traced function.",
                 RetraceWarning,
                 stacklevel=5,
             )

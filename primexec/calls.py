@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, _torch_packed, effects, literals, numbers
 from primexec._torch import pytree
+from primexec.decisions import decide
 from primexec.errors import CaptureError
 from primexec.program import ApiCall
 from primexec.statics import freeze_static
@@ -33,6 +34,7 @@ _LAYOUT_QUESTIONS: frozenset[Any] = frozenset(
     {Tensor.storage_offset, Tensor.untyped_storage, Tensor.storage, Tensor._is_view}
     | {_properties.is_leaf.__get__, _properties.grad_fn.__get__}
 )
+_TRUTHS: frozenset[Any] = frozenset({Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero})
 _HOOKS: frozenset[Any] = frozenset(
     {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad, _properties.grad_fn.__get__}
 )
@@ -71,7 +73,7 @@ class Calls(_torch.TorchFunctionMode):
         if _torch.functorch_active():
             sys.settrace(watching)
             return fn(*args, **kwargs)
-        if fn is Tensor.__bool__ and (truth := self._checked(args[0], sys._getframe(2))) is not None:
+        if fn in _TRUTHS and (truth := self._checked(args[0], sys._getframe(2))) is not None:
             return truth
         if fn in (Tensor.item, numbers.READ) and (number := numbers.item(tracer, args[0])) is not None:
             return number
@@ -114,14 +116,14 @@ class Calls(_torch.TorchFunctionMode):
         return out
 
     def _checked(self, value: Tensor, frame: types.FrameType) -> bool | None:
-        """The truth value with which a frame goes on that raises for the other one; None where it does not."""
+        """The truth value with which a frame goes on; None where that is known, or refused."""
         tracer = self.tracer
         known = getattr(value, "constant", None) is not None
         if known or value.numel() != 1 or tracer.scope.parent is not None:
             return None
         check = value_check(frame, type(tracer).run.__code__)
         if check is None:
-            return None
+            return tracer.deciding.ask("truth", tracer.node_of(value))
         tracer.add_node(CHECK, (tracer.node_of(value), *check), {}, None)
         return not check.fails
 
@@ -155,7 +157,7 @@ class Calls(_torch.TorchFunctionMode):
         while node is not tracer.graph._root:
             nodes.append(node)
             node = node.next
-        if tracer.scope.parent is not None or any(n.op != "call_function" for n in nodes):
+        if tracer.scope.parent is not None or any(n.op != "call_function" or n.target is decide for n in nodes):
             return
         inputs: set[fx.Node] = set()
         try:

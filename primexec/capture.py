@@ -28,6 +28,7 @@ from primexec._torch import pytree
 from primexec.bytecode import stores_attribute, user_source_of
 from primexec.captured import Captured, FirstUse, Signature, Store
 from primexec.config import logger
+from primexec.decisions import Decisions, Undo
 from primexec.errors import CaptureError, SourceLine
 from primexec.identities import Found, with_identities
 from primexec.instances import Part, StandIns, is_object, opened, parts, taken_apart
@@ -65,6 +66,7 @@ def capture(
     save: str = "default",
     varying: frozenset[str] = frozenset(),
     earlier: Captured | None = None,
+    known: Decisions = (),
 ) -> Captured:
     """Trace one call; once more where it sets something up in Python that a second call would find.
 
@@ -74,6 +76,7 @@ def capture(
         save: "less" to compute cheap values again in backward rather than save them, "default", or "more".
         varying: labels of numbers that the program takes as inputs: arguments, attributes, what stands in dicts.
         earlier: the first of two traces.
+        known: what is known of the values that the function decides by.
 
     Raises:
         CaptureError: where the call cannot be captured soundly. What the user's own code raises passes
@@ -94,7 +97,7 @@ def capture(
         reads.reach(type(part), type(part).__name__)
     first_use = earlier.first_use if earlier is not None else None
     shadows = Shadows(first_use.attributes if first_use else {})
-    tracer = Tracer(reads, shadows)
+    tracer = Tracer(reads, shadows, known)
     before, same_globals, grad = RandomState(), _torch.global_state_check(), torch.is_grad_enabled()
     try:
         captured = _capture(fn, (args, kwargs), leaves, labels, tree, tracer, shadows, signature.name, save)
@@ -121,13 +124,13 @@ def capture(
             if store.plain and id(store.held) not in captured.first_use.attributes:
                 store.run()
         try:
-            return capture(fn, args, kwargs, signature, save, varying, captured)
+            return capture(fn, args, kwargs, signature, save, varying, captured, known)
         except CaptureError as error:
             counters = captured.first_use.numbers
             if counters <= varying:
                 raise
             try:
-                return capture(fn, args, kwargs, signature, save, varying | counters)
+                return capture(fn, args, kwargs, signature, save, varying | counters, known=known)
             except Exception:  # of the user's code, too, which may raise none with plain numbers
                 raise error from None
         except Exception as error:
@@ -182,6 +185,7 @@ def _capture(
         raise
     finally:
         inputs.put_back()
+        tracer.rehearsal.clear()
         tracer.reads.cached_calls.put_back()
         tracer.reads.drop_keys(_torch.is_fake_class)
     tracer.raise_failure()
@@ -305,6 +309,8 @@ def _finish(
         uses_layout=tracer.uses_layout,
         uses_sdpa=tracer.uses_sdpa,
         inference_segments=tracer.inference_segments,
+        decisions=tracer.deciding.made,
+        undo=Undo.of(tracer.graph) if tracer.deciding.made else Undo(),
         reached=frozenset(i for i, value in reached.items() if is_object(value)),
         first_use=FirstUse(changes[0], shadows.left(), _changed_numbers(tracer, shadows)) if changes else None,
     )

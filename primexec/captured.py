@@ -13,6 +13,7 @@ from torch import Tensor
 
 from primexec import _torch, statics
 from primexec._torch import pytree
+from primexec.decisions import Decisions, Undo
 from primexec.errors import CaptureError
 from primexec.gradients import GradientOf, read_place
 from primexec.instances import Part
@@ -35,6 +36,8 @@ class Captured:
         reads: the Python state that the program depends on.
         joint: what ties the program to autograd, where results require grad.
         reached: identities of the objects that the function reaches by itself, where an argument is an object.
+        decisions: by what values the function takes the way that the program is.
+        undo: what the program changes before the last of them.
         first_use: what the function sets up in Python at this call only; the program is that of later ones.
         varying: numbers among the arguments that are inputs: position → label.
     """
@@ -52,6 +55,8 @@ class Captured:
     uses_sdpa: bool
     inference_segments: bool
     reached: frozenset[int]
+    decisions: Decisions
+    undo: Undo
     first_use: FirstUse | None
     varying: dict[int, str] = field(default_factory=dict)
 

@@ -64,6 +64,21 @@ def _rebuild(reason: str, hint: str, source: SourceLine | None) -> CaptureError:
     return CaptureError(reason, hint=hint, source=source)
 
 
+class RehearsalError(CaptureError):
+    """An operator raises on the values of a call that is traced, and of which a value was asked for.
+
+    Attributes:
+        error: what it raises.
+    """
+
+    def __init__(self, error: Exception, source: SourceLine | None) -> None:
+        self.error = error
+        super().__init__(f"an operator raises {type(error).__name__} ({error})", source=source)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return RehearsalError, (self.error, self.source)
+
+
 class VerificationError(PrimexecError):
     """A program that breaks a law of its level: a bug in primexec or in an executor, never the user's."""
 

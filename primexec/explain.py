@@ -11,6 +11,7 @@ import torch
 
 from primexec.cache import Cache, compile_captured, runs_inline
 from primexec.capture import capture, capture_lock
+from primexec.decisions import Decisions
 from primexec.descriptions import describe_call
 from primexec.executors import registry
 from primexec.guards import MISS
@@ -34,6 +35,7 @@ class Explanation:
         backward: the plan of the backward program, where results require grad.
         saved: how many bytes are saved for backward, and how many eager saves.
         kernels: what the executors tell about their regions: the kernels of `llvm`, and why they are what they are.
+        decisions: values that the function decides by, and the lines that do.
         guarded: how many Python values, dicts and tensors a call is checked against.
     """
 
@@ -45,6 +47,7 @@ class Explanation:
     backward: Plan | None = None
     saved: tuple[int, int] = (0, 0)
     kernels: tuple[str, ...] = ()
+    decisions: Decisions = ()
 
     def __str__(self) -> str:
         if self.plan is None:
@@ -60,6 +63,7 @@ class Explanation:
             ours, eager = (f"{count:,} bytes" for count in self.saved)
             lines.append(f"  saved for backward: {ours} (eager: {eager})")
         lines.append(f"  checked at every call: {self.guarded}")
+        lines += [f"  decided at every call: {d.outcome} in {d.source and d.source.short}" for d in self.decisions]
         if self.differences:
             lines.append("  differs from the nearest cached program in")
             shown = self.differences[:_MAX_SHOWN]
@@ -79,8 +83,8 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
         return Explanation(name, None, False, (), "")
     description = describe_call(cache.signature, args, kwargs)
     nearest = min((e.key.differences(description) for e in cache.entries), key=len, default=[])
-    serving = next((e for e in cache.entries if e.call(args, kwargs, True) is not MISS), None)
-    varying = serving.captured.labels() if serving else frozenset[str]()
+    fitting = [e for e in cache.entries if e.call(args, kwargs, True) is not MISS]
+    varying = fitting[0].captured.labels() if fitting else frozenset[str]()
     tensors = tensors_of((args, kwargs))
     executors = registry.resolve(cache.options, tensors[0].device if tensors else torch.get_default_device())
     with capture_lock():
@@ -98,10 +102,11 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
     return Explanation(
         name,
         executable.plan,
-        serving is not None,
+        any(e.captured.decisions == captured.decisions for e in fitting),
         tuple(nearest),
         f"{guarded or 'nothing'}, global state",
         training and training.plans[0],
         training.saved_bytes() if training is not None else (0, 0),
         described(executable.plan, executors, cache.options),
+        captured.decisions,
     )

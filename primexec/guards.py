@@ -24,6 +24,7 @@ from primexec.again import changes_nothing_outside, raised_by_an_operator
 from primexec.bytecode import IDENTITY
 from primexec.captured import Captured
 from primexec.contents import Contents
+from primexec.decisions import Before, DecidedOtherwiseError
 from primexec.descriptions import Key
 from primexec.gradients import GradientOf, read_place
 from primexec.identities import Found, Given, Shared
@@ -378,6 +379,8 @@ class _Writer:
                 "except Exception as error:", f"  if not {genuine}(error): raise", "  out = None",
                 f"if out is None: return {fn}(*args, **kwargs)",
             ]  # fmt: skip
+        if self.captured.decisions:
+            running = self._left_where_decided_otherwise(running)
         self.lines += running
         for store in self.captured.stores:
             value = self._result(store.tree, iter(store.leaves))
@@ -396,6 +399,19 @@ class _Writer:
             else:
                 self.lines.append(f"{self._constant(store.held)}({value})")
         self.lines.append(f"return {self._result(program.output_tree, iter(program.output_leaves))}")
+
+    def _left_where_decided_otherwise(self, running: list[str]) -> list[str]:
+        """The lines that run the program; where it is left, what it changed is put back."""
+        undo = self.captured.undo
+        left = self._constant(DecidedOtherwiseError)
+        lines = ["try:", *(f"  {line}" for line in running), f"except {left} as error:"]
+        if undo:
+            tensors = [self.variables[name] for name in undo.written]
+            generators = [self.variables[name] for name in undo.generators]
+            generators += [self._constant(torch.default_generator)] if undo.draws else []
+            before = f"{self._constant(Before)}([{', '.join(tensors)}], [{', '.join(generators)}])"
+            lines = [f"before = {before}", *lines, "  before.put_back()"]
+        return [*lines, f"  raise error.of({self._constant(self.captured.decisions)})"]
 
     def _result(self, tree: Any, leaves: Any) -> str:
         """An expression that builds what the function returns."""

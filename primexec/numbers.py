@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -99,6 +100,13 @@ class Symbol:
             raise AttributeError(name)
         self.refuse()
 
+    def decide(self, question: str, *values: Any) -> bool:
+        """The answer to a question about numbers with which the function goes on."""
+        tracer = self.tracer
+        nodes = [node_of(tracer, v.node) if isinstance(v, Number) else v for v in values]
+        answer = None if any(map(tracer.number_inputs.is_made_of, nodes)) else tracer.deciding.ask(question, *nodes)
+        return self.refuse() if answer is None else answer
+
     def refuse(self) -> NoReturn:
         reason, hint = _torch.VALUE_NEEDED
         raise self.tracer.fail(reason.format(op=READ), in_optimizer() or hint)
@@ -106,7 +114,7 @@ class Symbol:
 
 def in_optimizer() -> str:
     """What to do where one of torch's optimizers asks for a value."""
-    step = "call the optimizer's step() outside of the traced function, for it decides by values"
+    step = "call the optimizer's step() outside of the traced function, for it needs values in Python"
     return step if runs_optimizer(sys._getframe()) else ""
 
 
@@ -120,6 +128,15 @@ def _binary(op: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[
         if op is power and kind is int:
             self.node.refuse()
         return _reckon(self.node.tracer, op, (a, b), kind)
+
+    return method
+
+
+def _compared(op: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        if type(other) not in (int, float, bool) and not isinstance(other, Number):
+            return self.node.refuse() if isinstance(other, numbers.Number) else NotImplemented
+        return self.node.decide(op.__name__, self, other)
 
     return method
 
@@ -143,6 +160,9 @@ class Number:
         self.node = node
         node.tracer.numbers.add(self)
 
+    def __bool__(self) -> bool:
+        return self.node.decide("truth", self)
+
     def as_pytorch_has_it(self) -> Any:
         """What operators take: PyTorch keeps it for backward passes, and the number itself is the function's."""
         return self.symbol(self.node)
@@ -164,7 +184,10 @@ class Number:
     __mod__, __rmod__ = _binary(operator.mod), _binary(operator.mod, True)
     __pow__, __rpow__ = _binary(power), _binary(power, True)
     __neg__, __pos__, __abs__ = _unary(operator.neg), _unary(operator.pos), _unary(abs)
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __hash__ = _refused
+    __eq__, __ne__ = _compared(operator.eq), _compared(operator.ne)
+    __lt__, __le__ = _compared(operator.lt), _compared(operator.le)
+    __gt__, __ge__ = _compared(operator.gt), _compared(operator.ge)
+    __hash__ = _refused
     __float__ = __int__ = __index__ = __complex__ = __round__ = __trunc__ = __floor__ = __ceil__ = _refused
     __divmod__ = __rdivmod__ = __and__ = __or__ = __xor__ = __invert__ = __lshift__ = __rshift__ = _refused
     __str__ = __repr__ = __format__ = __reduce_ex__ = _refused
@@ -211,6 +234,26 @@ def item(tracer: Tracer, t: Tensor) -> Number | None:
     if known or t.numel() != 1 or t.is_complex() or t.dtype is torch.bool:
         return None
     return _wrapped(_emit(tracer, READ, (tracer.node_of(t),), float if t.is_floating_point() else int))
+
+
+def truth(tracer: Tracer, t: Tensor) -> bool | None:
+    """The one truth value of a tensor, with which the function goes on; None where it is none, or known, or refused."""
+    if t.dtype is not torch.bool or t.numel() != 1 or getattr(t, "constant", None) is not None:
+        return None
+    return tracer.deciding.ask("truth", tracer.node_of(t))
+
+
+def answer(tracer: Tracer, op: Any, args: tuple[Any, ...]) -> bool | None:
+    """What an operator answers that gives a bool, such as `aten.equal`; None where it is none of these, or refused."""
+    if tracer.scope.parent is not None or not _gives_bool(op):
+        return None
+    return tracer.deciding.ask("truth", _emit(tracer, op, args, bool).made.node)
+
+
+@cache
+def _gives_bool(op: Any) -> bool:
+    tagged = isinstance(op, _torch.OpOverload) and torch.Tag.data_dependent_output in op.tags
+    return tagged and [str(r.type) for r in op._schema.returns] == ["bool"]
 
 
 class NumberInputs:
@@ -271,6 +314,17 @@ class NumberInputs:
     def _read_off(self, stand_in: Tensor, value: Any) -> Number | None:
         self._tracer.node_of(stand_in).meta["largest"] = LARGEST[type(value)]
         return item(self._tracer, stand_in)
+
+    def is_made_of(self, value: Any) -> bool:
+        """Whether a node depends on one of them: it stays a constant then where its value is asked for."""
+        waiting, seen = [value] if self._labels and isinstance(value, fx.Node) else [], set[fx.Node]()
+        while waiting:
+            node = waiting.pop()
+            if "largest" in node.meta:
+                return True
+            waiting += [n for n in node.all_input_nodes if n not in seen]
+            seen.update(node.all_input_nodes)
+        return False
 
     def put_back(self) -> None:
         """Put the numbers back where they stood, and note by what others the function replaced them."""
@@ -365,8 +419,8 @@ def _emit(tracer: Tracer, op: Any, args: tuple[Any, ...], kind: type) -> Symbol:
     node = tracer.graph.call_function(op, args)
     symbol = Symbol(tracer, node, kind)
     value = (torch.SymFloat if kind is float else torch.SymInt)(symbol)
-    node.meta.update(val=value, spec=kind.__name__, source=tracer.source(), inference=torch.is_inference_mode_enabled())
-    node.meta["grad_mode"] = torch.is_grad_enabled()
+    node.meta.update(val=value, spec=kind.__name__)
+    tracer.describe(node)
     return symbol
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch, effects, refusals
+from primexec.decisions import decide
 from primexec.errors import ExecutorError
 from primexec.executors.base import YES, Executor, Region, Support, no
 from primexec.lowering.expand import Expansion, expand, inline
@@ -245,7 +246,7 @@ def _only_places(node: fx.Node, pinned: dict[fx.Node, str]) -> bool:
     node = node.args[0] if node.target is operator.getitem else node  # type: ignore[assignment]
     reason = pinned.get(node)
     return reason in ("it returns an alias", "it computes a size") or (
-        reason is not None and node.target in (torch.ops.aten.copy_.default, CHECK)
+        reason is not None and node.target in (torch.ops.aten.copy_.default, CHECK, decide)
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from primexec import effects
+from primexec.decisions import decide
 
 
 @dataclass
@@ -90,7 +91,7 @@ class _Placer:
         """Each node in the first region that its operands, and effects before it, allow."""
         touched: dict[int, int] = {}  # by storage, the last region that reads or writes it
         written: dict[int, int] = {}
-        last_effect = 0
+        last_effect = decided = 0
         for node in self.nodes:
             if node in self.free:
                 continue
@@ -98,7 +99,7 @@ class _Placer:
                 self.region[node] = self.region[node.args[0]]
                 continue
             storages = [s for n in (*node.all_input_nodes, *effects.results_of(node)) if (s := self.memory(n))]
-            after = [self.region[n] for n in self._sources(node)]
+            after = [decided, *(self.region[n] for n in self._sources(node))]
             after += [written[s] for s in storages if s in written]
             changed = [s for w in effects.writes(node) if (s := self.memory(w))]
             after += [touched[s] for s in changed if s in touched]
@@ -108,6 +109,8 @@ class _Placer:
             number = self.region[node] = self._first(max(after, default=0), self.homes[node])
             if ordered:
                 last_effect = number
+            if node.target is decide:  # what lies behind a branch may raise where another one is taken
+                decided = number
             for s in storages:
                 touched[s] = max(touched.get(s, 0), number)
             written.update(dict.fromkeys(changed, number))

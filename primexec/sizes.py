@@ -74,6 +74,6 @@ def _place(tracer: Tracer, expression: Any) -> tuple[Tensor, int] | None:
 
 def _emit(tracer: Tracer, op: Any, args: tuple[Any, ...], size: Any) -> Any:
     node = tracer.graph.call_function(op, args)
-    node.meta.update(val=size, source=tracer.source(), inference=torch.is_inference_mode_enabled())
-    node.meta["grad_mode"] = torch.is_grad_enabled()
+    node.meta["val"] = size
+    tracer.describe(node)
     return node

@@ -34,6 +34,7 @@ from primexec import (
 )
 from primexec.bytecode import IDENTITY, NUMBER_TYPE, SUSPECTS, user_source
 from primexec.calls import Calls
+from primexec.decisions import Deciding, Decisions
 from primexec.entrances import Entrances
 from primexec.errors import CaptureError, SourceLine
 from primexec.fake_calls import fake_call
@@ -41,6 +42,7 @@ from primexec.gradients import LeafGradients
 from primexec.program import MADE_WHILE_TRACING, ApiCall, Input, TensorSpec
 from primexec.reads import Reads
 from primexec.references import outlives
+from primexec.rehearsal import Rehearsal
 from primexec.shadow import Shadows
 from primexec.statics import tensor_problem
 from primexec.value_checks import CHECK, asked_inside
@@ -79,7 +81,7 @@ class Scope:
 class Tracer:
     """One capture in progress."""
 
-    def __init__(self, reads: Reads, shadows: Shadows) -> None:
+    def __init__(self, reads: Reads, shadows: Shadows, known: Decisions = ()) -> None:
         self.reads, self.shadows = reads, shadows
         reads.refuse = self.fail  # type: ignore[method-assign]
         self.fake_mode = _torch.fake_mode()
@@ -105,6 +107,7 @@ class Tracer:
         self.literals = literals.Literals(self)
         self.numbers = numbers.Numbers()
         self.number_inputs = numbers.NumberInputs(self, reads.varying)
+        self.rehearsal, self.deciding = Rehearsal(self), Deciding(self, known)
         self._histories: dict[int, Any] = {}  # id of an input's stand-in → its autograd node
         self._lines: dict[int, SourceLine | None] = {}  # sequence number of an autograd node → line of its operator
         self.taken: dict[fx.Node, fx.Node] = {}  # placeholder of a backward graph → node of the forward graph
@@ -196,6 +199,7 @@ class Tracer:
         else:
             stand_in = real
         self._lifts[_torch.identity(real)] = real, stand_in
+        self.rehearsal.give(node, real)
         self.outermost().bind(stand_in, node)
         if not isinstance(real, Tensor):
             with _torch.modes_off():
@@ -259,10 +263,12 @@ class Tracer:
         if op in _READS:
             if (count := _torch_packed.count(args[0])) is not None:
                 return count
-            for ask in (sizes.read, numbers.asked_by_pytorch):  # the first of them records an operator
+            for ask in (numbers.truth, sizes.read, numbers.asked_by_pytorch):  # the second one records an operator
                 if (answer := ask(self, args[0])) is not None:
                     return answer
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
+        if (answer := numbers.answer(self, op, node_args)) is not None:
+            return answer
         view_before = self._alias(args[0]) if effects.changes_metadata(op) else None
         is_known = not args or numbers.symbol_of(args[0]) is None
         if self.numbers:
@@ -283,14 +289,9 @@ class Tracer:
     def add_node(self, op: Any, node_args: Any, node_kwargs: Any, out: Any) -> Any:
         name = op._schema.name.partition("::")[2] if isinstance(op, _torch.OpOverload) else op.name()
         node = self.graph.create_node("call_function", op, node_args, node_kwargs, name=name)
-        node.meta["source"] = source = self.source()
-        if source is not None:
-            node.meta["stack_trace"] = f"  {source}"
-        inference = torch.is_inference_mode_enabled()
-        if inference != self._inference:
+        source = self.describe(node)
+        if node.meta["inference"] != self._inference:
             self.inference_segments = True
-        node.meta["inference"] = inference
-        node.meta["grad_mode"] = torch.is_grad_enabled()
         # Without grad mode the node made last is that of a custom function whose forward runs, or has its line.
         self._lines.setdefault(_torch_autograd.sequence_number(), source)
         if isinstance(out, Tensor):
@@ -303,6 +304,14 @@ class Tracer:
                     item.meta.update({k: node.meta[k] for k in ("source", "inference", "grad_mode")})
                     self._bind_output(t, item)
         return out
+
+    def describe(self, node: fx.Node) -> SourceLine | None:
+        """Note where a node comes from, and the modes under which it runs."""
+        node.meta["source"] = source = self.source()
+        if source is not None:
+            node.meta["stack_trace"] = f"  {source}"
+        node.meta["inference"], node.meta["grad_mode"] = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        return source
 
     def _bind_output(self, t: Tensor, node: fx.Node) -> None:
         if t.layout is not torch.strided:

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from primexec import _torch
+from primexec.decisions import decide
 from primexec.errors import VerificationError
 from primexec.prims import is_prim
 from primexec.program import Program, op_name, show_argument
@@ -41,7 +42,8 @@ def verify_graph(graph: fx.Graph) -> None:
         if node.op == "call_function":
             legal = (_torch.OpOverload, _torch.HigherOrderOperator)
             sizes = isinstance(node.meta.get("val"), _torch.SYMBOLS)  # arithmetic with sizes is plain Python
-            if not isinstance(node.target, legal) and node.target is not operator.getitem and not sizes:
+            python = node.target in (operator.getitem, decide)
+            if not (isinstance(node.target, legal) or python or sizes):
                 raise broken(node, "is not an operator of PyTorch")
             fx.node.map_aggregate((node.args, node.kwargs), lambda a, node=node: _not_real(node, a))  # type: ignore[misc]
         elif node.op not in ("placeholder", "output", "get_attr"):

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,9 +108,7 @@ def kept_by_an_object(x: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, Callable[[Tensor], Any]] = {
-    "compared": lambda x: x if x.sum().item() > 0 else -x,
-    "equal": lambda x: x.sum().item() == 0,
-    "truth": lambda x: x if x.sum().item() else -x,
+    "compared with NumPy's": lambda x: x if np.float64(0) < x.sum().item() else -x,
     "formatted": lambda x: f"{x.sum().item():.3f}",
     "shown": lambda x: str(x.sum().item()),
     "hashed": lambda x: {x.sum().item(): x},

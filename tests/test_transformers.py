@@ -219,7 +219,6 @@ MODEL = {arch.name: arch for arch in MODELS}
 
 # What cannot be captured soundly: a pattern of the reason that CaptureError must give.
 REFUSED = {
-    "Longformer": r"the value of a tensor is needed(.|\n)*is_index_global_attn\.flatten\(\)",
     "SwitchTransformers": r"a size that depends on the values(.|\n)*for expert_idx in expert_hit",
 }
 

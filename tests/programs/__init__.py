@@ -4,6 +4,7 @@ from tests.programs import (
     aliasing,
     buffers,
     corners,
+    decisions,
     factories,
     functions,
     guards,
@@ -35,6 +36,7 @@ FAMILIES = (
     modules,
     opaque,
     corners,
+    decisions,
     selves,
 )
 PROGRAMS: list[Program] = [program for file in FAMILIES for program in file.FAMILY.programs]
