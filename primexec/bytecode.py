@@ -37,6 +37,7 @@ RANDOM, SEEDS, EXACT_TYPE = "random numbers outside of torch", "seeds", "the exa
 INSTALLED_RANDOM = "random numbers in installed packages"
 IDENTITY = "whether two variables are one object"
 TYPES, NUMBER_TYPE = "exact types", "the exact type of a number"
+HANDLED = "errors that code in C raises for numbers of other classes"
 # What is refused at the end of a trace: (reason, way out); comparisons where an argument is also reached otherwise.
 SUSPECTS = {
     SEEDS: (
@@ -65,6 +66,7 @@ _MUTATORS = frozenset(
     {"append", "extend", "insert", "pop", "popleft", "appendleft", "remove", "clear", "sort", "reverse", "add"}
     | {"discard", "update", "setdefault", "popitem", "train", "eval"}
 )
+_TYPE_ERRORS = frozenset({"TypeError", "Exception", "BaseException"})
 _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 
 
@@ -203,6 +205,9 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
                 suspects.setdefault(EXACT_TYPE, line)
             if "type" in near and not {"int", "float"}.isdisjoint(near[-8:]):
                 suspects.setdefault(NUMBER_TYPE, line)
+        elif instruction.opname == "CHECK_EXC_MATCH" and not is_installed(file):
+            if not _TYPE_ERRORS.isdisjoint(x.argval for x in instructions[max(0, i - 5) : i]):
+                suspects.setdefault(HANDLED, line)
         elif instruction.opname == "MATCH_CLASS":
             attributes |= {name for c in code.co_consts if isinstance(c, tuple) for name in c if isinstance(name, str)}
             computed |= bool(instruction.arg)  # the class tells the names of what patterns do not name

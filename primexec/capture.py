@@ -335,7 +335,7 @@ def _join(
     tracer: Tracer, name: str, outputs: list[fx.Node], differentiable: list[fx.Node], save: str
 ) -> tuple[Joint, list[fx.Node], Program]:
     """What ties the program to autograd, the outputs that it needs besides, and the backward program."""
-    placeholders = [n for n in tracer.graph.nodes if n.op == "placeholder"]
+    placeholders = tracer.graph.find_nodes(op="placeholder")
     wanted = [n for n in placeholders if isinstance(t := n.meta.get("val"), Tensor) and t.requires_grad]
     inside = next((n for n in differentiable if n.meta["val"].is_leaf), None)
     if inside is not None or not wanted or not torch.is_grad_enabled():
@@ -356,6 +356,7 @@ def _join(
         # The function ran a backward pass through it; another one raises when it is run, as in eager.
         recorder.gradients = (None,) * len(roots)
         backward = recorder.record(recorder.gradients, recorder.needed)
+    placeholders = tracer.graph.find_nodes(op="placeholder")  # hooks may have used others than the function did
     forward = {n.name: n for n in tracer.graph.nodes}
     taken = [forward[i.label] for i in backward.inputs if i.kind == "saved"]
     sources = [root for root, _ in made if root.op != "placeholder"]

@@ -129,7 +129,7 @@ class Recorder:
                 given = [(n.meta["val"], t) for n, t in zip(self.roots, tangents, strict=True) if t is not None]
                 wanted = [n.meta["val"] for n, need in zip(self.inputs, needed, strict=True) if need]
                 with _torch_formulas.as_eager_chooses([root for root, _ in given]):
-                    found = iter(tracer.run(_gradients, (given, wanted), {}))
+                    found = iter(tracer._stand_ins(tracer.run(_gradients, (given, wanted), {})))
                 results = [tracer.node_of(g) if need and (g := next(found)) is not None else None for need in needed]
                 g = found = None  # they would look like tensors that escaped
             targets = [n.target for n in scope.graph.nodes if n.op == "call_function"]

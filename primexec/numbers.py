@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch, statics
-from primexec.bytecode import TYPES, runs_optimizer
+from primexec.bytecode import HANDLED, TYPES, runs_optimizer
 from primexec.errors import PrimexecError
 from primexec.statics import LARGEST, may_vary
 
@@ -336,8 +336,9 @@ class NumberInputs:
                 if not isinstance(new, (int, float)):
                     self._tracer.fail(f"the function puts something else in the place of {label}", "keep it a number")
             statics.set_item(seen, name, value)
-        if (self.arguments or self._places) and TYPES in self._tracer.reads.suspects:
-            self._tracer.fail("the exact type of a number may be asked for", "use isinstance()")
+        for topic, hint in ((TYPES, "use isinstance()"), (HANDLED, "let errors pass")):
+            if (self.arguments or self._places) and topic in self._tracer.reads.suspects:
+                self._tracer.fail("the exact type of a number may be asked for", hint)
         self._places.clear()
 
 

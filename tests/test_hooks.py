@@ -305,3 +305,40 @@ def test_hooks_of_all_modules_for_one_that_the_function_makes() -> None:
         assert traced.cache_info().traces == 2
     finally:
         handle.remove()
+
+
+class Replaced(torch.autograd.Function):
+    """Its gradient is a tensor that only the backward pass reaches."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return MASK
+
+
+MASK = torch.tensor([1.0, 0.0, 3.0])
+
+
+def hooked(x: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
+    y = x * 3
+    y.register_hook(hook)
+    return y.sum()
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [lambda x: hooked(x, lambda g: MASK), lambda x: hooked(x, lambda g: g * MASK), lambda x: Replaced.apply(x).sum()],
+    ids=["given", "masked", "function"],
+)
+def test_tensors_that_only_the_backward_pass_uses(fn: Callable[[Tensor], Tensor]) -> None:
+    traced = make_traced(fn)
+    for _ in range(3):
+        x, y = (torch.ones(3, requires_grad=True) for _ in range(2))
+        fn(x).backward()
+        traced(y).backward()
+        assert torch.equal(x.grad, y.grad)
+        MASK.add_(1)
+    assert traced.cache_info().traces == 1

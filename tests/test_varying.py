@@ -1,6 +1,7 @@
 """Numbers that keep changing from call to call become inputs of a program, wherever that needs no value."""
 
 import gc
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -310,3 +311,16 @@ def test_as_eager(expression: str) -> None:
                     traced(X, a, b)
             else:
                 same(traced(X, a, b), expected, executor == "aten")
+
+
+def test_errors_that_stand_ins_cause_are_not_handled() -> None:
+    def fn(x: Tensor, a: float) -> Tensor:
+        try:
+            json.dumps({"a": a})
+        except TypeError:
+            return x
+        return x * a
+
+    traced = make_traced(fn)
+    for i in range(6):
+        assert torch.equal(traced(X, i / 2), X * (i / 2))
