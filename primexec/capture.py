@@ -33,6 +33,7 @@ from primexec.errors import CaptureError, SourceLine
 from primexec.identities import Found, with_identities
 from primexec.instances import Part, StandIns, is_object, opened, parts, taken_apart
 from primexec.joint import Joint, Recorder, Result, View, result_of
+from primexec.paths import by_path
 from primexec.program import Program, Static
 from primexec.random_state import RandomState
 from primexec.reads import Reads
@@ -141,7 +142,7 @@ def capture(
         reads.restore()
         earlier.reads.restore()
         captured = replace(captured, first_use=first_use)
-    captured = replace(captured, varying=tracer.number_inputs.arguments)
+    captured = by_path(replace(captured, varying=tracer.number_inputs.arguments))
     try:
         reads.pin_numbers()
     except CaptureError as error:

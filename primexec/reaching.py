@@ -170,6 +170,7 @@ class Reaching(Record):
 
     def _reach_held(self, held: Any, label: str) -> None:
         """What a function in C works on: the list of `append`, the keywords of a partial."""
+        self.fixed.append(held)
         if id(held) not in self._seen:
             self._watch_container(held, label)
             self._reach_part(held, label)

@@ -26,6 +26,7 @@ from primexec.imports import IMPORT_MODULE, Imports
 from primexec.lookups import ASKING, stand_ins
 from primexec.namespaces import Cell, Namespace
 from primexec.reaching import Reaching
+from primexec.record import ORDERED
 
 
 class Reads(Reaching):
@@ -166,7 +167,7 @@ class Reads(Reaching):
     def settle(self) -> None:
         """Let go of what only the capture needed: replaced weights must not live on in a record of them."""
         compared = self._seen.values() if IDENTITY in self.suspects else ()
-        containers = [v for v in compared if isinstance(v, (dict, list, tuple))]
+        containers = [v for v in compared if isinstance(v, ORDERED)]
         self._seen = {id(v): v for v in (*self.modules(), *containers)}
         self._objects.clear()
         codes = {code for code, _ in self.codes}
@@ -174,6 +175,7 @@ class Reads(Reaching):
         self.keep("__mro__", list(self._classes.keys() & self._looked_at))
         self._functions.clear()
         self._pinned.clear()
+        self.fixed.clear()
         self.codes.clear()
         self.generators.clear()
         self.namespaces = {k: n for k, n in self.namespaces.items() if n.values or n.keys is not None}

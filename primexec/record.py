@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from primexec.errors import CaptureError
 from primexec.namespaces import ABSENT, Cell, Namespace
 
 _INPUTS = (torch.Tensor, torch.Generator)
+ORDERED = (dict, list, tuple, collections.deque)  # containers whose parts stand under keys
 # What can be exchanged in place, and how to ask for it: classes of objects, code of functions, bases of classes.
 ASK: dict[str, Callable[[Any], Any]] = {
     "__class__": type, "__code__": operator.attrgetter("__code__"), "__mro__": operator.attrgetter("__mro__"),
@@ -30,6 +32,7 @@ class Record:
         self.exchangeable: dict[str, tuple[list[Any], list[Any]]] = {name: ([], []) for name in ASK}  # whose, what
         self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
         self.loaded: set[str] = set()  # names of attributes that are asked for, and not set only
+        self.fixed: list[Any] = []  # what functions in C work on
         self._seen: dict[int, object] = {}
         self._pinned: list[tuple[Any, Any, str, torch.Tensor]] = []  # places of tensors that must not be replaced
 
@@ -112,6 +115,19 @@ class Record:
                 pinned.append(cell)
         return pinned
 
+    def loosen(self, may: Callable[[Any], bool]) -> None:
+        """From now on containers of tensors may be replaced by others that hold as many, where `may` says so."""
+        for namespace in self.namespaces.values():
+            for name, original in namespace.originals.items():
+                if statics.is_container(original) and may(original):
+                    namespace.values[name] = statics.of_any(namespace.values[name])
+        for cell in self.cells:
+            if statics.is_container(cell.original) and may(cell.original):
+                cell.value = statics.of_any(cell.value)
+        for container in self.containers:
+            if statics.is_container(container.value) and may(container.value):
+                container.frozen = statics.of_any(container.frozen)
+
     def drop_keys(self, only: Callable[[Any], bool]) -> None:
         """Take out of dicts what the function filed under new keys that satisfy `only`."""
         for namespace in self.namespaces.values():
@@ -146,7 +162,7 @@ class Record:
                 if isinstance(value, _INPUTS):
                     yield namespace.held, name, namespace.label_of(name), value
         for value in list(self._seen.values()):
-            if isinstance(value, (dict, list, tuple)):
+            if isinstance(value, ORDERED):
                 for key, part in dict.items(value) if isinstance(value, dict) else enumerate(value):
                     if isinstance(part, _INPUTS):
                         yield value, key, f"[{key!r}]", part

@@ -26,7 +26,7 @@ _BY_VALUE: frozenset[type] = frozenset(
     }
 )  # fmt: skip
 
-_TENSOR = "a tensor"
+_TENSOR, _PARAMETER = "a tensor", "a parameter"
 _IDENTICAL: tuple[type, ...] = (torch.nn.Module, types.FunctionType, types.BuiltinFunctionType, type)
 
 
@@ -180,7 +180,7 @@ def _freeze_container(value: Any) -> Any:
         if static is not None:
             return static
         if isinstance(v, torch.Tensor):
-            return _TENSOR
+            return Identity(v) if v.__dict__ else _PARAMETER if isinstance(v, torch.nn.Parameter) else _TENSOR
         if not is_container(v) or id(v) in seen:
             return freeze(v) if is_array(v) else Identity(v)
         seen.add(id(v))
@@ -190,6 +190,25 @@ def _freeze_container(value: Any) -> Any:
         return type(v), (frozenset if isinstance(v, (set, frozenset)) else tuple)(map(deep, parts)), held
 
     return deep(value)
+
+
+class _Any(Identity):
+    """Equal to every identity."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity)
+
+    __hash__ = Identity.__hash__
+
+
+def of_any(frozen: Any) -> Any:
+    """The stand-in for a container, equal to that of any container that holds the same and as many tensors."""
+    if not isinstance(frozen, tuple) or len(frozen) != 3 or not issubclass(frozen[0], _BUILTIN_CONTAINERS):
+        return frozen
+    kind, parts, held = frozen
+    return kind, type(parts)(map(of_any, parts)), held and _Any(None)
 
 
 def tensor_problem(t: torch.Tensor) -> str:

@@ -1,5 +1,7 @@
 """State that hangs on tensors themselves, and on custom autograd functions."""
 
+import collections
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -308,3 +310,105 @@ def test_a_list_of_tensors_that_a_module_keeps() -> None:
         traced(x)
         torch.testing.assert_close(module.features, kept)
         assert not any(isinstance(t, torch._subclasses.FakeTensor) for t in module.features)
+
+
+class Recurrent(nn.Module):
+    """Keeps its state in a tuple that each call replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(3, 4)
+        self.hidden = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, self.hidden = self.layer(x, self.hidden)
+        return out
+
+
+@torch.no_grad()
+def test_containers_that_are_replaced() -> None:
+    """The tensors in what stands there now are read, and it costs no retrace."""
+    eager, module = Recurrent(), Recurrent()
+    module.load_state_dict(eager.state_dict())
+    traced = primexec.make_traced(module)
+    for _ in range(4):
+        x = torch.randn(5, 2, 3)
+        torch.testing.assert_close(traced(x), eager(x))
+        torch.testing.assert_close(module.hidden, eager.hidden)
+    assert traced.cache_info().traces == 1
+
+    weights: dict[str, Any] = {"layers": [{"w": torch.ones(3), "b": (torch.zeros(3), 1.0)}]}
+    state = SimpleNamespace(weights=weights)
+
+    def fn(x: Tensor) -> Tensor:
+        for layer in state.weights["layers"]:
+            x = x * layer["w"] + layer["b"][0] * layer["b"][1]
+        return x
+
+    traced = primexec.make_traced(fn)
+    for i in range(4):
+        state.weights = {"layers": [{"w": torch.full((3,), float(i)), "b": (torch.ones(3), 1.0)}]}
+        assert torch.equal(traced(X), fn(X))
+    assert traced.cache_info().traces == 1
+    for b, traces in (((torch.ones(3), 2.0), 2), ((torch.ones(1), 2.0), 3), ((torch.ones(1), 2.0), 3)):
+        state.weights["layers"] = [{"w": torch.ones(3), "b": b}]
+        assert torch.equal(traced(X), fn(X))
+        assert traced.cache_info().traces == traces
+
+
+def replace_other(state: Any) -> None:
+    state.b = {0: torch.full((1,), 7.0)}
+
+
+def make_them_one(state: Any) -> None:
+    state.b = state.a
+
+
+def let_them_differ(state: Any) -> None:
+    state.a = {0: torch.full((1,), 3.0)}
+
+
+def put_a_parameter(state: Any) -> None:
+    state.b = {0: nn.Parameter(torch.full((1,), 2.0), requires_grad=False)}
+
+
+def written(state: Any, x: Tensor) -> Tensor:
+    state.a[0] = x * 3
+    other: Tensor = state.b[0]
+    return other * 2
+
+
+SHARING: dict[str, Callable[[Any], Callable[[Tensor], Any]]] = {
+    "reads": lambda s: lambda x: s.a[0] * x + s.b[0],
+    "writes to a tensor": lambda s: lambda x: (s.a[0].add_(x), s.b[0] * 2)[1],
+    "writes to a dict": lambda s: functools.partial(written, s),
+    "returns one": lambda s: lambda x: (s.b, s.b[0] * x),
+    "asks for a class": lambda s: lambda x: x * 2 if isinstance(s.b[0], nn.Parameter) else x,
+    "works on one in C": lambda s: functools.partial(lambda held, x: held[0] * x + s.b[0], s.b),
+}
+
+
+@pytest.mark.parametrize("make", SHARING.values(), ids=SHARING)
+def test_containers_that_are_replaced_and_shared(make: Callable[[Any], Callable[[Tensor], Any]]) -> None:
+    states = [SimpleNamespace(a={0: torch.ones(1)}, b={0: torch.ones(1)}) for _ in range(2)]
+    eager, ours = (make(state) for state in states)
+    traced = primexec.make_traced(ours)
+    for change in (replace_other, make_them_one, let_them_differ, put_a_parameter, make_them_one, replace_other):
+        for _ in range(2):
+            torch.testing.assert_close(traced(X), eager(X))
+            torch.testing.assert_close(held_by(states[1]), held_by(states[0]))
+        for state in states:
+            change(state)
+
+
+def held_by(state: Any) -> list[Tensor]:
+    return [*state.a.values(), *state.b.values()]
+
+
+def test_tensors_in_a_deque() -> None:
+    memory = collections.deque([torch.ones(1), torch.zeros(1)], maxlen=2)
+    traced = primexec.make_traced(lambda x: x + sum(memory))
+    for i in range(4):
+        assert torch.equal(traced(X), X + sum(memory))
+        memory.append(torch.full((1,), float(i)))
+    assert traced.cache_info().traces == 1  # type: ignore[attr-defined]
