@@ -151,7 +151,8 @@ _BUILTIN_CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, bytea
 
 def builtin_base(container: Any) -> Any:
     """The builtin type of a container: methods that its own class overrides may run user code."""
-    return next(base for base in _BUILTIN_CONTAINERS if isinstance(container, base))
+    kind = type(container)
+    return kind if kind in _BUILTIN_CONTAINERS else next(b for b in _BUILTIN_CONTAINERS if issubclass(kind, b))
 
 
 def get_item(container: Any, key: Any) -> Any:
