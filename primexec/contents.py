@@ -55,10 +55,10 @@ class Contents:
         self._snapshot = _Snapshot(containers)  # other objects of the same values
         return True
 
-    def replace(self, place: Any, values: list[Any]) -> None:
-        """Compare what has come to a place as well: containers that are equal to those that were there."""
+    def replace(self, place: Any, values: list[tuple[Any, Any]]) -> None:
+        """Compare what has come to a place as well: (container, frozen) of those that are equal to what was there."""
         if values or place in self._replaced:
-            self._replaced[place] = [Container(v, statics.freeze(v), None, "") for v in values]
+            self._replaced[place] = [Container(v, frozen, None, "") for v, frozen in values]
             self._snapshot = _Snapshot([*self._containers, *chain.from_iterable(self._replaced.values())])
             self.empty = False
 

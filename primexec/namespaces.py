@@ -125,10 +125,10 @@ class Namespace:
             if now != then:
                 yield name, then, now
 
-    def replaced(self) -> list[Any]:
-        """The lists, dicts and arrays that are no longer those recorded."""
-        values = [(self.get(name), then) for name, then in self.originals.items() if name in self.held]
-        return [v for v, then in values if v is not then and statics.has_contents(v)]
+    def replaced(self) -> list[tuple[Any, Any]]:
+        """The lists, dicts and arrays that are no longer those recorded, and what they are to be equal to."""
+        values = [(self.get(name), name, then) for name, then in self.originals.items() if name in self.held]
+        return [(v, self.values[name]) for v, name, then in values if v is not then and statics.has_contents(v)]
 
     def settle(self) -> None:
         """Let go of the originals but those whose contents are kept and compared by themselves."""
