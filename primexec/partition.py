@@ -14,7 +14,7 @@ from primexec import _torch, effects, refusals
 from primexec.decisions import decide
 from primexec.errors import ExecutorError
 from primexec.executors.base import YES, Executor, Region, Support, no
-from primexec.lowering.expand import Expansion, expand, inline
+from primexec.lowering.expand import Expansion, expand, inline, why_not
 from primexec.placement import Group, is_free, place
 from primexec.prims import is_prim, lookup
 from primexec.program import Program, op_name
@@ -178,6 +178,8 @@ def _claim(
                 if support:
                     return Claim(executor.name, tuple(declined), expansion)
                 reason = f"{reason}; in its expansion, {support.reason}"
+            elif executor.name != "aten" and not is_prim(node.target):
+                reason = why_not(node) or reason
         declined.append((executor.name, reason))
     return Claim(executors[-1].name, tuple(declined))
 

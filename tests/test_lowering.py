@@ -130,6 +130,19 @@ def test_slope_of_hardsigmoid_is_eagers(dtype: torch.dtype) -> None:
     assert torch.equal(traced(grad, x, executor="numpy"), torch.ops.aten.hardsigmoid_backward(grad, x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ldexp_scales_in_steps(dtype: torch.dtype) -> None:
+    """2 ** 200 is no float32, and 2 ** 200 times a small number is one; 0 stays 0."""
+    x = torch.tensor([1e-30, 0.0, -0.0, math.inf, math.nan, 1.5, -1.7, 3e38, 1e-45], dtype=dtype)
+    traced = make_traced(torch.ldexp)
+    for exponent in (0, 1, -1, 127, 128, -149, 150, 200, -200, 1000, -1074, 3000):
+        exponents = torch.full((9,), exponent)
+        expected = torch.ldexp(x, exponents)
+        got = traced(x, exponents, executor="llvm", executor_parameters={"strict": True})
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(got.signbit(), expected.signbit())
+
+
 @pytest.mark.parametrize("exponent", [3, 3.0, -1, -2.0, -0.5])
 def test_powers_that_the_kernel_takes_apart(exponent: float) -> None:
     fn = make_traced(lambda x: x**exponent, executor=("llvm", "aten"))

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec._torch import pytree
+from primexec.lowering.operands import rounded
 from primexec.lowering.rules import NoExpansionError
 from primexec.lowering.rules_special import RULES
 from primexec.passes.common import merge_equal, remove_no_ops
@@ -197,9 +198,10 @@ def _expand(node: fx.Node, function: Callable[..., Any] | None = None) -> Expans
     aliased = {effects.storage_of(n) for n in inputs}
 
     def run(*tensors: Tensor) -> list[Any]:
-        given = tensors if function else [_rounded(t, n, node) for t, n in zip(tensors, inputs, strict=True)]
-        stand_ins = dict(zip(inputs, given, strict=True))
+        stand_ins = dict(zip(inputs, tensors, strict=True))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), stand_ins.__getitem__)
+        if function is None:
+            args, kwargs = rounded(node.target, args, kwargs)
         out = (function or node.target)(*args, **kwargs)  # type: ignore[operator]
         if isinstance(out, str):
             raise NoExpansionError(out)
@@ -216,30 +218,6 @@ def _expand(node: fx.Node, function: Callable[..., Any] | None = None) -> Expans
         return finished
 
     return record(run, [n.meta["val"] for n in inputs])
-
-
-_LONG = frozenset({torch.int16, torch.int32, torch.int64})  # integers that half precision may not hold
-_aten = torch.ops.aten
-_WIDE_SCALARS = frozenset(
-    {_aten.mul.Tensor, _aten.div.Tensor, _aten.div.Tensor_mode, _aten.floor_divide.default, _aten.true_divide.Tensor}
-)
-_UNTAGGED = frozenset({_aten.floor_divide.default, _aten.rsub.Tensor})  # pointwise operators that PyTorch forgets
-
-
-def _rounded(t: Tensor, argument: fx.Node, node: fx.Node) -> Tensor:
-    """Integers among numbers of half precision, rounded as in eager; PyTorch's rules compute with all their digits.
-
-    Eager's kernels of products and quotients take a second operand that is a single number with all its digits.
-    """
-    pointwise = node.target in _UNTAGGED or torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
-    if t.dtype not in _LONG or not pointwise:
-        return t
-    floats = {v.dtype for n in node.all_input_nodes if (v := n.meta["val"]).is_floating_point()}
-    if floats not in ({torch.bfloat16}, {torch.float16}):
-        return t
-    if node.target in _WIDE_SCALARS and not t.dim() and argument is node.args[1]:
-        return t
-    return t.to(*floats)
 
 
 def _finish(got: Any, like: Tensor, taken: set[int]) -> Tensor:

@@ -266,6 +266,24 @@ def _relu(a: Tensor) -> Any:
     return torch.where(a < 0, _full([], 0, a.dtype, a.device), a)
 
 
+@rule("aten.softshrink.default")
+def _softshrink(a: Tensor, lambd: float = 0.5) -> Any:
+    """As the kernel, which takes the bound with all its digits."""
+    x = a.to(wide(a.dtype))
+    return torch.where(x > lambd, x - lambd, torch.where(x < -lambd, x + lambd, x * 0)).to(a.dtype)
+
+
+@rule("aten.ldexp.Tensor")
+def _ldexp(a: Tensor, exponent: Tensor) -> Any:
+    """As the kernel of whole exponents: in steps, for the power of two may be infinite where the result is not."""
+    if not a.is_floating_point() or exponent.is_floating_point():
+        return NotImplemented
+    whole = exponent.to(torch.float64).clamp(-2200, 2200)
+    step = torch.trunc(whole / 3)
+    scale = torch.exp2(step)
+    return (a.to(torch.float64) * scale * scale * torch.exp2(whole - step - step)).to(a.dtype)
+
+
 @rule("aten.hardsigmoid_backward.default")
 def _hardsigmoid_backward(grad: Tensor, a: Tensor) -> Any:
     """As the kernel, whose sixth is a float32 in every dtype."""
