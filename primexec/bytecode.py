@@ -57,6 +57,10 @@ SUSPECTS = {
         "pass a flag that says so",
     ),
 }
+COMPILED = (
+    "a function that torch.compile made is called",
+    'call the function that it was made of, or pass backend="primexec" to torch.compile',
+)
 _SUSPECT_NAMES = {
     **dict.fromkeys(("random", "randint", "randrange", "uniform", "choice", "choices", "shuffle", "sample"), RANDOM),
     **dict.fromkeys(("gauss", "seed", "set_state", "getrandbits"), RANDOM),
@@ -66,7 +70,9 @@ _MUTATORS = frozenset(
     {"append", "extend", "insert", "pop", "popleft", "appendleft", "remove", "clear", "sort", "reverse", "add"}
     | {"discard", "update", "setdefault", "popitem", "train", "eval"}
 )
+_NEAR = 12  # instructions between a variable and what changes its contents
 _TYPE_ERRORS = frozenset({"TypeError", "Exception", "BaseException"})
+_WRAPPERS = frozenset({"wrapper", "_use_grad"})  # around an optimizer's `step`
 _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 
 
@@ -123,11 +129,15 @@ def user_source(frame: types.FrameType | None, outermost: types.CodeType) -> Sou
     return layer if frame is not None else None
 
 
-def runs_optimizer(frame: types.FrameType | None) -> bool:
-    """Whether one of torch's optimizers is running in this frame or outside of it."""
-    while frame is not None and not frame.f_code.co_filename.startswith(f"{_torch.torch_directory()}optim{os.sep}"):
+def running_in(frame: types.FrameType | None, folder: str) -> str:
+    """The outermost function of a folder of torch's that runs in this frame or outside of it; empty where none does."""
+    found = ""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith(f"{_torch.torch_directory()}{folder}{os.sep}") and code.co_name not in _WRAPPERS:
+            found = code.co_name
         frame = frame.f_back
-    return frame is not None
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,19 +254,27 @@ def _takes_constant_name(instructions: list[dis.Instruction], getter: bool) -> b
     return False
 
 
-def stores_attribute(codes: Iterator[types.CodeType], name: str) -> SourceLine | None:
-    """The first line in code that assigns to a variable or attribute of this name, or changes what it holds."""
+def stores_attribute(codes: Iterator[types.CodeType], name: str, key: str) -> SourceLine | None:
+    """The first line in code that assigns to a variable or attribute of this name, or changes what it holds.
+
+    One that names the key goes first.
+    """
+    found = None
     for code in codes:
         if names_of(code) is None:
             continue
         line, loaded = code.co_firstlineno, -9
-        for i, instruction in enumerate(dis.get_instructions(code)):
+        instructions = list(dis.get_instructions(code))
+        for i, instruction in enumerate(instructions):
             line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
             if instruction.argval == name and instruction.opname.startswith("LOAD_"):
                 loaded = i
             stores = instruction.argval == name and instruction.opname.startswith(("STORE_", "DELETE_"))
             changes = instruction.argval in _MUTATORS or instruction.opname in ("STORE_SUBSCR", "DELETE_SUBSCR")
             toggles = name == "training" and instruction.argval in ("train", "eval")
-            if stores or toggles or (changes and i - loaded < 8):
-                return SourceLine(code.co_filename, line, code.co_qualname)
-    return None
+            if stores or toggles or (changes and i - loaded < _NEAR):
+                source = SourceLine(code.co_filename, line, code.co_qualname)
+                if any(near.argval == key for near in instructions[max(0, i - _NEAR) : i + 1]):
+                    return source
+                found = found or source
+    return found

@@ -16,7 +16,7 @@ import torch
 from primexec import _torch, _torch_capture
 from primexec.autograd import bind
 from primexec.bytecode import user_source_of
-from primexec.capture import capture, capture_lock, left_the_function
+from primexec.capture import capture, capture_lock, left_the_function, raise_located
 from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
 from primexec.decisions import DecidedOtherwiseError, Decisions, agree
@@ -49,6 +49,8 @@ class Cache:
     """The entries of one traced function, the most recently used first."""
 
     def __init__(self, signature: Signature, options: Options, size: int) -> None:
+        if not isinstance(size, int):
+            raise TypeError(f"cache_size must be an int, got {size!r}")
         if size < 1:
             raise ValueError(f"cache_size must be at least 1, got {size}")
         self.signature, self.options, self.size = signature, options, size
@@ -155,7 +157,7 @@ class Cache:
         attempt = functools.partial(capture, fn, args, kwargs, self.signature, save, known=known)
         captured = self._capture(attempt, description)
         if captured.first_use is not None:
-            self._note_first_use(captured.first_use, description)
+            self._note_first_use(captured.first_use, description, fn)
             return None
         self.traces += 1
         try:
@@ -193,11 +195,11 @@ class Cache:
             _trace_log.debug("%s: %s stay constants: %s", self.name, ", ".join(sorted(varying)), error)
             return None
 
-    def _note_first_use(self, first_use: FirstUse, description: dict[str, str]) -> None:
+    def _note_first_use(self, first_use: FirstUse, description: dict[str, str], fn: Callable[..., Any]) -> None:
         """Raise where the same call has set up the same thing before: it would never be served from the cache."""
         key = hash((first_use.error.reason, *description.items()))
         if key in self._first_uses:
-            raise first_use.error
+            raise_located(first_use.error, fn)
         self._first_uses.add(key)
         _trace_log.debug("%s: run as it is, for at this call %s", self.name, first_use.error.reason)
 

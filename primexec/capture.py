@@ -16,7 +16,7 @@ import re
 import threading
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set, ValuesView
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -51,6 +51,7 @@ def _reset_lock_after_fork() -> None:
 
 os.register_at_fork(after_in_child=_reset_lock_after_fork)
 
+_RUNS_LATER = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 _GRAD_HINT = "call it under torch.no_grad(), or work on a clone of the tensor"
 
 
@@ -90,7 +91,7 @@ def capture(
             _check_argument(leaf, label)
         reads = Reads(fn, varying)
     except CaptureError as error:
-        _raise_located(error, fn)
+        raise_located(error, fn)
     for leaf, label in zip(leaves, labels, strict=True):
         if not isinstance(leaf, (Tensor, torch.Generator)):
             reads.reach(leaf, label)
@@ -112,12 +113,12 @@ def capture(
         changed = before.changes(reads)
         if not isinstance(error, CaptureError):
             raise
-        _raise_located(changed or (first_use and first_use.error) or error, fn)
+        raise_located(changed or (first_use and first_use.error) or error, fn)
     if (changed := before.changes(reads)) is not None:
-        _raise_located(changed, fn)
+        raise_located(changed, fn)
     if not same_globals():
         torch.set_grad_enabled(grad)
-        _raise_located(
+        raise_located(
             CaptureError("the function leaves grad mode or a default of torch changed", hint="restore it"), fn
         )
     if captured.first_use is not None:
@@ -146,7 +147,7 @@ def capture(
     try:
         reads.pin_numbers()
     except CaptureError as error:
-        _raise_located(error, fn)
+        raise_located(error, fn)
     reads.settle()
     _log.debug("%s", captured.program)
     return captured
@@ -208,7 +209,7 @@ def left_the_function(error: Exception) -> bool:
     return (_capture.__code__, Tracer.run.__code__) in itertools.pairwise(codes)
 
 
-def _raise_located(error: CaptureError, fn: Any) -> NoReturn:
+def raise_located(error: CaptureError, fn: Any) -> NoReturn:
     """Raise the error; where it knows no line, with the line at which the function is defined."""
     if error.source is not None:
         raise error
@@ -222,6 +223,15 @@ def _raise_located(error: CaptureError, fn: Any) -> NoReturn:
     raise CaptureError(error.reason, hint=error.hint, source=source) from error.__cause__
 
 
+def _instead_of(leaf: object) -> str:
+    """What may be passed in place of an argument."""
+    if statics.is_array(leaf):
+        return "pass a tensor, such as torch.from_numpy() makes of it"
+    if isinstance(leaf, (Set, Iterator, ValuesView)):
+        return "pass a list or tuple of what is in it"
+    return "pass tensors and plain values, or register the class with torch.utils._pytree.register_pytree_node"
+
+
 def _check_argument(leaf: object, label: str) -> None:
     if isinstance(leaf, Tensor):
         reason = statics.tensor_problem(leaf)
@@ -230,7 +240,7 @@ def _check_argument(leaf: object, label: str) -> None:
     elif not isinstance(leaf, torch.Generator) and statics.freeze_argument(leaf) is None:
         raise CaptureError(
             f"{label} is of type {type(leaf).__qualname__}, which can be neither traced nor compared",
-            hint="pass tensors and plain values, or register the class with torch.utils._pytree.register_pytree_node",
+            hint=_instead_of(leaf),
         )
 
 
@@ -250,6 +260,11 @@ def _finish(
             if any(isinstance(n, _torch.SYMBOLS) for n in (leaf if isinstance(leaf, torch.Size) else (leaf,))):
                 raise tracer.unknown_size()
             value = shadows.adopt(leaf)
+            if isinstance(leaf, _RUNS_LATER):
+                raise CaptureError(
+                    f"the function returns a {type(leaf).__name__}, whose code runs later, outside of the trace",
+                    hint="return a list, or trace the functions that it calls",
+                )
             if not isinstance(leaf, Found) and not _is_constant(value, tracer.reads):
                 raise CaptureError(
                     f"the function returns an object of type {type(leaf).__qualname__}, which cannot be rebuilt",
@@ -485,5 +500,5 @@ def _side_effect(label: str, name: str, reads: Reads) -> CaptureError:
     return CaptureError(
         f"the function changes {label}, which a program would do only once",
         hint="return the new value, or keep it outside the traced function",
-        source=stores_attribute(iter(reads.codes.values()), name),
+        source=stores_attribute(iter(reads.codes.values()), name, label.rpartition(": ")[2]),
     )

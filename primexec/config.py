@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -36,9 +36,11 @@ class Options:
     @classmethod
     def of(cls, executor: Executors, parameters: Mapping[str, object] | None) -> Options:
         """Options from what users write; raises ValueError or TypeError where that is malformed."""
-        names = (executor,) if isinstance(executor, str) else tuple(executor)
+        names = (executor,) if isinstance(executor, str) else tuple(executor) if isinstance(executor, Iterable) else ()
         if not names or not all(isinstance(name, str) for name in names):
             raise TypeError(f"executor must be a name or a non-empty sequence of names, got {executor!r}")
+        if not isinstance(parameters or {}, Mapping):
+            raise TypeError(f"executor_parameters must be a dict of names and values, got {parameters!r}")
         for name, value in (parameters or {}).items():
             try:
                 hash(value)

@@ -56,9 +56,9 @@ def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str,
     labels = signature.labels(*whole)
     for leaf, label in zip(leaves, labels, strict=True):
         if isinstance(leaf, Tensor):
-            spec = TensorSpec.of(leaf) if leaf.layout is torch.strided else None
+            spec = TensorSpec.of(leaf) if leaf.layout is torch.strided and not leaf.is_nested else None
             described[f"{label} (type)"] = f"{type(leaf).__name__} of {leaf.layout}"
-            described[f"{label} (shape)"] = str(tuple(leaf.shape))
+            described[f"{label} (shape)"] = "none" if leaf.is_nested else str(tuple(leaf.shape))
             described[f"{label} (dtype and device)"] = f"{leaf.dtype} {leaf.device}"
             described[f"{label} (strides)"] = str(spec.stride) if spec else "none"
             described[f"{label} (requires_grad)"] = str(leaf.requires_grad)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch, statics
-from primexec.bytecode import HANDLED, TYPES, runs_optimizer
+from primexec.bytecode import HANDLED, TYPES, running_in
 from primexec.errors import PrimexecError
 from primexec.statics import LARGEST, may_vary
 
@@ -113,9 +113,9 @@ class Symbol:
 
 
 def in_optimizer() -> str:
-    """What to do where one of torch's optimizers asks for a value."""
-    step = "call the optimizer's step() outside of the traced function, for it needs values in Python"
-    return step if runs_optimizer(sys._getframe()) else ""
+    """What to do where one of torch's optimizers, or what belongs to them, asks for a value."""
+    name = running_in(sys._getframe(), "optim")
+    return f"call {name}() outside of the traced function, for it needs values in Python" if name else ""
 
 
 def _binary(op: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[[Any, Any], Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from primexec import _torch, _torch_capture, origins
-from primexec.bytecode import IDENTITY, CodeNames, is_refused, names_of, refused
+from primexec.bytecode import COMPILED, IDENTITY, CodeNames, is_refused, names_of, refused, running_in
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import contents_of
 from primexec.errors import SourceLine
@@ -76,7 +76,7 @@ class Reads(Reaching):
     def enter(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
         if is_refused(frame):
-            raise self.refuse(*refused()[code])
+            raise self.refuse(*(COMPILED if running_in(frame, "_dynamo") else refused()[code]))
         if code is IMPORT_MODULE:
             self._imports.by_name(frame.f_locals["name"], frame.f_locals["package"])
         key = id(code), id(frame.f_globals)

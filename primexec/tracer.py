@@ -425,6 +425,11 @@ class Tracer:
                     f"the function uses the Python attributes {', '.join(attributes)} of a tensor",
                     hint="pass such values as arguments of their own",
                 )
+            if stand_in.is_leaf and real.requires_grad != stand_in.requires_grad:
+                raise CaptureError(
+                    f"the function sets requires_grad of an input of shape {tuple(real.shape)}",
+                    hint="set it outside of the traced function, or work on x.detach().requires_grad_()",
+                )
             if real.requires_grad != stand_in.requires_grad or self._histories[id(stand_in)] is not stand_in.grad_fn:
                 raise CaptureError(
                     "the function changes one of its inputs in a way that autograd records", hint=grad_hint
