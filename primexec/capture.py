@@ -18,26 +18,27 @@ import traceback
 import types
 from collections.abc import Callable, Iterator, Set, ValuesView
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
 from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, statics
 from primexec._torch import pytree
-from primexec.bytecode import stores_attribute, user_source_of
-from primexec.captured import Captured, FirstUse, Signature, Store
+from primexec.bytecode import user_source_of
+from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import logger
 from primexec.decisions import Decisions, Undo
 from primexec.errors import CaptureError, SourceLine
 from primexec.identities import Found, with_identities
 from primexec.instances import Part, StandIns, is_object, opened, parts, taken_apart
 from primexec.joint import Joint, Recorder, Result, View, result_of
+from primexec.left_behind import Assigned, assigned, changed_numbers, side_effect, side_effects, store
 from primexec.paths import by_path
 from primexec.program import Program, Static
 from primexec.random_state import RandomState
 from primexec.reads import Reads
-from primexec.shadow import Shadows, may_stand
+from primexec.shadow import Shadows
 from primexec.tracer import Tracer
 
 _lock = threading.RLock()
@@ -248,8 +249,8 @@ def _finish(
     tracer: Tracer, shadows: Shadows, stand_ins: StandIns, result: Any, name: str, save: str, runs_backward: bool
 ) -> Captured:
     changes: list[CaptureError] = []
-    assigned = _assigned(tracer, shadows, changes)
-    *values, result = with_identities((*(a.value for a in assigned), result), stand_ins.nodes(), tracer.reads.pin)
+    left = assigned(tracer, shadows, changes)
+    *values, result = with_identities((*(a.value for a in left), result), stand_ins.nodes(), tracer.reads.pin)
     result, parts_changed = _left_in_arguments(stand_ins, result)
     leaves, tree = _torch.flatten(result)
     outputs: list[fx.Node] = []
@@ -276,23 +277,23 @@ def _finish(
         else:
             places.append(len(outputs))
             outputs.append(node)
-    stores = [_store(tracer, a, value, outputs) for a, value in zip(assigned, values, strict=True)]
-    del assigned, values
+    stores = [store(tracer, a, value, outputs) for a, value in zip(left, values, strict=True)]
+    del left, values
     for (part, key, label), value in parts_changed:
         for leaf in _torch.flatten(value)[0]:
             if tracer.output(leaf) is None and not _is_constant(leaf, tracer.reads):
-                raise _side_effect(label, str(key), tracer.reads)
-        stores.append(_store(tracer, _Assigned(part, key, value, label), value, outputs))
+                raise side_effect(label, str(key), tracer.reads)
+        stores.append(store(tracer, Assigned(part, key, value, label), value, outputs))
     reached = tracer.reads.reached() if stand_ins else {}
     stand_ins.check_apart(reached, [target for target, _ in parts_changed])
     differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
-    changes += _side_effects(tracer.reads)
+    changes += side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
     tracer.literals.check(outputs)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
     if differentiable and not changes:  # hooks and custom functions ran in a backward pass, which is none of a call
-        for change in _side_effects(tracer.reads):
+        for change in side_effects(tracer.reads):
             raise change
     tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
@@ -328,7 +329,7 @@ def _finish(
         decisions=tracer.deciding.made,
         undo=Undo.of(tracer.graph) if tracer.deciding.made else Undo(),
         reached=frozenset(i for i, value in reached.items() if is_object(value)),
-        first_use=FirstUse(changes[0], shadows.left(), _changed_numbers(tracer, shadows)) if changes else None,
+        first_use=FirstUse(changes[0], shadows.left(), changed_numbers(tracer, shadows)) if changes else None,
     )
 
 
@@ -413,92 +414,3 @@ def _spell_keywords(body: list[str]) -> list[str]:
 def _needs_autograd(t: object) -> bool:
     """Whether a result takes part in autograd. Under no_grad a view of a leaf requires grad as the leaf does."""
     return isinstance(t, Tensor) and t.requires_grad and (t.grad_fn is not None or not t._is_view())
-
-
-def _is_grad_leaf(t: Tensor) -> bool:
-    return t.requires_grad and t.is_leaf
-
-
-class _Assigned(NamedTuple):
-    """What the traced code left somewhere: in a dict, behind a setter, in an input or in a part of an argument."""
-
-    held: Any
-    key: Any
-    value: Any
-    label: str
-
-
-def _assigned(tracer: Tracer, shadows: Shadows, changes: list[CaptureError]) -> list[_Assigned]:
-    """What the traced code assigned, in its order: tensors, plain values of attributes, and gradients.
-
-    Plain values are set at every call where the attribute is new or not asked for. Anything else is one of the
-    changes that only a first call may make, or raises.
-    """
-    found = []
-    for held, name, old, value, label in shadows.differences():
-        if _can_be_made(tracer, value):
-            found.append(_Assigned(held, name, value, label))
-        elif statics.freeze_static(value) is None or (name in held and name in tracer.reads.loaded):
-            if statics.freeze_static(value) is None or statics.freeze(old) != statics.freeze(value):
-                changes.append(_side_effect(label, name, tracer.reads))
-                if not may_stand(value):
-                    raise changes[-1]
-        else:
-            found.append(_Assigned(held, name, value, label))
-    for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
-        for leaf in _torch.flatten(value)[0]:
-            if _is_grad_leaf(leaf) if isinstance(leaf, Tensor) else statics.freeze_argument(leaf) is None:
-                raise _side_effect(label, _variable_in(label), tracer.reads)
-        found.append(_Assigned(held, name, value, label))
-    found += [_Assigned(of, "grad", value, label) for of, value, label in tracer.gradients.changes()]
-    return found + [_Assigned(*change) for change in tracer.number_inputs.changes()]
-
-
-def _can_be_made(tracer: Tracer, value: Any) -> bool:
-    """Whether a value consists of tensors of the trace, and perhaps of plain values and containers."""
-    leaves = _torch.flatten(value)[0] if isinstance(value, Tensor) or _torch.holds_fake(value) else ()
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    made = all(not _is_grad_leaf(t) and tracer.output(t) is not None for t in tensors)
-    return bool(tensors) and made and all(statics.freeze_static(leaf) is not None for leaf in others)
-
-
-def _store(tracer: Tracer, assigned: _Assigned, value: Any, outputs: list[fx.Node]) -> Store:
-    """How a value that was assigned, in which containers may be marked, is left there; its tensors are outputs."""
-    leaves, tree = _torch.flatten(value)
-    places: list[int | Static] = []
-    for leaf in leaves:
-        node = tracer.output(leaf)
-        places.append(Static(leaf) if node is None else len(outputs))
-        outputs += [] if node is None else [node]
-    plain = statics.freeze_static(assigned.value) is not None
-    return Store(assigned.held, assigned.key, tree, tuple(places), assigned.label, plain)
-
-
-def _changed_numbers(tracer: Tracer, shadows: Shadows) -> frozenset[str]:
-    """Labels of the numbers that the function found, and left changed."""
-    found = {label for label, *both in tracer.reads.changed() if statics.are_numbers(*both)}
-    for held, name, old, new, _ in shadows.differences():
-        if id(held) in tracer.reads.namespaces and statics.are_numbers(statics.freeze(old), statics.freeze(new)):
-            found.add(tracer.reads.namespaces[id(held)].label_of(name))
-    return frozenset(found)
-
-
-def _side_effects(reads: Reads) -> list[CaptureError]:
-    """What the function changed that it has read: the first of it."""
-    labels = [label for label, *_ in itertools.islice(reads.changed(), 1)]
-    return [_side_effect(label, _variable_in(label), reads) for label in labels]
-
-
-def _variable_in(label: str) -> str:
-    """`table` in "global of file.py: table: 'key'", "table (closed over by f)" and "state (closed over by f).table"."""
-    name = re.sub(r"^global of \S+: ", "", label)
-    return re.sub(r" \(.*?\)", "", name).partition(": ")[0].rpartition(".")[2]
-
-
-def _side_effect(label: str, name: str, reads: Reads) -> CaptureError:
-    return CaptureError(
-        f"the function changes {label}, which a program would do only once",
-        hint="return the new value, or keep it outside the traced function",
-        source=stores_attribute(iter(reads.codes.values()), name, label.rpartition(": ")[2]),
-    )
