@@ -55,6 +55,11 @@ def leaves_behind(roots: Sequence[Tensor]) -> Iterator[Tensor]:
     return (node.variable for node in autograd_nodes(roots) if hasattr(node, "variable"))
 
 
+def in_backward() -> bool:
+    """Whether autograd runs a backward pass on this thread."""
+    return bool(private("torch._C._current_graph_task_id")() != -1)
+
+
 def same_graphs(pairs: Sequence[tuple[Any, Any]]) -> bool:
     """Whether the autograd graphs behind two roots each have equal nodes and edges, and end at the same tensors."""
     waiting, known = list(pairs), dict[Any, Any]()

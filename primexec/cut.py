@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,69 +15,75 @@ from torch import Tensor, fx
 from primexec import _torch, effects
 
 
-def made_again(needed: Iterable[fx.Node], results: Iterable[fx.Node]) -> set[fx.Node]:
+def made_again(needed: Mapping[fx.Node, float], cost: Callable[[fx.Node], float]) -> dict[fx.Node, float]:
     """What backward computes again by cheap operators, so that the fewest bytes are saved; views are made anyhow.
 
-    Memory that the caller can see, of inputs and results, is saved only where eager saves it: a change of it before
-    the backward pass is an error then, and only then. Parameters cost nothing: they live on. A minimum cut between
-    what cannot be made again and what is needed (Chen and others, 2016, and the min-cut partitioner of functorch, for
-    the idea); of equal ones the cut nearest to what is needed.
+    A minimum cut between what cannot be made again and what is needed (Chen and others, 2016, and the min-cut
+    partitioner of functorch, for the idea); of equal ones the cut nearest to what is needed.
+
+    Args:
+        needed: nodes of one graph, and the position in it where each is needed first.
+        cost: bytes that it takes to save the tensor of a node.
+
+    Returns:
+        Nodes in their order, and the position where each is needed first.
     """
     networkx = importlib.import_module("networkx")  # 0.1 s that few need
-    needed = list(needed)
-    nodes = [n for node in needed[:1] for n in node.graph.nodes]
-    written = {effects.storage_of(w) for n in nodes for w in effects.writes(n)}
-    seen = {effects.storage_of(n) for n in (*results, *(n for n in nodes if n.op == "placeholder"))}
-    seen -= {effects.storage_of(n) for n in needed}
+    nodes = [n for node in list(needed)[:1] for n in node.graph.nodes]
+    writes: dict[int | None, list[int]] = {}
+    for position, node in enumerate(nodes):
+        for w in effects.writes(node):
+            writes.setdefault(effects.storage_of(w), []).append(position)
     flow = networkx.DiGraph()
     flow.add_nodes_from(("source", "sink"))
-    reached: set[fx.Node] = set()
-    again: set[fx.Node] = set()
-    stack = list(needed)
-    while stack:
-        node = stack.pop()
-        if node in reached:
+    due = dict(needed)
+    again: dict[fx.Node, float] = {}
+    for position, node in reversed(list(enumerate(nodes))):
+        if node not in due:
             continue
-        reached.add(node)
         alone = node.op == "call_function" and effects.aliases_input(node) and effects.stands_alone(node)
-        view = effects.is_view(node) and not alone
-        kept = math.inf if view or _is_size(node) or effects.storage_of(node) in seen else _bytes(node)
-        flow.add_edge((node, "made"), (node, "kept"), capacity=kept)
-        memory = {effects.storage_of(n) for n in (node, *node.all_input_nodes)}
-        if view or _is_size(node) or (is_cheap(node) and memory.isdisjoint(written) and not alone):
-            again.add(node)
+        unsaved = _is_size(node) or (effects.is_view(node) and not alone)
+        is_tensor = isinstance(node.meta.get("val"), Tensor)
+        flow.add_edge((node, "made"), (node, "kept"), capacity=cost(node) if is_tensor and not unsaved else math.inf)
+        memory = [effects.storage_of(n) for n in (node, *node.all_input_nodes)]
+        changed = any(position < w < due[node] for s in memory for w in writes.get(s, ()))
+        if unsaved or (is_cheap(node) and not alone and not changed):
+            again[node] = due[node]
             for source in node.all_input_nodes:
                 flow.add_edge((source, "kept"), (node, "made"), capacity=math.inf)
-                stack.append(source)
+                due[source] = min(due.get(source, math.inf), due[node])
         else:
             flow.add_edge("source", (node, "made"), capacity=math.inf)
     for node in needed:
         flow.add_edge((node, "kept"), "sink", capacity=math.inf)
     _, (before, _) = networkx.minimum_cut(flow, "source", "sink")
-    return {n for n in again if (n, "made") not in before}
+    return {n: again[n] for n in reversed(again) if (n, "made") not in before}
 
 
-_DEAR = re.compile(r"aten\.(special_|.*gamma|erfinv|i0)")  # series and iterations: a load costs far less
+_DEAR = re.compile(r"\w+\.(special_|.*gamma|erf_?inv|i0|.*bessel|zeta|ndtri)")  # a load costs far less than a series
+_NORMS = frozenset({torch.ops.aten.native_layer_norm.default})
+
+
+def is_dear(op: Any) -> bool:
+    """Whether a pointwise operator takes a series or iterations."""
+    return _DEAR.match(str(op)) is not None
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether each element of the result takes little to compute from one of each operand."""
+    pointwise = (
+        torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target is torch.ops.aten._to_copy.default
+    )
+    return pointwise and not is_dear(node.target) and not effects.has_effect(node)
 
 
 def is_cheap(node: fx.Node) -> bool:
-    """Whether making the node's value again costs about as much as reading it: views, casts, pointwise operators."""
-    tags = getattr(node.target, "tags", ())
-    if node.op != "call_function" or effects.has_effect(node) or _DEAR.match(str(node.target)):
-        return False
-    return torch.Tag.pointwise in tags or node.target is torch.ops.aten._to_copy.default or effects.is_view(node)
+    """Whether making the node's value again costs about as much as reading it."""
+    if node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return node.op == "call_function" and (is_pointwise(node) or node.target in _NORMS or effects.is_view(node))
 
 
 def _is_size(node: fx.Node) -> bool:
     """Whether it is a number read off a tensor, which is no tensor that could be saved."""
     return isinstance(node.meta.get("val"), _torch.SYMBOLS)
-
-
-_UNKNOWN_SIZE = 1 << 10  # a guess at sizes that depend on data
-
-
-def _bytes(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or isinstance(value, torch.nn.Parameter):
-        return 0
-    return math.prod(n if type(n) is int else _UNKNOWN_SIZE for n in value.shape) * value.element_size()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from functools import cache
@@ -162,3 +163,14 @@ def storage_of(node: fx.Node) -> int | None:
         return node.meta["storage"]  # type: ignore[no-any-return]
     value = node.meta.get("val")
     return _torch.storage_key(value) if isinstance(value, torch.Tensor) else None
+
+
+_UNKNOWN_SIZE = 1 << 10  # a guess at sizes that depend on data
+
+
+def nbytes(node: fx.Node) -> int:
+    """Bytes of the elements of a node's tensor; 0 for what is none."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return 0
+    return math.prod(n if type(n) is int else _UNKNOWN_SIZE for n in value.shape) * value.element_size()

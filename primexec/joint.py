@@ -9,9 +9,10 @@ returns logits): a gradient that is absent in eager is never replaced by zeros, 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,7 +203,7 @@ class Recorder:
         made: dict[fx.Node, fx.Node] = {}
         at = {source: placeholder for placeholder, source in lifted.items()}
         if self._again is None:
-            cheap = made_again(lifted.values(), self.results) if self.save == "less" else set()
+            cheap = self._made_again(lifted.values()) if self.save == "less" else {}
             nodes = [n for n in self.tracer.graph.nodes if n in cheap and n not in self._steps]
             self._again = {n: (n.target, n.args, n.kwargs) for n in nodes}
         again = self._again
@@ -243,6 +244,22 @@ class Recorder:
                     min(new.users).prepend(new)  # what is made early is kept long
         self.tracer.taken.update(taken)
         return taken
+
+    def _made_again(self, needed: Collection[fx.Node]) -> Mapping[fx.Node, float]:
+        """What is computed again; after the forward program, whose memory is never written to later.
+
+        Memory that the caller can see, of inputs and results, is saved only where eager saves it: a change of it before
+        the backward pass is an error then, and only then. Parameters cost nothing: they live on.
+        """
+        inputs = (n for n in self.tracer.graph.nodes if n.op == "placeholder")
+        seen = {effects.storage_of(n) for n in (*self.results, *inputs)} - {effects.storage_of(n) for n in needed}
+
+        def cost(node: fx.Node) -> float:
+            if effects.storage_of(node) in seen:
+                return math.inf
+            return 0 if isinstance(node.meta["val"], torch.nn.Parameter) else effects.nbytes(node)
+
+        return made_again(dict.fromkeys(needed, math.inf), cost)
 
     def _made(self, graph: fx.Graph, node: fx.Node, call: _Call, last: fx.Node) -> fx.Node:
         """A node of a backward graph that makes the value of a node of the forward graph again."""

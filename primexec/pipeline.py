@@ -47,7 +47,9 @@ def compile_program(
     exact = passes.run(program)
     functional = program = exact
     if len(executors) > 1:
-        functional = program = passes.run_functional(exact, strict=allowed is not None)
+        functional = program = passes.run_functional(
+            exact, strict=allowed is not None, again=registry.saving(options, executors) == "less"
+        )
     if any(getattr(e, "any_layout", False) for e in executors):
         program = passes.run_layouts(functional, frozen)
     verify_captured(program)

@@ -8,13 +8,17 @@ tensor, has no region of its own: each region makes what it uses.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Reversible
+from collections.abc import Callable, Mapping, Reversible, Set
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from primexec import effects
+from primexec.cut import is_dear, is_pointwise
 from primexec.decisions import decide
+from primexec.prims import lookup
+
+MOST_AGAIN = 16  # operators that a region computes again rather than read their result
 
 
 @dataclass
@@ -57,6 +61,7 @@ class _Placer:
         self.homes = homes
         self.memory = effects.memory_of(graph)
         self.nodes = [n for n in graph.nodes if n.op == "call_function"]
+        self.written = {self.memory(w) for n in self.nodes for w in effects.writes(n)}
         self.anywhere = anywhere
         self.returned = set(graph.output_node().all_input_nodes)
         self.free = self._free(movable)
@@ -78,13 +83,14 @@ class _Placer:
     def groups(self) -> list[Group]:
         self._place_early()
         self._sink()
+        again = self._made_again()
         made = [Group(executor) for executor in self.executors]
         for node in self.nodes:
             if node in self.region:
                 made[self.region[node]].own.append(node)
         number = {n: i for i, n in enumerate(self.nodes)}
-        for group in made:
-            group.nodes = sorted(self._with_free(group), key=number.__getitem__)
+        for i, group in enumerate(made):
+            group.nodes = sorted(self._with_free(group, again.get(i, set())), key=number.__getitem__)
         return _joined([g for g in made if g.own])
 
     def _place_early(self) -> None:
@@ -123,29 +129,40 @@ class _Placer:
         return len(self.executors) - 1
 
     def _sink(self) -> None:
-        """What depends on the program's inputs alone goes to its first user: what is made early must be kept long."""
-        written = {self.memory(w) for n in self.nodes for w in effects.writes(n)}
+        """What is made early must be kept long: nodes go to their first user, where that keeps no more memory.
+
+        What depends on the program's inputs alone keeps none.
+        """
+        movable = [n for n in self.nodes if self._may_sink(n)]
         loose: dict[fx.Node, None] = {}
-        for node in self.nodes:
-            if (
-                node in self.region
-                and self.homes[node] != self.anywhere
-                and effects.results_of(node) == [node]
-                and node.target is not operator.getitem
-                and all(n in loose for n in self._sources(node))
-                and not any(self.memory(n) in written for n in node.all_input_nodes)
-            ):
-                loose[node] = None
+        for node in movable:
+            if all(n in loose for n in self._sources(node)):
+                loose.update(dict.fromkeys((node, *effects.results_of(node))))
         ends = self._ends(loose)
-        for node in reversed(loose):
-            if node not in self.returned and (users := self._users(node) - ends):
-                last = min(self.region[u] for u in users)
-                while last > self.region[node] and self.executors[last] != self.homes[node]:
-                    last -= 1
-                self.region[node] = last
+        last = {n: max((self.region[u] for u in self._users(n)), default=0) for n in self.region}
+        for node in reversed(movable):
+            results = effects.results_of(node)
+            users = {u for n in results for u in self._users(n)} - ends
+            if not users or not self.returned.isdisjoint(results):
+                continue
+            region = min(self.region[u] for u in users)
+            while region > self.region[node] and self.executors[region] != self.homes[node]:
+                region -= 1
+            sources = self._sources(node)
+            held = sum(effects.nbytes(n) for n in sources if last[n] < region)
+            if node in loose or held <= sum(map(effects.nbytes, results)):
+                self.region.update(dict.fromkeys((node, *results), region))
+                last.update({n: max(last[n], region) for n in sources})
         for node in loose:
             if node in ends:
                 self.region[node] = max(self.region[node], *(self.region[n] for n in self._sources(node)))
+
+    def _may_sink(self, node: fx.Node) -> bool:
+        if node not in self.region or node.target is operator.getitem:
+            return False
+        if self.homes[node] == self.anywhere and any(self.region[n] == self.region[node] for n in self._sources(node)):
+            return False  # the operators of one call of the API are replayed as that call where they stay together
+        return not effects.has_effect(node) and not any(self.memory(n) in self.written for n in node.all_input_nodes)
 
     def _ends(self, loose: Reversible[fx.Node]) -> set[fx.Node]:
         """Results, and what nothing but results is made of: they run where what they are made of runs."""
@@ -159,13 +176,7 @@ class _Placer:
 
     def _sources(self, node: fx.Node) -> set[fx.Node]:
         """The nodes with a region that a node is computed from."""
-        found: set[fx.Node] = set()
-        for n in node.all_input_nodes:
-            if n in self.free:
-                found |= self._sources(n)
-            elif n in self.region:
-                found.add(n)
-        return found
+        return {n for n in self._operands(node) if n in self.region}
 
     def _users(self, node: fx.Node) -> set[fx.Node]:
         """The nodes with a region that are computed from a node."""
@@ -174,12 +185,60 @@ class _Placer:
             found |= self._users(n) if n in self.free else {n} if n in self.region else set()
         return found
 
-    def _with_free(self, group: Group) -> set[fx.Node]:
+    def _made_again(self) -> dict[int, set[fx.Node]]:
+        """For each region what it computes again rather than read: pointwise, of nothing but what it reads anyway."""
+        later: dict[fx.Node, set[int]] = {}  # of what may be, the other regions that use it
+        for node in self.region:
+            regions = {self.region[u] for u in self._users(node)} - {self.region[node]}
+            alike = all(self.executors[r] == self.homes[node] != self.anywhere for r in regions)
+            if regions and alike and node not in self.returned and self._is_plain(node):
+                later[node] = regions
+        read: dict[int, set[fx.Node]] = {}
+        for node, region in self.region.items():
+            read.setdefault(region, set()).update(n for n in self._operands(node) if n not in later)
+        again: dict[int, set[fx.Node]] = {}
+        for node, regions in later.items():
+            parts = {r: self._parts(node, read[r]) for r in regions}
+            for r, found in parts.items():
+                if all(parts.values()):
+                    again.setdefault(r, set()).update(found)
+                else:
+                    read[r].add(node)
+        return again
+
+    def _parts(self, node: fx.Node, read: Set[fx.Node]) -> set[fx.Node]:
+        """The node and those it is computed from, up to what is read anyway; none where that is too much."""
+        found, waiting = {node}, [node]
+        while waiting:
+            for n in self._operands(waiting.pop()):
+                if n in read or n in found:
+                    continue
+                if n.op != "call_function" or len(found) == MOST_AGAIN or not self._is_plain(n):
+                    return set()
+                found.add(n)
+                waiting.append(n)
+        return found
+
+    def _is_plain(self, node: fx.Node) -> bool:
+        """Whether the node is pointwise, and neither it nor its operands are written to."""
+        row = lookup(node.target)
+        pointwise = is_pointwise(node) or (row is not None and row.family == "pointwise" and not is_dear(row.op))
+        memory = {self.memory(n) for n in (node, *node.all_input_nodes)}
+        return pointwise and memory.isdisjoint(self.written)
+
+    def _operands(self, node: fx.Node) -> set[fx.Node]:
+        """The inputs, and nodes with a region, that a node is computed from."""
+        found: set[fx.Node] = set()
+        for n in node.all_input_nodes:
+            found |= self._operands(n) if n in self.free else {n}
+        return found
+
+    def _with_free(self, group: Group, again: Set[fx.Node]) -> set[fx.Node]:
         found = set(group.own)
         waiting = list(group.own)
         while waiting:
             for n in waiting.pop().all_input_nodes:
-                if n in self.free and n not in found:
+                if (n in self.free or n in again) and n not in found:
                     found.add(n)
                     waiting.append(n)
         return found

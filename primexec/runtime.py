@@ -42,18 +42,29 @@ def compile_plan(
     Raises:
         ExecutorError: where an executor fails to compile a region that it claimed.
     """
-    training = plan.program.backward is not None or plan.program.is_backward
+    backward = plan.program.is_backward or any(n.meta.get("in_backward") for n in plan.program.nodes)
+    training = backward or plan.program.backward is not None
+    inputs = tuple(plan.program.graph_module.graph.find_nodes(op="placeholder"))
+    is_whole = plan.inputs == (inputs,) and plan.outputs == (tuple(plan.program.outputs),)
     regions = [
-        replace(r, boxed=boxed and r.executor == "aten", training=training, donated=donated)
-        for r, donated in zip(plan.regions, _donated(plan), strict=True)
+        replace(
+            region,
+            boxed=(boxed or not is_whole) and _empties(executors[region.executor], region),
+            training=training,
+            donated=donated,
+            kept=kept,
+        )
+        for region, donated, kept in zip(plan.regions, _donated(plan), _kept(plan), strict=True)
     ]
     with closing(progress.shown(regions, f"compiling {plan.program.name}")) as shown:
         functions = [_compile(region, executors[region.executor], options) for region in shown]
-    inputs = tuple(plan.program.graph_module.graph.find_nodes(op="placeholder"))
-    is_whole = plan.inputs == (inputs,) and plan.outputs == (tuple(plan.program.outputs),)
     if is_whole and regions[0].boxed == boxed:
         return Executable(plan, functions[0], 1)
-    return Executable(plan, _join(plan, functions, boxed), len(functions))
+    return Executable(plan, _join(plan, regions, functions, boxed), len(functions))
+
+
+def _empties(executor: Executor, region: Region) -> bool:
+    return getattr(executor, "empties", lambda _: False)(region)
 
 
 # Operators whose result is always in memory of its own.
@@ -76,6 +87,14 @@ def _donated(plan: Plan) -> list[frozenset[int]]:
         return fresh and last[storage] == i and names[storage] == {n} and storage not in returned
 
     return [frozenset(k for k, n in enumerate(inputs) if given(n, i)) for i, inputs in enumerate(plan.inputs)]
+
+
+def _kept(plan: Plan) -> list[frozenset[int]]:
+    """For each region the positions of results in memory that the program returns."""
+    returned = {effects.storage_of(n) for n in plan.program.outputs}
+    return [
+        frozenset(k for k, n in enumerate(outputs) if effects.storage_of(n) in returned) for outputs in plan.outputs
+    ]
 
 
 def _compile(region: Region, executor: Executor, options: Mapping[str, Any]) -> RegionFunction:
@@ -138,7 +157,9 @@ def without_views(run: Callable[..., Sequence[Tensor]], places: Sequence[int]) -
     return run_alone
 
 
-def _join(plan: Plan, functions: Sequence[RegionFunction], boxed: bool) -> Callable[..., Sequence[Tensor]]:
+def _join(
+    plan: Plan, regions: Sequence[Region], functions: Sequence[RegionFunction], boxed: bool
+) -> Callable[..., Sequence[Tensor]]:
     """A straight function that calls the regions in order and deletes what nobody uses any more."""
     graph = plan.program.graph_module.graph
     placeholders = ", ".join(n.name for n in graph.nodes if n.op == "placeholder")
@@ -155,11 +176,11 @@ def _join(plan: Plan, functions: Sequence[RegionFunction], boxed: bool) -> Calla
         target = f"[{', '.join(n.name for n in outputs)}] = " if outputs else ""
         arguments = ", ".join(n.name for n in inputs)
         dead = dying[i]
-        given = [n.name for n in inputs if n.name in dead] if boxed and plan.regions[i].executor == "aten" else []
+        given = [n.name for n in inputs if n.name in dead] if regions[i].boxed else []
         if given:
             lines += [f"  args = [{arguments}]", f"  del {', '.join(given)}"]
             arguments = "args"
-        elif boxed and plan.regions[i].executor == "aten":
+        elif regions[i].boxed:
             arguments = f"[{arguments}]"
         lines.append(f"  {target}region{i}({arguments})")
         dead = [name for name in dead if name not in given]

@@ -290,8 +290,7 @@ class Tracer:
         name = op._schema.name.partition("::")[2] if isinstance(op, _torch.OpOverload) else op.name()
         node = self.graph.create_node("call_function", op, node_args, node_kwargs, name=name)
         source = self.describe(node)
-        if node.meta["inference"] != self._inference:
-            self.inference_segments = True
+        self.inference_segments |= node.meta["inference"] != self._inference
         # Without grad mode the node made last is that of a custom function whose forward runs, or has its line.
         self._lines.setdefault(_torch_autograd.sequence_number(), source)
         if isinstance(out, Tensor):
@@ -301,7 +300,7 @@ class Tracer:
             for i, t in enumerate(out):
                 if isinstance(t, Tensor):
                     item = self.graph.create_node("call_function", operator.getitem, (node, i), name=f"{node.name}_{i}")
-                    item.meta.update({k: node.meta[k] for k in ("source", "inference", "grad_mode")})
+                    item.meta.update({k: v for k, v in node.meta.items() if k not in ("spec", "stack_trace")})
                     self._bind_output(t, item)
         return out
 
@@ -311,6 +310,7 @@ class Tracer:
         if source is not None:
             node.meta["stack_trace"] = f"  {source}"
         node.meta["inference"], node.meta["grad_mode"] = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        node.meta["in_backward"] = _torch_autograd.in_backward()
         return source
 
     def _bind_output(self, t: Tensor, node: fx.Node) -> None:
@@ -467,8 +467,8 @@ class Tracer:
 
     def complete_metadata(self, graphs: Iterable[fx.Graph]) -> None:
         """As FX has it: an operator with several results carries them all, and inputs what they stand for."""
-        for placeholder, source in self.taken.items():
-            placeholder.meta["val"] = source.meta["val"]
+        for node, source in self.taken.items():
+            node.meta.update({k: v for k, v in source.meta.items() if k == "val"})
         self.taken.clear()
         for node in (n for graph in graphs for n in graph.nodes):
             items = {u.args[1]: u.meta.get("val") for u in node.users if u.target is operator.getitem}

@@ -296,3 +296,15 @@ def test_small_outputs_come_from_the_allocator() -> None:
     run(torch.tensor([1.0]))
     assert pool.outputs.nbytes == 0
     assert empty_strided_cpu((8,), (1,), torch.float32).shape == (8,)
+
+
+def test_inside_of_a_program_a_larger_storage_will_do() -> None:
+    def made(n: int, roomy: bool) -> torch.Tensor:
+        return pool.outputs.empty((n,), (1,), torch.float32, 4 * n, roomy)
+
+    first = made(N, False).data_ptr()
+    assert made(N // 2, True).data_ptr() == first
+    assert made(N // 2, False).data_ptr() != first  # the storage of a result is no larger than the result
+    assert made(N // (2 * pool.ROOM), True).data_ptr() != first
+    held = made(N, True)
+    assert held.data_ptr() == first != made(N - 1, True).data_ptr()

@@ -67,6 +67,12 @@ def test_no_ops_go() -> None:
     assert names(lambda x: x.detach().clone().double().reshape(2, 3).exp() + 1, X) == ["exp", "add"]
 
 
+def test_views_of_views_are_one() -> None:
+    assert names(lambda x: x.exp().view(3, 2).view(6) + 1, X) == ["exp", "view", "add"]
+    assert names(lambda x: x.exp().view(3, 2).view(2, 3) + 1, X) == ["exp", "add"]
+    assert names(lambda x: x.t().exp().view(3, 1, 2).view(3, 2) + 1, X) == ["transpose", "exp", "view", "view", "add"]
+
+
 def test_law_of_prims() -> None:
     program = make_traced(lambda x: x.exp().softmax(0)).trace(X)
     lowered = program.lower()

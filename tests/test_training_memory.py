@@ -76,6 +76,49 @@ def test_activations_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None
     assert peak(ours) <= 0.5 * peak(eagers)
 
 
+def test_whole_steps_compute_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_gains", lambda *_: False)
+
+    def whole(x: Tensor, *weights: Tensor) -> Tensor:
+        for _ in range(2):
+            loss = activated(x, *weights)
+            loss.backward()
+            with torch.no_grad():
+                for w in weights:
+                    w -= 1e-3 * w.grad  # type: ignore[operator]
+                    w.grad = None
+        return loss.detach()
+
+    def run(function: Callable[..., Tensor]) -> tuple[int, list[Tensor]]:
+        given = arguments(8192)
+        losses = [function(*given) for _ in range(2)]
+        primexec.empty_cache()
+        return peak(lambda: losses.append(function(*given))), [*losses, *(w.detach() for w in given[1:])]
+
+    traced = make_traced(whole, executor=("llvm", "aten"))
+    (ours, found), (eagers, expected) = run(traced), run(whole)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert ours <= 0.5 * eagers
+    assert traced.cache_info().traces == 1
+
+
+@pytest.mark.parametrize("gains", [False, True])
+def test_what_is_needed_late_is_made_late(gains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_gains", lambda *_: gains and library._linear() is not None)
+    x, *weights = (w.detach() for w in arguments(8192))
+
+    def attending(x: Tensor) -> Tensor:
+        made, out = torch.softmax(x @ weights[0], -1), x
+        for w in weights:
+            out = torch.tanh(out @ w) * (made @ w)
+        return out
+
+    traced = make_traced(attending, executor=("llvm", "aten"))
+    torch.testing.assert_close(traced(x), attending(x), rtol=1e-4, atol=1e-4)
+    primexec.empty_cache()
+    assert peak(lambda: traced(x)) <= peak(lambda: attending(x))
+
+
 @pytest.mark.parametrize("executor", EXECUTORS, ids=str)
 def test_a_graph_is_kept_as_long_as_it_is_asked_for(executor: Any) -> None:
     traced = make_traced(deep, executor=executor)

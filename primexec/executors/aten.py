@@ -51,6 +51,9 @@ class AtenExecutor:
     def supports(self, node: fx.Node) -> Support:
         return YES
 
+    def empties(self, region: Region) -> bool:
+        return True
+
     def fingerprint(self) -> str:
         return f"torch {torch.__version__}"
 

@@ -46,10 +46,11 @@ class Region:
             `meta["val"]` (a fake tensor: shape, dtype, strides, device) and `meta["source"]` (the user's line).
         calls: the calls of torch's API that nodes of this graph came from.
         ambient_inference: whether the program is called inside inference mode.
-        boxed: for `aten` only: the callable takes its inputs in one list and empties it, so that they can be
-            freed while it runs. Arguments of a call are held by the caller.
+        boxed: for executors that say so: the callable takes its inputs in one list and empties it, so that they can
+            be freed while it runs. Arguments of a call are held by the caller.
         training: whether the program takes part in autograd: what it returns is kept for backward, or made there.
         donated: positions of inputs that nobody needs afterwards, in memory of their own: results may be written there.
+        kept: positions of results that somebody outside of the program may see; None: all of them.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Region:
     boxed: bool = False
     training: bool = False
     donated: frozenset[int] = frozenset()
+    kept: frozenset[int] | None = None
 
 
 RegionFunction = Callable[..., Sequence[Tensor]]
@@ -84,6 +86,8 @@ class Executor(Protocol):
     An executor may have a method `leaves(node)`: why it leaves an operator to the executors after it, which run it
     faster than its own code or that of the operator's expansion; None where it does not. It is not asked where falling
     back is forbidden.
+
+    An executor may have a method `empties(region)`: whether it compiles the region as `boxed` where it is asked to.
 
     An executor may have a method `describe(region, options)`: lines of text that `explain()` shows about a region.
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from primexec.config import verifies_passes
+from primexec.passes.again import ComputeAgain
 from primexec.passes.channels_last import ChannelsLast
 from primexec.passes.common import MergeEqual, RemoveNoOps
 from primexec.passes.constants import FoldConstants, ShareConstants
@@ -39,13 +40,15 @@ def run(program: Program) -> Program:
     return _run(PIPELINE, program, verify_captured)
 
 
-def run_functional(program: Program, *, strict: bool = False) -> Program:
+def run_functional(program: Program, *, strict: bool = False, again: bool = False) -> Program:
     """Run what executors ask for that take operators without effects only; the graph stays as it is.
 
     Args:
         strict: whether `aten` may only place results: what is written to inputs is then computed apart, and copied.
+        again: whether a backward pass inside of the program computes cheap values again.
     """
-    return _run((Functionalize(copy_back=strict), NumbersAsTensors()), program, verify_captured)
+    passes = Functionalize(copy_back=strict), NumbersAsTensors(), *((ComputeAgain(),) if again else ())
+    return _run(passes, program, verify_captured)
 
 
 def run_layouts(program: Program, frozen: Mapping[str, Tensor] | None = None) -> Program:

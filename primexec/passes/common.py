@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from primexec import effects
-from primexec.prims import lookup
+from primexec.prims import Prim, lookup
 from primexec.program import Program
 
 
@@ -27,7 +27,10 @@ class MergeEqual:
 
 @dataclass(frozen=True, slots=True)
 class RemoveNoOps:
-    """Views and copies of the very same metadata give way to their argument; unused prims that cannot fail go."""
+    """Views and copies of the very same metadata give way to their argument, and views of views to one view.
+
+    Unused prims that cannot fail go.
+    """
 
     def __call__(self, program: Program) -> Program:
         remove_no_ops(program.graph_module.graph)
@@ -50,13 +53,20 @@ def remove_no_ops(graph: fx.Graph) -> None:
     """What RemoveNoOps does, to any graph in prims."""
     seen = effects.seen_memory(graph)
     for node in graph.nodes:
+        while _is_view_of_view(node):
+            node.replace_input_with(node.args[0], node.args[0].args[0])
         if str(node.target) in _IDENTITIES and _is_plain(node, seen) and effects.same_layout(node.args[0], node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     for node in reversed(graph.nodes):
         row = lookup(node.target)
-        if not node.users and row is not None and row.effects == "none" and row.recompute != "dear":
+        if not node.users and row is not None and row.effects == "none" and _cannot_fail(row):
             graph.erase_node(node)
+
+
+def _cannot_fail(row: Prim) -> bool:
+    """Whether a prim raises for no values; what indexes by data does."""
+    return row.recompute != "dear" or row.family == "reduction"
 
 
 # Prims that return their argument's own elements in order, where shape and strides come out as they went in.
@@ -70,6 +80,15 @@ _IDENTITIES = frozenset(
         "prims.convert_element_type.default",
     }
 )
+
+
+def _is_view_of_view(node: fx.Node) -> bool:
+    """Whether a view reads another view's elements in their order; of contiguous memory, every shape is one."""
+    view = torch.ops.aten.view.default
+    if node.target is not view or node.args[0].target is not view:  # type: ignore[union-attr]
+        return False
+    base: torch.Tensor = node.args[0].args[0].meta["val"]  # type: ignore[union-attr]
+    return base.is_contiguous()
 
 
 def _is_plain(node: fx.Node, seen: set[int | None]) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from primexec import _torch, numbers
 from primexec.program import TensorSpec
 
-_KEPT = ("source", "stack_trace", "inference")
+_KEPT = ("source", "stack_trace", "inference", "in_backward")
 
 
 def emit(graph: fx.Graph, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:

@@ -98,6 +98,9 @@ class LlvmExecutor:
     def leaves(self, node: fx.Node) -> str | None:
         return left.why(node)
 
+    def empties(self, region: Region) -> bool:
+        return library.has_products(region.graph_module.graph)
+
     def fingerprint(self) -> str:
         target = host()
         return f"llvmlite {version('llvmlite')} {target.triple} {target.cpu} {target.feature_string}"
@@ -118,14 +121,18 @@ class LlvmExecutor:
         graph = region.graph_module.graph
         # What is saved dies in the middle of the backward pass: kept for later calls, it would add to its peak.
         chosen = {**options, "pooled": not region.training}
-        if any(map(library.takes, graph.nodes)):
-            return library.joined(
-                graph, region.donated, lambda part, given: _compiled(part, given, region.name, chosen)
-            )
-        return _compiled(graph, region.donated, region.name, chosen)
+
+        def compiled(part: fx.Graph, donated: frozenset[int], kept: frozenset[int] | None) -> RegionFunction:
+            return _compiled(part, donated, kept, region.name, chosen)
+
+        if library.has_products(graph):
+            return library.joined(region, compiled)
+        return compiled(graph, region.donated, region.kept)
 
 
-def _compiled(graph: fx.Graph, donated: frozenset[int], name: str, options: Mapping[str, Any]) -> RegionFunction:
+def _compiled(
+    graph: fx.Graph, donated: frozenset[int], kept: frozenset[int] | None, name: str, options: Mapping[str, Any]
+) -> RegionFunction:
     def make() -> RegionFunction:
         compiled = lower(graph, options, donated)
         _log.debug("%s\n%s", name, compiled.schedule)
@@ -133,9 +140,9 @@ def _compiled(graph: fx.Graph, donated: frozenset[int], name: str, options: Mapp
         module = engine.compile_module(compiled.llvm, compiled.target, symbols)
         _check_results(graph, name, compiled.schedule)
         used = [*codes.remember(compiled.codes, module), *compiled.borrowed.values()]
-        return _bound(compiled.schedule, module, used, pooled=options["pooled"])
+        return _bound(compiled.schedule, module, used, pooled=options["pooled"], kept=kept)
 
-    return repeats.once(graph, {**options, "donated": tuple(sorted(donated))}, make)
+    return repeats.once(graph, {**options, "donated": donated, "kept": kept}, make)
 
 
 def _scheduled(graph: fx.Graph, donated: Set[int], options: Mapping[str, Any]) -> Schedule:
@@ -293,10 +300,11 @@ def _nbytes(b: Buffer) -> int:
 
 
 def _order(schedule: Schedule) -> dict[int, int]:
-    """The place of each buffer among the arguments: inputs, outputs, arena; those without memory are none."""
+    """The number of each buffer's memory among the arguments: inputs, outputs, arena; what has none comes last."""
     kinds = ("input", "output", "arena", "none")
     numbers = sorted(range(len(schedule.buffers)), key=lambda b: kinds.index(schedule.buffers[b].kind))
-    return {b: i for i, b in enumerate(numbers)}
+    order = {b: i for i, b in enumerate(numbers)}
+    return {b: order[schedule.places.get(b, b)] for b in numbers}
 
 
 def _check_results(graph: fx.Graph, name: str, schedule: Schedule) -> None:
@@ -308,19 +316,24 @@ def _check_results(graph: fx.Graph, name: str, schedule: Schedule) -> None:
         raise ExecutorError(f"the loops of {name} return {made}, and the region {wanted}")
 
 
-def _bound(schedule: Schedule, module: engine.Module, used: list[Loaded], *, pooled: bool) -> RegionFunction:
+def _bound(
+    schedule: Schedule, module: engine.Module, used: list[Loaded], *, pooled: bool, kept: frozenset[int] | None
+) -> RegionFunction:
     buffers = schedule.buffers
     operands = [launch.Operand(b.shape, b.strides, b.dtype) for b in buffers]
     inputs = [o for o, b in zip(operands, buffers, strict=True) if b.kind == "input"]
     made = [i for i, b in enumerate(buffers) if b.kind == "output"]
     slots, size = arena.slots(schedule)
+    held = {b for i, b in enumerate(schedule.outputs) if kept is None or i in kept}
+    seen = {i for i, b in enumerate(made) if b in held}
     work = sum(i.dtype.itemsize * _numel(i.shape) for i in inputs)
     call = launch.bind(module.address("program"), inputs, [operands[i] for i in made], slots=slots, arena_bytes=size,
-                       work_bytes=work, keep=(module, used), failed=_failure(schedule), pooled=pooled)  # fmt: skip
+                       work_bytes=work, keep=(module, used), failed=_failure(schedule), pooled=pooled,
+                       kept=seen)  # fmt: skip
     picked = [made.index(b) if b in made else ~schedule.places.get(b, b) for b in schedule.outputs]
     if picked == list(range(len(made))):
         return call
-    over = [(i, inputs[i], operands[b]) for b, i in schedule.places.items()]
+    over = [(i, inputs[i], operands[b]) for b, i in schedule.places.items() if b in schedule.outputs]
 
     def run(*tensors: Tensor) -> list[Tensor]:
         given = list(tensors)

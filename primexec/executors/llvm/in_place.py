@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Set
 from dataclasses import replace
 
@@ -19,38 +18,43 @@ SMALLEST = 1 << 17  # bytes; less costs more to hand over than to make anew
 def in_place(schedule: Schedule, donated: Set[int]) -> Schedule:
     """The schedule, with results in the place of inputs that are donated.
 
-    A kernel writes over an input that no other kernel touches, of which each point takes its own element only: it has
-    read that, in whatever passes, before it writes there.
+    A kernel writes over an input that no later kernel reads, of which each point takes its own element only: it has
+    read that, in whatever passes, before it writes there. So do later kernels over what lies there by then.
     """
     if not donated:
         return schedule
-    kernels, buffers, places = list(schedule.kernels), list(schedule.buffers), {}
-    reached = list(map(touched, kernels))
-    users = Counter(b for buffers_of_one in reached for b in buffers_of_one)
+    kernels, buffers = list(schedule.kernels), list(schedule.buffers)
+    places: dict[int, int] = {}
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
     for number, kernel in enumerate(kernels):
-        alone = {b for b in reached[number] if users[b] == 1}
-        result = _result(kernel, buffers, alone)
-        found = None if result is None else _operand(kernel, result, buffers, alone & donated - {*schedule.outputs})
-        if result is not None and found is not None:
+        last.update(dict.fromkeys(touched(kernel), number))
+        first = dict.fromkeys(touched(kernel), number) | first
+    free = {*donated} - {*schedule.outputs}
+    for number, kernel in enumerate(kernels):
+        result = _result(kernel, buffers)
+        if result is None or first[result.buffer] != number:
+            continue
+        found = _operand(kernel, result, buffers, {b for b in free if last.get(b) == number})
+        if found is not None:
             store = kernel.stores[0]
             over = replace(store, access=replace(store.access, buffer=found))
             kernels[number] = replace(
                 kernel, stores=(over,), why=(*kernel.why, f"writes over b{found}, needed no more")
             )
             buffers[result.buffer] = replace(buffers[result.buffer], kind="none")
-            places[result.buffer] = found
+            places[result.buffer] = places.get(found, found)
+            free |= {result.buffer} - {*schedule.outputs}
     return replace(schedule, buffers=tuple(buffers), kernels=tuple(kernels), places=places)
 
 
-def _result(kernel: Kernel, buffers: list[Buffer], alone: set[int]) -> Access | None:
-    """Where a kernel writes its only result, if that is one of the region's."""
+def _result(kernel: Kernel, buffers: list[Buffer]) -> Access | None:
+    """Where a kernel writes its only result."""
     if kernel.ordered or len(kernel.stores) > 1:
         return None
     (store,) = kernel.stores
-    b = buffers[store.access.buffer]
-    large = _extent(b)[1] >= SMALLEST
-    fits = b.kind == "output" and large and not store.how and not store.access.indirect
-    return store.access if fits and store.access.buffer in alone else None
+    fits = _extent(buffers[store.access.buffer])[1] >= SMALLEST and not store.how and not store.access.indirect
+    return store.access if fits else None
 
 
 def _operand(kernel: Kernel, result: Access, buffers: list[Buffer], donated: Set[int]) -> int | None:

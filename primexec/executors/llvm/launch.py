@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +34,16 @@ class Operand:
     def nbytes(self) -> int:
         return pool.storage_bytes(self.shape, self.strides, self.dtype)
 
-    def maker(self, *, pooled: bool) -> entry.Make:
-        """What makes such a tensor, of a storage of the pool where it is large and `pooled`."""
+    def maker(self, *, pooled: bool, kept: bool) -> entry.Make:
+        """What makes such a tensor, of a storage of the pool where it is large and `pooled`.
+
+        Args:
+            kept: whether it is a result of the program.
+        """
         layout = self.shape, self.strides, self.dtype
         nbytes = self.nbytes
-        large = pooled and nbytes >= pool.SMALLEST
-        return (pool.outputs.empty, (*layout, nbytes)) if large else (empty_strided_cpu, layout)
+        large = pooled and nbytes >= (pool.SMALLEST if kept else pool.SMALLEST_INSIDE)
+        return (pool.outputs.empty, (*layout, nbytes, not kept)) if large else (empty_strided_cpu, layout)
 
     def fitted(self, t: Tensor, place: int) -> Tensor:
         """The tensor laid out like this: results of other executors may differ from the fake ones."""
@@ -64,6 +68,7 @@ def bind(
     keep: object = None,
     failed: Callable[[int], None] | None = None,
     pooled: bool = True,
+    kept: Set[int] | None = None,
 ) -> Callable[..., list[Tensor]]:
     """A callable from tensors to new tensors around `void @program(ptr %args)`.
 
@@ -79,6 +84,7 @@ def bind(
         failed: for a program that returns an i64 instead of nothing: called with it where it is not 0; raises.
         keep: lives as long as the callable, the module of the address for instance.
         pooled: whether large outputs come from the pool, and a large arena is kept for later calls.
+        kept: positions of the outputs that somebody outside of the program may see; None: all.
 
     Raises:
         ExecutorError: by the callable, for tensors of other shapes or dtypes, or on other devices.
@@ -105,7 +111,7 @@ def bind(
     job = entry.Job(
         program=address,
         inputs=[(i.dtype, i.shape, i.strides) for i in inputs],
-        makers=[o.maker(pooled=pooled) for o in outputs],
+        makers=[o.maker(pooled=pooled, kept=kept is None or i in kept) for i, o in enumerate(outputs)],
         slots=slots,
         take=(pool.arenas.take if shared else pool.aligned, (arena_bytes,)),
         give_back=pool.arenas.give_back if shared else pool.dropped,

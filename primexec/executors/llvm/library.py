@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec.executors.base import RegionFunction
+from primexec.executors.base import Region, RegionFunction
 from primexec.executors.llvm.launch import Operand
 from primexec.executors.llvm.own import with_copies
 from primexec.executors.llvm.products import widened_from
@@ -80,6 +80,11 @@ def takes(node: fx.Node) -> bool:
     return _gains(rows, inner, columns, transposed, bias is not None, turned, x.dtype)  # type: ignore[union-attr]
 
 
+def has_products(graph: fx.Graph) -> bool:
+    """Whether a region holds a product that oneDNN computes faster."""
+    return any(map(takes, graph.nodes))
+
+
 def _is_turned(node: fx.Node) -> bool:
     """Whether a product's left operand is a transposed matrix, as in the gradient of a weight."""
     if node.target is not _MM:
@@ -136,6 +141,10 @@ def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool, tu
 
 
 # A region with products --------------------------------------------------------------------------------------
+
+
+# From the graph of a part, the positions of inputs that it may write over, and of results that live on.
+CompileKernels = Callable[[fx.Graph, frozenset[int], frozenset[int]], RegionFunction]
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,7 @@ def kernel_graphs(graph: fx.Graph, donated: Set[int]) -> list[tuple[fx.Graph, fr
     Args:
         donated: positions of the region's inputs that it may write over.
     """
-    if not any(map(takes, graph.nodes)):
+    if not has_products(graph):
         return [(graph, frozenset(donated))]
     graph, products = _by_rows(graph)
     steps = _split(graph, products)
@@ -229,31 +238,28 @@ def _given(step: _Step, free: Mapping[fx.Node, _Step]) -> frozenset[int]:
     return frozenset(i for i, n in enumerate(step.inputs) if free.get(n) is step)
 
 
-def joined(
-    graph: fx.Graph, donated: Set[int], compile_kernels: Callable[[fx.Graph, frozenset[int]], RegionFunction]
-) -> RegionFunction:
-    """A function that runs the products of a region, and its other nodes compiled as kernels, in few steps.
-
-    Args:
-        donated: positions of inputs that may be written over; those of a part are the second argument of its compiler.
-    """
-    graph, products = _by_rows(graph)
+def joined(region: Region, compile_kernels: CompileKernels) -> RegionFunction:
+    """A function that runs the products of a region, and its other nodes compiled as kernels, in few steps."""
+    graph, products = _by_rows(region.graph_module.graph)
     returned: tuple[fx.Node, ...] = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
     scope: dict[str, Any] = {"linear": _linear()}
     steps: list[tuple[str, tuple[fx.Node, ...], tuple[fx.Node, ...]]] = []
     parts = _split(graph, products)
-    free = _free(graph, parts, donated)
+    free = _free(graph, parts, region.donated)
+    ends = set(returned)
+    kept = {_base(n) for i, n in enumerate(returned) if region.kept is None or i in region.kept}
     for i, step in enumerate(parts):
         if step.is_product:
             steps += [_product(node, scope) for node in step.group.own]
             continue
-        scope[f"kernels{i}"] = compile_kernels(step.graph(), _given(step, free))
+        seen = frozenset(i for i, n in enumerate(step.outputs) if n in kept)
+        scope[f"kernels{i}"] = compile_kernels(step.graph(), _given(step, free), seen)
         steps.append((f"[{_names(step.outputs)}] = kernels{i}({_names(step.inputs)})", step.inputs, step.outputs))
     last = {n: i for i, (_, used, made) in enumerate(steps) for n in (*used, *made)}
-    kept = set(returned)
-    lines = [f"def run({_names([n for n in graph.nodes if n.op == 'placeholder'])}):"]
+    inputs = _names([n for n in graph.nodes if n.op == "placeholder"])
+    lines = ["def run(args):", f"  [{inputs}] = args; args.clear()"] if region.boxed else [f"def run({inputs}):"]
     for i, (text, used, made) in enumerate(steps):
-        dead = [n for n in dict.fromkeys((*used, *made)) if last[n] == i and n not in kept]
+        dead = [n for n in dict.fromkeys((*used, *made)) if last[n] == i and n not in ends]
         lines += [f"  {text}"] + [f"  del {_names(dead)}"] * bool(dead)
     lines.append(f"  return [{_names(returned)}]")
     exec(compile("\n".join(lines), "<primexec region>", "exec"), scope)

@@ -19,6 +19,8 @@ from torch import Tensor
 from primexec._torch import empty_strided_cpu, set_version_counter, storage_use_count
 
 SMALLEST = 1 << 20  # bytes; below, the allocator reuses memory by itself
+SMALLEST_INSIDE = 1 << 22  # bytes of a tensor inside of a program: what is kept adds to the peak of a call
+ROOM = 4  # times its size: what a tensor inside of a program may take
 ALIGNMENT = 64
 PATIENCE = (
     0.01  # seconds; a finalizer that runs inside the pool and calls it again goes without, and never waits on itself
@@ -72,12 +74,20 @@ class OutputPool:
         self._by_size: OrderedDict[int, list[_Entry]] = OrderedDict()  # least recently used sizes first
         self._bytes = 0
 
-    def empty(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, nbytes: int) -> Tensor:
-        """An uninitialised tensor of its own, as torch.empty_strided makes it; `nbytes` is its storage's size."""
+    def empty(
+        self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, nbytes: int, roomy: bool = False
+    ) -> Tensor:
+        """An uninitialised tensor of its own, as torch.empty_strided makes it.
+
+        Args:
+            nbytes: its storage's size.
+            roomy: whether the storage may be larger: nobody outside of a program sees the tensor.
+        """
         storage = None
         if self._lock.acquire(timeout=PATIENCE):
             try:
-                storage = self._take(nbytes)
+                sizes = [s for s in self._by_size if nbytes < s <= ROOM * nbytes] if roomy else []
+                storage = next(filter(None, map(self._take, (nbytes, *sorted(sizes)))), None)
             finally:
                 self._lock.release()
         if storage is not None:
