@@ -215,15 +215,6 @@ def graph_module(root: torch.nn.Module | dict[str, Any], graph: fx.Graph, name: 
     return private("torch.fx._lazy_graph_module._LazyGraphModule")(root, graph, class_name=name)  # type: ignore[no-any-return]
 
 
-def allow_unknown_sizes(mode: Any) -> bool:
-    """Let operators such as nonzero return tensors of unknown size from now on; false where they already may."""
-    if mode.shape_env is not None:
-        return False
-    mode.static_shapes = True  # inputs keep the sizes they have
-    mode.shape_env = private("torch.fx.experimental.symbolic_shapes.ShapeEnv")()
-    return True
-
-
 def asks_unknown_size(error: BaseException) -> bool:
     """Whether Python code asked for a size that depends on data."""
     return type(error).__name__ == "GuardOnDataDependentSymNode"

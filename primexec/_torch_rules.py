@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from primexec._torch import private
+from primexec._torch import asks_unknown_size, private
 
 
 @cache
@@ -26,6 +26,42 @@ def rules() -> dict[Any, Callable[..., Any]]:
         aten._ctc_loss_backward.Tensor: _ctc_loss_backward,
         aten.linalg_lstsq.default: _lstsq,
     }
+
+
+def allow_unknown_sizes(mode: Any, ask: Callable[[Any], Any] = lambda expression: None) -> bool:
+    """Let operators such as nonzero return tensors of unknown size from now on; false where they already may.
+
+    Args:
+        ask: what is asked of such sizes, as SymPy has it, where Python goes on by the answer; None where there is none.
+    """
+    if mode.shape_env is not None:
+        return False
+    mode.static_shapes = True  # inputs keep the sizes they have
+    mode.shape_env = _sizes()(ask)
+    return True
+
+
+@cache
+def _sizes() -> Any:
+    class Sizes(private("torch.fx.experimental.symbolic_shapes.ShapeEnv")):  # type: ignore[misc]
+        """What is known of unknown sizes."""
+
+        def __init__(self, ask: Callable[[Any], Any]) -> None:
+            super().__init__()
+            self.ask, self.answers = ask, dict[Any, Any]()
+
+        def evaluate_expr(self, expression: Any, *args: Any, **kwargs: Any) -> Any:
+            if expression not in self.answers:
+                try:
+                    return super().evaluate_expr(expression, *args, **kwargs)
+                except Exception as error:
+                    answer = self.ask(expression) if asks_unknown_size(error) else None
+                    if answer is None:
+                        raise
+                self.answers[expression] = answer
+            return self.answers[expression]
+
+    return Sizes
 
 
 def unknown_size(mode: Any, largest: int | None = None) -> Any:

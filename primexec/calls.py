@@ -115,7 +115,7 @@ class Calls(_torch.TorchFunctionMode):
             self._remember(fn, args, kwargs, before, out)
         return out
 
-    def _checked(self, value: Tensor, frame: types.FrameType) -> bool | None:
+    def _checked(self, value: Tensor, frame: types.FrameType) -> Any:
         """The truth value with which a frame goes on; None where that is known, or refused."""
         tracer = self.tracer
         known = getattr(value, "constant", None) is not None

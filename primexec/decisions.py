@@ -28,7 +28,7 @@ MOST = 1000  # decisions of one program: a loop that goes on longer would be too
 class Decision:
     """What a value was, and the line that decides by it. Decisions are equal where the values are."""
 
-    outcome: bool
+    outcome: bool | int
     source: SourceLine | None = field(compare=False)
 
 
@@ -50,14 +50,13 @@ class DecidedOtherwiseError(PrimexecError):
 
     known: Decisions = ()
 
-    def __init__(self, position: int) -> None:
+    def __init__(self, position: int, found: bool | int) -> None:
         super().__init__("a program was left because a value decides otherwise")
-        self._position = position
+        self._position, self._found = position, found
 
     def of(self, traced: Decisions) -> DecidedOtherwiseError:
         """The error, of a program that was traced for these decisions."""
-        at = traced[self._position]
-        self.known = *traced[: self._position], Decision(not at.outcome, at.source)
+        self.known = *traced[: self._position], Decision(self._found, traced[self._position].source)
         return self
 
 
@@ -70,10 +69,11 @@ def following(graph: fx.Graph, last: fx.Node | None) -> Iterator[fx.Node]:
         node = node.next
 
 
-def decide(question: str, values: Sequence[Any], outcome: bool, position: int) -> None:
+def decide(question: str, values: Sequence[Any], outcome: bool | int, position: int) -> None:
     """Go on where a question, a function of `operator`, has this answer."""
-    if bool(getattr(operator, question)(*values)) is not outcome:
-        raise DecidedOtherwiseError(position)
+    found = getattr(operator, question)(*values)
+    if found != outcome:
+        raise DecidedOtherwiseError(position, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Deciding:
         self.made: Decisions = ()
         self._judged: fx.Node | None = None  # up to where what was recorded can be undone
 
-    def ask(self, question: str, *values: Any) -> bool | None:
+    def ask(self, question: str, *values: Any) -> Any:
         """The answer with which the function goes on; None where no program could be left here."""
         tracer = self._tracer
         if tracer.scope.parent is not None or _torch.functorch_active() or not self._can_be_left():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from primexec import _torch, _torch_rules, numbers
+from primexec import _torch, _torch_rules, numbers, sizes
 from primexec._torch import pytree
 from primexec.calls import READS_DATA, VALUE_HINT
 
@@ -19,15 +20,16 @@ MAX_REHEARSAL_ELEMENTS = 1 << 26
 
 def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The results of an operator, of fake tensors."""
+    outer, tracer.running = tracer.running, op
     try:
         rule = _torch_rules.rules().get(op)
         if rule is None:
             return op(*args, **kwargs)
-        _torch.allow_unknown_sizes(tracer.fake_mode)
+        allow_unknown_sizes(tracer)
         with _torch.modes_off(), tracer.fake_mode:
             return rule(tracer.fake_mode, *args, **kwargs)
     except Exception as error:
-        if type(error).__name__ == "DynamicOutputShapeException" and _torch.allow_unknown_sizes(tracer.fake_mode):
+        if type(error).__name__ == "DynamicOutputShapeException" and allow_unknown_sizes(tracer):
             return fake_call(tracer, op, args, kwargs)
         if _torch.asks_unknown_size(error):
             raise tracer.unknown_size() from None
@@ -37,6 +39,13 @@ def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
             if isinstance(error, kind):
                 raise tracer.fail(reason.format(op=op, error=error), numbers.in_optimizer() or hint) from None
         raise _eager_error(tracer, op, args, kwargs, error) from None
+    finally:
+        tracer.running = outer
+
+
+def allow_unknown_sizes(tracer: Tracer) -> bool:
+    """Let operators return tensors of unknown size from now on; false where they already may."""
+    return _torch_rules.allow_unknown_sizes(tracer.fake_mode, partial(sizes.answer, tracer))
 
 
 def _eager_error(tracer: Tracer, op: Any, args: Any, kwargs: Any, error: Exception) -> Exception:

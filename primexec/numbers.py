@@ -100,10 +100,17 @@ class Symbol:
             raise AttributeError(name)
         self.refuse()
 
-    def decide(self, question: str, *values: Any) -> bool:
+    def guard_int(self, file: str = "", line: int = 0) -> Any:
+        """The value with which the function goes on."""
+        return self.decide("index", self) if self.kind is int else self.refuse()
+
+    int_ = guard_int
+
+    def decide(self, question: str, *values: Any) -> Any:
         """The answer to a question about numbers with which the function goes on."""
         tracer = self.tracer
-        nodes = [node_of(tracer, v.node) if isinstance(v, Number) else v for v in values]
+        symbols = [v.node if isinstance(v, Number) else v for v in values]
+        nodes = [node_of(tracer, v) if isinstance(v, Symbol) else v for v in symbols]
         answer = None if any(map(tracer.number_inputs.is_made_of, nodes)) else tracer.deciding.ask(question, *nodes)
         return self.refuse() if answer is None else answer
 
@@ -161,7 +168,12 @@ class Number:
         node.tracer.numbers.add(self)
 
     def __bool__(self) -> bool:
-        return self.node.decide("truth", self)
+        return bool(self.node.decide("truth", self))
+
+    def __index__(self) -> int:
+        return int(self.node.guard_int())
+
+    __int__ = __index__
 
     def as_pytorch_has_it(self) -> Any:
         """What operators take: PyTorch keeps it for backward passes, and the number itself is the function's."""
@@ -188,7 +200,7 @@ class Number:
     __lt__, __le__ = _compared(operator.lt), _compared(operator.le)
     __gt__, __ge__ = _compared(operator.gt), _compared(operator.ge)
     __hash__ = _refused
-    __float__ = __int__ = __index__ = __complex__ = __round__ = __trunc__ = __floor__ = __ceil__ = _refused
+    __float__ = __complex__ = __round__ = __trunc__ = __floor__ = __ceil__ = _refused
     __divmod__ = __rdivmod__ = __and__ = __or__ = __xor__ = __invert__ = __lshift__ = __rshift__ = _refused
     __str__ = __repr__ = __format__ = __reduce_ex__ = _refused
     is_integer = as_integer_ratio = hex = conjugate = bit_length = _refused
@@ -236,14 +248,34 @@ def item(tracer: Tracer, t: Tensor) -> Number | None:
     return _wrapped(_emit(tracer, READ, (tracer.node_of(t),), float if t.is_floating_point() else int))
 
 
-def truth(tracer: Tracer, t: Tensor) -> bool | None:
-    """The one truth value of a tensor, with which the function goes on; None where it is none, or known, or refused."""
-    if t.dtype is not torch.bool or t.numel() != 1 or getattr(t, "constant", None) is not None:
+def whole(tracer: Tracer, t: Tensor) -> Any:
+    """The truth value or int of a tensor, with which the function goes on; None where it is none, known or refused."""
+    if t.is_floating_point() or t.is_complex() or t.numel() != 1 or getattr(t, "constant", None) is not None:
         return None
-    return tracer.deciding.ask("truth", tracer.node_of(t))
+    if t.dtype is torch.bool:
+        return tracer.deciding.ask("truth", tracer.node_of(t))
+    return Int(_emit(tracer, READ, (tracer.node_of(t),), int)).__index__() if tracer.scope.parent is None else None
 
 
-def answer(tracer: Tracer, op: Any, args: tuple[Any, ...]) -> bool | None:
+def sizes_decided(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments in which ints stand for numbers that the operator takes for sizes, bounds or dimensions."""
+    formals = {f.name: str(f.type) for f in op._schema.arguments} if isinstance(op, _torch.OpOverload) else {}
+    if formals and op.overloadpacket in _RANGES:
+        formals = dict.fromkeys(formals, "int")
+    given = [_decided(f, a) for f, a in zip(formals.values(), args, strict=False)]
+    return (*given, *args[len(given) :]), {k: _decided(formals.get(k, ""), v) for k, v in kwargs.items()}
+
+
+def _decided(formal: str, value: Any) -> Any:
+    if "int" not in formal.lower():
+        return value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_decided(formal, v) for v in value)
+    symbol = symbol_of(value)
+    return value if symbol is None else symbol.guard_int()
+
+
+def answer(tracer: Tracer, op: Any, args: tuple[Any, ...]) -> Any:
     """What an operator answers that gives a bool, such as `aten.equal`; None where it is none of these, or refused."""
     if tracer.scope.parent is not None or not _gives_bool(op):
         return None

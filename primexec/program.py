@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import operator
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,13 @@ class Input:
     name: str
     kind: Literal["argument", "state", "constant", "saved", "tangent"]
     label: str
+
+
+def identifier(label: str) -> str:
+    """The name of an input that comes from there."""
+    label = re.sub(r" \(closed over by [^)]*\)", "", label)
+    name = "".join(c if c.isalnum() else "_" for c in label).strip("_")
+    return name if name and not name[0].isdigit() else f"t_{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Rehearsal:
         """An input of the program."""
         self._given[placeholder] = real
 
-    def answer(self, question: str, values: Sequence[Any]) -> bool:
+    def answer(self, question: str, values: Sequence[Any]) -> Any:
         """The answer to a question, a function of `operator`, about what nodes stand for now, and other values."""
         watching = self._tracer.reads.pause()
         outside = torch.default_generator.get_state()
@@ -47,7 +47,7 @@ class Rehearsal:
                     self._run(node)
                     self._last = node
                 known = [self._value(v) if isinstance(v, fx.Node) else v for v in values]
-                return bool(getattr(operator, question)(*known))
+                return getattr(operator, question)(*known)
         finally:
             self._state = torch.default_generator.get_state()
             torch.default_generator.set_state(outside)

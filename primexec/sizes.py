@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from primexec.tracer import Scope, Tracer
 
 _OPERATIONS = {"Add": operator.add, "Mul": operator.mul}
+_QUESTIONS = {
+    "Equality": "eq", "Unequality": "ne", "LessThan": "le", "StrictLessThan": "lt", "GreaterThan": "ge",
+    "StrictGreaterThan": "gt",
+}  # fmt: skip
 
 
 _LIBRARY = torch.library.Library("primexec", "FRAGMENT")
@@ -32,6 +36,15 @@ def read(tracer: Tracer, t: Tensor) -> Any:
         return None
     with tracer.recording():
         return torch.ops.primexec.rows(t).shape[0]
+
+
+def answer(tracer: Tracer, expression: Any) -> Any:
+    """The value or truth of an expression of sizes, with which the function goes on; None where that is refused."""
+    question = _QUESTIONS.get(type(expression).__name__, "index" if expression.is_integer else None)
+    if question is None or tracer.running is not None or tracer.scope.parent is not None:
+        return None
+    parts = [_node(tracer, part) for part in ((expression,) if question == "index" else expression.args)]
+    return None if None in parts else tracer.deciding.ask(question, *parts)
 
 
 def node_of(tracer: Tracer, size: Any) -> Any:

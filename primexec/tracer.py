@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import operator
-import re
 import sys
 import warnings
 import weakref
@@ -39,7 +38,7 @@ from primexec.entrances import Entrances
 from primexec.errors import CaptureError, SourceLine
 from primexec.fake_calls import fake_call
 from primexec.gradients import LeafGradients
-from primexec.program import MADE_WHILE_TRACING, ApiCall, Input, TensorSpec
+from primexec.program import MADE_WHILE_TRACING, ApiCall, Input, TensorSpec, identifier
 from primexec.reads import Reads
 from primexec.references import outlives
 from primexec.rehearsal import Rehearsal
@@ -96,6 +95,7 @@ class Tracer:
             self._own_attributes = {"_is_param", "_is_buffer", "persistent", *torch.empty(0).__dict__}
         self._running = False
         self.calling: Any = None  # the function of torch's API that runs
+        self.running: Any = None  # the operator that runs
         self._inference = torch.is_inference_mode_enabled()
         self._lifts: dict[int, tuple[object, Any]] = {}  # id of a real tensor or generator → (it, stand-in)
         self._positions: dict[int, int] = {}  # id of an argument → its position
@@ -187,7 +187,7 @@ class Tracer:
         return self._add_input(real, "constant", real, "constant", MADE_WHILE_TRACING)
 
     def _add_input(self, real: Any, kind: Any, binding: Any, name: str, label: str) -> fx.Node:
-        node = higher_order.add_placeholder(self.outermost().graph, _identifier(name))
+        node = higher_order.add_placeholder(self.outermost().graph, identifier(name))
         if isinstance(real, Tensor):
             with _torch.modes_off(), torch.inference_mode(real.is_inference()), warnings.catch_warnings():
                 # torch asks for `.grad` of every tensor, whether it can have one or not.
@@ -263,9 +263,11 @@ class Tracer:
         if op in _READS:
             if (count := _torch_packed.count(args[0])) is not None:
                 return count
-            for ask in (numbers.truth, sizes.read, numbers.asked_by_pytorch):  # the second one records an operator
+            for ask in (sizes.read, numbers.asked_by_pytorch, numbers.whole):  # the first of them records an operator
                 if (answer := ask(self, args[0])) is not None:
                     return answer
+        if self.numbers:
+            args, kwargs = numbers.sizes_decided(op, args, kwargs)
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         if (answer := numbers.answer(self, op, node_args)) is not None:
             return answer
@@ -492,9 +494,3 @@ class _Operators(_torch.TorchDispatchMode):  # type: ignore[misc]
             return self.tracer.record(op, args, kwargs or {})
         finally:
             self.tracer.reads.resume(watching)
-
-
-def _identifier(label: str) -> str:
-    label = re.sub(r" \(closed over by [^)]*\)", "", label)
-    name = "".join(c if c.isalnum() else "_" for c in label).strip("_")
-    return name if name and not name[0].isdigit() else f"t_{name}"

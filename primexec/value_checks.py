@@ -51,11 +51,11 @@ def assertions(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[t
 def _classes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, str]]:
     given = [*args, *kwargs.values()]
     (index,) = (v for v in given if isinstance(v, Tensor))
-    count = next((v for v in given if isinstance(v, int)), -1)
-    return [
-        ((index >= 0).all(), "Class values must be non-negative."),
-        ((index < count).all(), "Class values must be smaller than num_classes."),
-    ]
+    count: Any = next((v for v in given if isinstance(v, (int, torch.SymInt))), -1)
+    checks = [((index >= 0).all(), "Class values must be non-negative.")]
+    if isinstance(count, torch.SymInt) or count >= 0:  # else there are as many as the largest one says
+        checks.append(((index < count).all(), "Class values must be smaller than num_classes."))
+    return checks
 
 
 def _fractions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch
+from primexec import _torch, _torch_rules
 from primexec.errors import SourceLine
 from primexec.executors.base import Executor, Region
 from primexec.program import TensorSpec
@@ -39,7 +39,7 @@ class Builder:
         """A call of an operator on nodes and static values."""
         fakes = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         if torch.Tag.dynamic_output_shape in op.tags:
-            _torch.allow_unknown_sizes(self.mode)
+            _torch_rules.allow_unknown_sizes(self.mode)
         with self.mode, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's metadata functions use what PyTorch deprecates
             value = op(*fakes[0], **fakes[1])

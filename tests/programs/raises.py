@@ -24,9 +24,6 @@ VALUES: dict[str, Any] = {
     "float": (lambda x: x * float(x.sum()), "float(x.sum())"),
     "int": (lambda x: x * int(x.sum()), "int(x.sum())"),
     "complex": (lambda x: x * complex(x.sum()), "complex(x.sum())"),
-    "index": (lambda x: [1, 2, 3][x.argmax() % 3], "[1, 2, 3][x.argmax() % 3]"),
-    "range": (lambda x: sum(range(x[0].argmax()), x), "range(x[0].argmax())"),
-    "slice": (lambda x: x[: x[0].argmax()], "x[: x[0].argmax()]"),
     "numpy": (lambda x: x.numpy(), "x.numpy()"),
     "numpy_detached": (lambda x: x.detach().numpy().sum(), "x.detach().numpy()"),
     "np_asarray": (lambda x: np.asarray(x).sum(), "np.asarray(x)"),
@@ -319,8 +316,5 @@ FAMILY.add("result_set", lambda x: {x.dtype}, X)
 FAMILY.add_factory("lazy_module", lambda: nn.LazyLinear(2), X, contexts=(torch.no_grad,), match="[Ll]azy|uninitialized")
 
 # A size that depends on values is a value.
-FAMILY.add("size_of_mask", lambda x: x[x > 0].shape[0], X, line="x[x > 0].shape[0]")
-FAMILY.add("size_of_nonzero", lambda x: len(x.nonzero()), X, line="len(x.nonzero())")
-FAMILY.add("size_compared", lambda x: x if x[x > 0].numel() > 3 else -x, X, line="x[x > 0].numel() > 3")
-FAMILY.add("size_in_range", lambda x: sum(range(x.unique().shape[0]), x), X, line="range(x.unique().shape[0])")
 FAMILY.add("rows_of_mask", lambda x: [row * 2 for row in x[x[:, 0] > 0]], X, line="for row in x[x[:, 0] > 0]")
+FAMILY.add("size_of_mask", lambda x: x[x > 0].shape[0], X, line="x[x > 0].shape[0]")
