@@ -19,7 +19,7 @@ QUICK_TRAINING = ("Bert", "GPT2", "Llama", "T5", "ViT", "ResNet", "ConvNext", "M
 SHORT = ("Bert", "GPT2", "Llama")
 # Their operators differ between dtypes, so that float64 judges another computation or has none.
 UNJUDGED = frozenset({"Rwkv", "FNet", "Mixtral"})
-# In training they branch on a drawn number to skip a layer, which is refused.
+# In training they branch on a drawn number to skip a layer: each way is a program.
 SKIPPING = frozenset({"Hubert", "Wav2Vec2"})
 
 
