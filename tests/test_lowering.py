@@ -173,6 +173,22 @@ PRECISE = {
 }
 
 
+@pytest.mark.parametrize("executor", ["llvm", "numpy"])
+@pytest.mark.parametrize("dim", [0, -1, None, (0, 2)])
+@pytest.mark.parametrize("name", ["var", "std", "var_mean", "std_mean"])
+def test_spread_far_from_zero(name: str, dim: Any, executor: str) -> None:
+    x = torch.randn(7, 6, 50, generator=torch.Generator().manual_seed(0)) * 1e-3 + 1e4
+
+    def spread(x: torch.Tensor) -> list[torch.Tensor]:
+        made = getattr(torch, name)(x, dim, correction=0, keepdim=True)
+        return list(made) if isinstance(made, tuple) else [made]
+
+    traced = make_traced(spread, executor=(executor, "aten"))
+    for mine, eager, wanted in zip(traced(x), spread(x), spread(x.double()), strict=True):
+        torch.testing.assert_close(mine.double(), wanted, rtol=1e-6, atol=0)
+        assert (mine.dtype, mine.shape) == (eager.dtype, eager.shape)
+
+
 @pytest.mark.parametrize("name", PRECISE)
 def test_no_less_precise_than_eager(name: str) -> None:
     x = torch.linspace(-20, 20, 64 * 64).reshape(64, 64) + (1000 if name in ("var", "layer_norm") else 0)

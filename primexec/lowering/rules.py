@@ -234,6 +234,46 @@ def _var(a: Tensor, dims: Any, correction: Any = 1, *, output_dtype: Any = None)
     return _prim("div")(total, divisor)
 
 
+def _spread(a: Tensor, dims: Any, correction: Any, keepdim: bool) -> Any:
+    """The variance, not rounded to half precision, of differences from the first element.
+
+    Those from a mean hold what it was rounded by.
+
+    `torch.var` and `torch.std` add up in float64; layer_norm and batch_norm do not, and are left with two passes.
+    """
+    dims = [d % a.dim() for d in dims] if dims and a.dim() else list(range(a.dim()))
+    value = a.to(wide(a.dtype))
+    if a.numel() and not a.is_complex():
+        first = value
+        for d in dims:
+            first = first.narrow(d, 0, 1)
+        value = value - first
+    found = _prim("var")(value, dims, 1 if correction is None else correction)
+    for d in sorted(dims) if keepdim else ():
+        found = found.unsqueeze(d)
+    return found
+
+
+@rule("aten.var.correction")
+def _variance(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    return _spread(a, dim, correction, keepdim).to(a.real.dtype)
+
+
+@rule("aten.std.correction")
+def _deviation(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    return _spread(a, dim, correction, keepdim).sqrt().to(a.real.dtype)
+
+
+@rule("aten.var_mean.correction")
+def _variance_and_mean(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    return _spread(a, dim, correction, keepdim).to(a.real.dtype), a.mean(dim, keepdim)
+
+
+@rule("aten.std_mean.correction")
+def _deviation_and_mean(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    return _spread(a, dim, correction, keepdim).sqrt().to(a.real.dtype), a.mean(dim, keepdim)
+
+
 @rule("aten.angle.default")
 def _angle(a: Tensor) -> Any:
     """PyTorch's rule gives pi in the default dtype."""
