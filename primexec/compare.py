@@ -22,6 +22,7 @@ from primexec.cache import runs_inline
 from primexec.capture import capture, capture_lock
 from primexec.captured import Captured, Signature
 from primexec.config import Options
+from primexec.decisions import take_for_granted
 from primexec.divergence import Divergence, Row, new_row, walk
 from primexec.errors import PrimexecError
 from primexec.executors import registry
@@ -214,6 +215,7 @@ def compare(
     with capture_lock():
         captured = capture(fn, args, kwargs, Signature.of(fn), options.save)
     program = passes.run(captured.program)
+    take_for_granted(program.graph_module.graph)
     verify_captured(program)
     with _plain():
         return _compare(program, _inputs(captured, program, args, kwargs), chosen, reference, options.for_executors())

@@ -15,7 +15,7 @@ import primexec
 from primexec.executors.llvm import pool
 
 CALLS = 200
-WIDTH = 1 << 9  # so that results of WIDTH rows come from the pool
+WIDTH = 1 << 10  # so that intermediates of WIDTH rows come from the pool
 
 
 class Net(nn.Module):

@@ -172,10 +172,8 @@ def test_unknown_sizes_have_names_in_the_text() -> None:
 
 
 NEEDED_IN_PYTHON: dict[str, Callable[[Tensor], Any]] = {
-    "len": lambda x: len(x[x > 0]),
     "shape": lambda x: x[x > 0].shape[0] * 2.0,
     "returned shape": lambda x: x[x > 0].shape,
-    "branch": lambda x: x if x.nonzero().shape[0] > 2 else -x,
     "iteration": lambda x: list(x[x > 0]),
 }
 
