@@ -136,7 +136,7 @@ class _Placer:
         movable = [n for n in self.nodes if self._may_sink(n)]
         loose: dict[fx.Node, None] = {}
         for node in movable:
-            if all(n in loose for n in self._sources(node)):
+            if self.homes[node] != self.anywhere and all(n in loose for n in self._sources(node)):
                 loose.update(dict.fromkeys((node, *effects.results_of(node))))
         ends = self._ends(loose)
         last = {n: max((self.region[u] for u in self._users(n)), default=0) for n in self.region}
