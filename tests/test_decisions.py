@@ -2,7 +2,6 @@
 
 import itertools
 import operator
-import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from primexec import CaptureError, RetraceWarning, make_traced
 from primexec.decisions import MOST
 from primexec.rehearsal import Rehearsal
+from tests.test_threads import together
 
 EXECUTORS = ["aten", ("numpy", "aten"), ("llvm", "aten")]
 scale = 3.0
@@ -388,21 +388,15 @@ def test_a_function_that_keeps_deciding_otherwise_is_named() -> None:
 
 @pytest.mark.parametrize("threads", [4])
 def test_threads(threads: int) -> None:
-    traced, errors = make_traced(nested), []
+    traced = make_traced(nested)
 
     def work(seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         for _ in range(30):
             args = torch.randn(2, 2, 3, generator=generator).mul(4).unbind()
-            if not torch.equal(traced(*args), nested(*args)):
-                errors.append(args)
+            assert torch.equal(traced(*args), nested(*args))
 
-    running = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    assert not errors
+    together(work, threads)
     assert traced.cache_info().traces <= 4
 
 
