@@ -28,8 +28,9 @@ def in_place(schedule: Schedule, donated: Set[int]) -> Schedule:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for number, kernel in enumerate(kernels):
-        last.update(dict.fromkeys(touched(kernel), number))
-        first = dict.fromkeys(touched(kernel), number) | first
+        for b in touched(kernel):
+            first.setdefault(b, number)
+            last[b] = number
     free = {*donated} - {*schedule.outputs}
     for number, kernel in enumerate(kernels):
         result = _result(kernel, buffers)
