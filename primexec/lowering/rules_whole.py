@@ -26,12 +26,21 @@ def _addbmm(a: Tensor, x: Tensor, y: Tensor, *, beta: Any = 1, alpha: Any = 1) -
     return product * alpha if beta == 0 else a * beta + product * alpha
 
 
+def _product(a: Tensor, b: Tensor, few: int) -> Tensor:
+    """Of `(batch, heads, rows, n)` and `(batch * few, n, columns)`: the heads of a group share one matrix."""
+    batch, heads, rows, n = a.shape
+    if rows == 1 < heads // few:  # products of vectors, which are kernels: those of several rows are a library's
+        vectors = a.reshape(batch * few, heads // few, n, 1)
+        found = (vectors * b.unsqueeze(1)).sum(2)
+    else:
+        found = torch.bmm(a.reshape(batch * few, heads // few * rows, n), b)
+    return found.reshape(batch, heads, rows, b.shape[2])
+
+
 def _scores(q: Tensor, k: Tensor, is_causal: bool, attn_mask: Tensor | None, scale: float | None) -> Tensor:
-    batch, heads, rows, size = q.shape
-    columns = k.shape[2]
-    scale = 1 / math.sqrt(size) if scale is None else scale
-    left, right = q.reshape(batch * heads, rows, size), k.reshape(batch * heads, columns, size)
-    scores = torch.bmm(left, right.transpose(1, 2)).mul(scale).reshape(batch, heads, rows, columns)
+    rows, columns = q.shape[2], k.shape[2]
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    scores = _product(q, k.flatten(0, 1).transpose(1, 2), k.shape[1]) * scale
     if is_causal:
         places = torch.arange(columns, device=q.device) <= torch.arange(rows, device=q.device).unsqueeze(1)
         scores = torch.where(places, scores, -math.inf)
@@ -48,16 +57,13 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causa
     if dropout_p:
         return NotImplemented
     dtype = wide(q.dtype)
-    batch, heads, rows, _ = q.shape
-    columns = k.shape[2]
     scores = _scores(q.to(dtype), k.to(dtype), is_causal, attn_mask, scale)
     top = scores.amax(-1, keepdim=True)
     empty = top == -math.inf
     weights = torch.exp(scores - torch.where(empty, 0.0, top))
     total = weights.sum(-1, keepdim=True)
     weights = weights / torch.where(empty, 1.0, total)
-    values = v.to(dtype).reshape(batch * heads, columns, v.shape[-1])
-    out = torch.bmm(weights.reshape(batch * heads, rows, columns), values).reshape(batch, heads, rows, v.shape[-1])
+    out = _product(weights, v.to(dtype).flatten(0, 1), v.shape[1])
     logsumexp = torch.where(empty, -math.inf, torch.log(total) + top).squeeze(-1)
     return out.to(q.dtype), logsumexp
 

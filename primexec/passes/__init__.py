@@ -9,6 +9,7 @@ from torch import Tensor
 
 from primexec.config import verifies_passes
 from primexec.passes.again import ComputeAgain
+from primexec.passes.attention import ShareKeys
 from primexec.passes.channels_last import ChannelsLast
 from primexec.passes.common import MergeEqual, RemoveNoOps
 from primexec.passes.constants import FoldConstants, ShareConstants
@@ -52,15 +53,15 @@ def run_functional(program: Program, *, strict: bool = False, again: bool = Fals
 
 
 def run_layouts(program: Program, frozen: Mapping[str, Tensor] | None = None) -> Program:
-    """Run what chooses layouts on what `run_functional` left; its graph stays as it is.
+    """Run what chooses layouts, and what ATen's kernels are given, on what `run_functional` left; its graph stays.
 
     Args:
         frozen: what the inputs hold that are promised not to change, by name; None where nothing is promised.
     """
     if frozen is None:
-        return _run((ChannelsLast(), PoolsChannelsLast()), program, verify_captured)
+        return _run((ChannelsLast(), PoolsChannelsLast(), ShareKeys()), program, verify_captured)
     layouts = ChannelsLast(frozenset(frozen)), PoolsChannelsLast()
-    return _run((FoldNorms(frozen), *layouts, PackWeights(frozen)), program, verify_captured)
+    return _run((FoldNorms(frozen), *layouts, ShareKeys(), PackWeights(frozen)), program, verify_captured)
 
 
 def run_prims(program: Program) -> Program:
