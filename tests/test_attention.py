@@ -91,6 +91,16 @@ def test_repeated_keys_that_are_returned() -> None:
     torch.testing.assert_close(primexec.make_traced(attend, executor="llvm")(*args), attend(*args))
 
 
+@torch.no_grad()
+def test_keys_and_values_repeated_in_other_numbers() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, _expanded(k, 3), _expanded(v, 6))
+
+    q, k, v = _case(5)
+    args = q, k, v[:, :1].contiguous()
+    torch.testing.assert_close(primexec.make_traced(attend, executor="llvm")(*args), attend(*args))
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_gradients(rows: int) -> None:
     args = [t.requires_grad_() for t in _case(rows)]

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from primexec.config import verifies_passes
-from primexec.passes.again import ComputeAgain
+from primexec.passes.again import ComputeAgain, DrawsAsBits
 from primexec.passes.attention import ShareKeys
 from primexec.passes.channels_last import ChannelsLast
 from primexec.passes.common import MergeEqual, RemoveNoOps
@@ -48,7 +48,7 @@ def run_functional(program: Program, *, strict: bool = False, again: bool = Fals
         strict: whether `aten` may only place results: what is written to inputs is then computed apart, and copied.
         again: whether a backward pass inside of the program computes cheap values again.
     """
-    passes = Functionalize(copy_back=strict), NumbersAsTensors(), *((ComputeAgain(),) if again else ())
+    passes = Functionalize(copy_back=strict), NumbersAsTensors(), *((DrawsAsBits(), ComputeAgain()) if again else ())
     return _run(passes, program, verify_captured)
 
 

@@ -1,15 +1,39 @@
-"""Whole training steps: a backward pass inside of a program computes cheap values again, so that fewer are kept."""
+"""Whole training steps: a backward pass inside of a program computes cheap values again, so that less is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from primexec import _torch, effects
 from primexec.cut import made_again
+from primexec.passes.emission import emit
 from primexec.program import Program
+
+_CONVERT = torch.ops.aten._to_copy.default
+
+
+@dataclass(frozen=True, slots=True)
+class DrawsAsBits:
+    """Draws of 0 or 1, as dropout makes them, go through bools, where a backward pass follows: it keeps these."""
+
+    def __call__(self, program: Program) -> Program:
+        graph = program.graph_module.graph
+        draws = set(graph.find_nodes(op="call_function", target=torch.ops.aten.bernoulli.p))
+        if not draws or not any(n.meta.get("in_backward") for n in program.nodes):
+            return program
+        made = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in graph.nodes:
+            copies[node] = copy = made.node_copy(node, copies.__getitem__)
+            if node in draws:
+                bits = emit(made, node, _CONVERT, copy, dtype=torch.bool)
+                copies[node] = emit(made, node, _CONVERT, bits, dtype=node.meta["val"].dtype)
+        module = _torch.graph_module(program.graph_module, made)
+        return replace(program, graph_module=module, calls=tuple(c.renamed(copies) for c in program.calls))
 
 
 @dataclass(frozen=True, slots=True)

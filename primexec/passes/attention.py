@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -31,8 +32,10 @@ class ShareKeys:
         for node in program.nodes:
             written |= {effects.storage_of(n): place[node] for n in effects.writes(node)}
             if node.target is _ATTENTION:
-                chains = [_repetition(n) for n in node.args[1:3]]
-                if all(c and written.get(effects.storage_of(c[-1]), -1) < place[c[1]] for c in chains):
+                operands: Any = node.args[1:3]
+                chains = [_repetition(n) for n in operands]
+                fresh = all(c and written.get(effects.storage_of(c[-1]), -1) < place[c[1]] for c in chains)
+                if fresh and len({c[-1].meta["val"].shape[1] for c in chains}) == 1:
                     shared |= {c[0]: c[-1] for c in chains}
                     touched |= {node, *(n for c in chains for n in c[:-1])}
         if not shared:
