@@ -24,7 +24,7 @@ def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
     try:
         rule = _torch_rules.rules().get(op)
         if rule is None:
-            return op(*args, **kwargs)
+            return _counted(tracer, op, args, kwargs, op(*args, **kwargs))
         allow_unknown_sizes(tracer)
         with _torch.modes_off(), tracer.fake_mode:
             return rule(tracer.fake_mode, *args, **kwargs)
@@ -41,6 +41,16 @@ def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
         raise _eager_error(tracer, op, args, kwargs, error) from None
     finally:
         tracer.running = outer
+
+
+def _counted(tracer: Tracer, op: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    """The result; refused where it is one of ints for the one reason that operators take True for 1."""
+    formals = op._schema.arguments
+    truths = any(type(v) is bool and str(f.type) == "number" for f, v in zip(formals, args, strict=False))
+    tensors = [t for t in args if isinstance(t, Tensor)]
+    if truths and isinstance(out, Tensor) and out.dtype is torch.int64 and {t.dtype for t in tensors} == {torch.bool}:
+        raise tracer.fail(f"{op} takes a bool for a number", "leave it out, or use torch.where")
+    return out
 
 
 def allow_unknown_sizes(tracer: Tracer) -> bool:

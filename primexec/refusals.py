@@ -6,6 +6,7 @@ numbers beyond the range of a dtype.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from primexec._torch import pytree
 _PLAIN = ({torch.float32}, {torch.float64})
 _NUMBERS = frozenset({"number", "Optional[number]", "float", "Optional[float]"})  # by type of the argument
 _HALVES = (torch.bfloat16, torch.float16)
+_SMALL = 2**22  # so many elements, operands and results together, cost a trace no more than a call
+# They read a number out of a tensor, and refuse what their dtype cannot hold.
+_READING = frozenset({torch.ops.aten.masked_fill.Tensor, torch.ops.aten.index_fill.int_Tensor})
 
 
 def why(node: fx.Node) -> str:
@@ -33,7 +37,7 @@ def why(node: fx.Node) -> str:
     plain = {t.dtype for t in tensors} in _PLAIN and not numbered
     if len(tensors) < len(operands) or plain or effects.has_effect(node):
         return ""
-    refused = _asked(node, given, tensors)
+    refused = _may_not_hold(node, given, tensors) or _asked(node, given, tensors)
     if refused is None:
         floats = [t.dtype for t in tensors if t.is_floating_point() or t.is_complex()]
         of_norm = "norm" in node.target._schema.name and tensors[0].dtype in _HALVES
@@ -50,26 +54,45 @@ class _Number:
 
 
 def _marked(node: fx.Node) -> tuple[dict[str, Any], bool]:
-    """The arguments by name, with numbers marked and sizes of what they fill small; and whether there are numbers."""
+    """The arguments by name, with numbers marked and sizes of what they fill small; and whether there are numbers.
+
+    A bool in place of a tensor is one as well: kernels refuse some.
+    """
     formals = {f.name: str(f.type) for f in node.target._schema.arguments}  # type: ignore[union-attr]
     given: dict[str, Any] = {**dict(zip(formals, node.args, strict=False)), **node.kwargs}
     numbers = {
         name: _Number(float if isinstance(v, float) else int, v)
         for name, v in given.items()
-        if formals[name] in _NUMBERS and type(v) in (bool, int, float)
+        if (formals[name] in _NUMBERS and type(v) in (bool, int, float, complex))
+        or (formals[name] == "Tensor" and type(v) is bool)
     }
     sizes = {name: [_Small(2)] * len(given[name]) for name in ("size", "pad") if numbers and name in given}
     return given | numbers | sizes, bool(numbers)
+
+
+def _may_not_hold(node: fx.Node, given: dict[str, Any], tensors: list[Tensor]) -> bool:
+    """Whether a dtype may not hold a number: one of the arguments, or one that the kernel reads off a tensor."""
+    widest = torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
+    numbers = [x.value for x in given.values() if isinstance(x, _Number)]
+    imaginary = any(isinstance(x, complex) for x in numbers) and not any(t.is_complex() for t in tensors)
+    reads = node.target in _READING and tensors[0].dtype != tensors[-1].dtype
+    return reads or imaginary or any(torch.finfo(widest).max < abs(x) < math.inf for x in numbers)
 
 
 def _asked(node: fx.Node, given: dict[str, Any], tensors: list[Tensor]) -> bool | None:
     """Whether the kernel refuses these dtypes and numbers and takes others; None where that tells nothing."""
     places = {n: i for i, n in enumerate(node.all_input_nodes)}
     leaves, tree = pytree.tree_flatten(fx.node.map_arg(given, lambda n: _Operand(places[n])))
-    if any(type(leaf) is int and leaf > 1 for leaf in leaves):  # sizes, that the kernel would trust
-        return None
-    specs = tuple((t.dtype, t.dim(), t.device) for t in tensors)
-    return _refused(node.target, tree, tuple(leaves), specs)
+    refused = None
+    if not any(type(leaf) is int and leaf > 1 for leaf in leaves):  # sizes, that the kernel would trust
+        size = 1 + any(isinstance(x, _Number) for x in leaves)  # a tensor of one number is filled without checks
+        specs = tuple((t.dtype, (size,) * t.dim(), _dense(size, t.dim()), t.device) for t in tensors)
+        refused = _refused(node.target, tree, tuple(leaves), specs, repr(leaves))
+    results = [r for r in pytree.tree_leaves(node.meta.get("val")) if isinstance(r, Tensor)]
+    if refused is None and sum(t.numel() for t in (*tensors, *results)) <= _SMALL:
+        specs = tuple((t.dtype, tuple(t.shape), t.stride(), t.device) for t in tensors)
+        refused = _refused(node.target, tree, tuple(leaves), specs, repr(leaves))
+    return refused
 
 
 class _Operand(int):
@@ -80,17 +103,19 @@ class _Small(int):
     """A size of what a number fills."""
 
 
+def _dense(size: int, dim: int) -> tuple[int, ...]:
+    return tuple(size**i for i in reversed(range(dim)))
+
+
 @lru_cache(maxsize=4096)
-def _refused(op: Callable[..., Any], tree: Any, leaves: tuple[Any, ...], specs: tuple[Any, ...]) -> bool | None:
-    size = 1 + any(isinstance(x, _Number) for x in leaves)  # a tensor of one number is filled without checks
+def _refused(
+    op: Callable[..., Any], tree: Any, leaves: tuple[Any, ...], specs: tuple[Any, ...], text: str
+) -> bool | None:
+    """The answer for such operands; the text tells 1, 1.0 and True apart."""
 
     def takes(floats: torch.dtype | None, others: torch.dtype | None, whole: bool = False) -> bool:
-        kinds = [floats if d.is_floating_point or d.is_complex else others for d, _, _ in specs]
-        made = [
-            torch.full((size,) * dim, float(chosen.is_floating_point), dtype=chosen, device=device)
-            for (dtype, dim, device), kind in zip(specs, kinds, strict=True)
-            for chosen in [kind or dtype]
-        ]
+        kinds = [floats if d.is_floating_point or d.is_complex else others for d, *_ in specs]
+        made = [_filled(kind or dtype, *rest) for (dtype, *rest), kind in zip(specs, kinds, strict=True)]
         values = [
             made[x] if isinstance(x, _Operand) else x if not isinstance(x, _Number) else x.value if whole else x.kind(1)
             for x in leaves
@@ -107,3 +132,9 @@ def _refused(op: Callable[..., Any], tree: Any, leaves: tuple[Any, ...], specs: 
             return False
         others = ((None, None), (torch.float32, torch.float32), (torch.float32, torch.int64))
         return True if any(takes(*kinds) for kinds in others) else None
+
+
+def _filled(dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], device: torch.device) -> Tensor:
+    """Ones of a float dtype, or zeros, which are valid indices."""
+    size = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if 0 not in shape else 0
+    return torch.full((size,), float(dtype.is_floating_point), dtype=dtype, device=device).as_strided(shape, stride)

@@ -475,3 +475,10 @@ def test_parts_of_a_pytree_without_names_are_numbered() -> None:
     assert [i.label for i in traced.trace(X, State(X + 1, 2)).inputs] == ["x", "state[0]"]
     with pytest.raises(CaptureError, match=r"state\[1\] is of type object"):
         traced(X, State(X, object()))
+
+
+def test_true_that_pytorch_takes_for_one_is_refused() -> None:
+    """Eager gives bools here, and the operator that a program would hold gives ints."""
+    with pytest.raises(CaptureError, match="takes a bool for a number"):
+        make_traced(lambda x: x**True)(torch.tensor([True, False]))
+    assert torch.equal(make_traced(lambda x: x**True)(torch.tensor([2, 3])), torch.tensor([2, 3]))

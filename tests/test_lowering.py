@@ -189,6 +189,19 @@ def test_spread_far_from_zero(name: str, dim: Any, executor: str) -> None:
         assert (mine.dtype, mine.shape) == (eager.dtype, eager.shape)
 
 
+@pytest.mark.parametrize("executor", ["llvm", "numpy"])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 3e38])
+@pytest.mark.parametrize("name", ["var", "std"])
+def test_spread_whose_squares_leave_float32(name: str, size: float, executor: str) -> None:
+    x = torch.linspace(-1, 1, 35).reshape(5, 7) * size
+
+    def spread(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return getattr(x, name)(1), getattr(x - x, name)(0)
+
+    for mine, eager in zip(make_traced(spread, executor=(executor, "aten"))(x), spread(x), strict=True):
+        torch.testing.assert_close(mine, eager, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", PRECISE)
 def test_no_less_precise_than_eager(name: str) -> None:
     x = torch.linspace(-20, 20, 64 * 64).reshape(64, 64) + (1000 if name in ("var", "layer_norm") else 0)

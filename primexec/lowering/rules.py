@@ -234,44 +234,50 @@ def _var(a: Tensor, dims: Any, correction: Any = 1, *, output_dtype: Any = None)
     return _prim("div")(total, divisor)
 
 
-def _spread(a: Tensor, dims: Any, correction: Any, keepdim: bool) -> Any:
-    """The variance, not rounded to half precision, of differences from the first element.
+def _spread(a: Tensor, dims: Any, correction: Any, keepdim: bool) -> tuple[Tensor, Tensor | None]:
+    """The variance, not in half precision, of differences from the first element, and half of what divided these.
 
-    Those from a mean hold what it was rounded by.
+    Differences from a mean hold what it was rounded by, and squares may leave the range of a dtype.
 
     `torch.var` and `torch.std` add up in float64; layer_norm and batch_norm do not, and are left with two passes.
     """
     dims = [d % a.dim() for d in dims] if dims and a.dim() else list(range(a.dim()))
-    value = a.to(wide(a.dtype))
+    value, largest = a.to(wide(a.dtype)), None
     if a.numel() and not a.is_complex():
-        first = value
+        first = value = value * 0.5  # so that no difference is infinite
         for d in dims:
             first = first.narrow(d, 0, 1)
         value = value - first
+        largest = value.abs().amax(dims, keepdim=True)
+        largest = torch.where(largest == 0, 1.0, largest)
+        value = value / largest
+        largest = largest if keepdim else largest.squeeze(dims)
     found = _prim("var")(value, dims, 1 if correction is None else correction)
     for d in sorted(dims) if keepdim else ():
         found = found.unsqueeze(d)
-    return found
+    return found, largest
 
 
 @rule("aten.var.correction")
 def _variance(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    return _spread(a, dim, correction, keepdim).to(a.real.dtype)
+    found, unit = _spread(a, dim, correction, keepdim)
+    return (found if unit is None else found * 4 * unit * unit).to(a.real.dtype)
 
 
 @rule("aten.std.correction")
 def _deviation(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    return _spread(a, dim, correction, keepdim).sqrt().to(a.real.dtype)
+    found, unit = _spread(a, dim, correction, keepdim)
+    return (found.sqrt() if unit is None else found.sqrt() * 2 * unit).to(a.real.dtype)
 
 
 @rule("aten.var_mean.correction")
 def _variance_and_mean(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    return _spread(a, dim, correction, keepdim).to(a.real.dtype), a.mean(dim, keepdim)
+    return _variance(a, dim, correction=correction, keepdim=keepdim), a.mean(dim, keepdim)
 
 
 @rule("aten.std_mean.correction")
 def _deviation_and_mean(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    return _spread(a, dim, correction, keepdim).sqrt().to(a.real.dtype), a.mean(dim, keepdim)
+    return _deviation(a, dim, correction=correction, keepdim=keepdim), a.mean(dim, keepdim)
 
 
 @rule("aten.angle.default")

@@ -41,13 +41,21 @@ def _embedding(
 @rule("aten.index_add.default")
 def _index_add(a: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Any:
     """By `scatter_add`, as eager does it for more than one dimension; negative indices are errors."""
-    if a.dim() != source.dim() or index.dim() != 1 or not a.dim():
+    if not _fits(a, dim, index, source):
         return NotImplemented
     if a.dim() == 1:
         term = source if alpha == 1 else source * alpha
         return _aten.index_put.default(a, [_unwrapped(index, a.shape[0])], term, accumulate=True)
     places = index.reshape([-1 if d == dim % a.dim() else 1 for d in range(a.dim())]).expand(source.shape)
     return _aten.scatter_add.default(a, dim, places, source if alpha == 1 else source * alpha)
+
+
+def _fits(a: Tensor, dim: int, index: Tensor, source: Tensor) -> bool:
+    """Whether there are sizes, equal in all dimensions but one; PyTorch's rules do not ask, and its kernels refuse."""
+    if a.dim() != source.dim() or index.dim() != 1 or not a.dim():
+        return False
+    dim %= a.dim()
+    return source.shape == (*a.shape[:dim], index.shape[0], *a.shape[dim + 1 :])
 
 
 def _unwrapped(index: Tensor, size: int) -> Tensor:
@@ -58,7 +66,7 @@ def _unwrapped(index: Tensor, size: int) -> Tensor:
 @rule("aten.index_copy.default")
 def _index_copy(a: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
     """By `index_put`; negative indices are errors."""
-    if a.dim() != source.dim() or index.dim() != 1 or not a.dim():
+    if not _fits(a, dim, index, source):
         return NotImplemented
     dim %= a.dim()
     return _aten.index_put.default(a, [*[None] * dim, _unwrapped(index, a.shape[dim])], source)

@@ -25,14 +25,18 @@ def emit(graph: fx.Graph, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -
 
 def infer(node: fx.Node) -> None:
     """Gives a node the metadata of its result, from that of its arguments; generators have none."""
-    given: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
-    args, kwargs = numbers.on_metadata(node.target, *given)
-    if node.target is operator.getitem:
-        out: Any = args[0][args[1]]
-    else:
-        others = (n.meta.get("val") for n in node.graph.nodes)
-        like: Any = next(v for v in chain(_torch.pytree.tree_leaves((args, kwargs)), others) if isinstance(v, Tensor))
-        with _torch.quiet_modes(), like.fake_mode, torch.no_grad():
-            out = node.target(*args, **kwargs)  # type: ignore[operator]
+    out = result(node.target, node.args, node.kwargs, node.graph)
     spec = TensorSpec.of(out) if isinstance(out, Tensor) else [TensorSpec.of(t) for t in out]
     node.meta.update(val=out, spec=spec)
+
+
+def result(op: Any, args: Any, kwargs: Any, graph: fx.Graph | None = None) -> Any:
+    """The metadata of what an operator gives for nodes and other values; of one without tensors, in a graph."""
+    given: Any = fx.node.map_arg((args, kwargs), lambda n: n.meta.get("val"))
+    args, kwargs = numbers.on_metadata(op, *given)
+    if op is operator.getitem:
+        return args[0][args[1]]
+    others = (n.meta.get("val") for n in (graph.nodes if graph else ()))
+    like: Any = next(v for v in chain(_torch.pytree.tree_leaves((args, kwargs)), others) if isinstance(v, Tensor))
+    with _torch.quiet_modes(), like.fake_mode, torch.no_grad():
+        return op(*args, **kwargs)

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from primexec import _torch, effects
-from primexec.passes.emission import emit
+from primexec.passes.emission import emit, result
 from primexec.program import Program, base_name
 
 _RENAMED = {
@@ -65,12 +65,14 @@ def _can_copy_back(node: fx.Node) -> bool:
 
 
 def _may_be_written(node: fx.Node) -> bool:
-    """Whether PyTorch's kernel takes its operands: it refuses a float in the place of an int, which copies convert."""
-    if torch.Tag.pointwise not in node.target.tags:  # type: ignore[union-attr]
-        return True
+    """Whether PyTorch's kernel casts its result to what it writes to: no float to an int, which copies convert."""
     written = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
-    operands = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), torch.Tensor)]
-    return all(torch.can_cast(t.dtype, written) for t in operands)
+    others = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    real = not any(isinstance(a, complex) for a in (*node.args, *node.kwargs.values()))
+    if written.is_floating_point and real and all(t.dtype == written for t in others):
+        return True
+    out = result(functional(node.target), [*node.args, *_defaults(node, len(node.args))], node.kwargs)
+    return torch.can_cast(out.dtype, written)
 
 
 def _views_out_of_place(program: Program) -> Program:
