@@ -73,16 +73,23 @@ class Captured:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """Finds the dict that stands at a place when a run ends."""
+
+    find: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Store:
     """A value that the function leaves behind: in a dict, in a variable, or as the attribute `key` of an input.
 
     Attributes:
-        held: the dict, a function that takes the value, the name of the input, or a part of an argument.
+        held: the dict, the way to it, a function that takes the value, the name of the input, or a part of an argument.
         tree, leaves: the value, as a program's `output_tree` and `output_leaves`.
         plain: whether it is the same at every call.
     """
 
-    held: dict[Any, Any] | Callable[[Any], None] | str | Part
+    held: dict[Any, Any] | Way | Callable[[Any], None] | str | Part
     key: Any
     tree: Any
     leaves: tuple[int | Static, ...]

@@ -22,7 +22,7 @@ from primexec import _torch, _torch_autograd, numbers, statics
 from primexec._torch import pytree
 from primexec.again import changes_nothing_outside, raised_by_an_operator
 from primexec.bytecode import IDENTITY
-from primexec.captured import Captured
+from primexec.captured import Captured, Way
 from primexec.contents import Contents
 from primexec.decisions import Before, DecidedOtherwiseError
 from primexec.descriptions import Key
@@ -382,7 +382,10 @@ class _Writer:
         if self.captured.decisions:
             running = self._left_where_decided_otherwise(running)
         self.lines += running
-        for store in self.captured.stores:
+        stores = self.captured.stores
+        ways = {i: f"w{i}" for i, store in enumerate(stores) if isinstance(store.held, Way)}
+        self.lines += [f"{name} = {self._constant(stores[i].held.find)}()" for i, name in ways.items()]
+        for i, store in enumerate(stores):
             value = self._result(store.tree, iter(store.leaves))
             if isinstance(store.held, Part):
                 variable, part = self.parts[store.held.number]
@@ -391,6 +394,9 @@ class _Writer:
                 self.lines.append(f"{place}[{key}] = {value}")
             elif isinstance(store.held, str):
                 self.lines.append(f"{self.variables[store.held]}.{store.key} = {value}")
+            elif isinstance(store.held, Way):
+                set_item, key = self._constant(statics.set_item), self._constant(store.key)
+                self.lines.append(f"{set_item}({ways[i]}, {key}, {value})")
             elif isinstance(store.held, dict):
                 held, key = self._constant(store.held), self._constant(store.key)
                 own = type(store.held).__setitem__ is not dict.__setitem__

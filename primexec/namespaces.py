@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from primexec import statics
+from primexec import _torch, statics
 
 ABSENT = "absent"
 
@@ -89,6 +89,17 @@ class Namespace:
         frozen, then = statics.freeze_static(value), self.values.get(name, ABSENT)
         is_attribute = isinstance(self.keys, frozenset) and frozen != then
         return frozen is not None and (self.flags or (is_attribute and (then is ABSENT or name not in loaded)))
+
+    def is_made_anew(self, name: Any, value: Any) -> bool:
+        """Whether a container of plain values stands in place of an equal one, and can be made again."""
+        original = self.originals.get(name)
+        return (
+            statics.is_container(value)
+            and statics.freeze_static(value) is None
+            and value is not original
+            and statics.freeze(value) == self.values.get(name)
+            and all(statics.freeze_static(leaf) is not None for leaf in _torch.flatten(value)[0])
+        )
 
     def had(self, name: Any) -> bool:
         """Whether there was such a name when the names were recorded, if they were."""

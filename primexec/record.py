@@ -65,14 +65,15 @@ class Record:
     def assigned(self, fake: Callable[[Any], bool]) -> Iterator[tuple[Any, Any, Any, str]]:
         """(dict or setter, name, value, label) of new values that satisfy `fake`, and of plain ones that may be set.
 
-        What was there before is put back.
+        So are containers that were made anew: who holds the old one keeps it. What was there before is put back.
         """
         for namespace in self.namespaces.values():
             for name, value in list(dict.items(namespace.held)):
                 new = name not in namespace.values and not namespace.had(name)
                 if not new and (name not in namespace.values or value is namespace.originals.get(name, ABSENT)):
                     continue
-                if fake(value) or namespace.may_set(name, value, self.loaded):
+                anew = namespace.is_made_anew(name, value) and id(value) not in self._seen
+                if anew or fake(value) or namespace.may_set(name, value, self.loaded):
                     held = namespace.setter(name) if namespace.owner else namespace.held
                     yield held, name, value, namespace.label_of(name)
                     namespace.put_back(name)
@@ -127,6 +128,13 @@ class Record:
         for container in self.containers:
             if statics.is_container(container.value) and may(container.value):
                 container.frozen = statics.of_any(container.frozen)
+
+    def follow(self, places: list[tuple[Namespace, Any]], containers: set[int]) -> None:
+        """From now on whatever stands at these places is compared with what these containers held."""
+        for namespace, name in places:
+            namespace.originals[name] = []  # nobody's
+        self.namespaces = {i: n for i, n in self.namespaces.items() if i not in containers}
+        self.containers = [c for c in self.containers if id(c.value) not in containers]
 
     def drop_keys(self, only: Callable[[Any], bool]) -> None:
         """Take out of dicts what the function filed under new keys that satisfy `only`."""

@@ -66,3 +66,35 @@ def test_steps_that_decide(kind: Any, options: dict[str, Any], traces: int) -> N
         torch.testing.assert_close(traced(x), eager(x), equal_nan=True)
         torch.testing.assert_close(models[1].state_dict(), models[0].state_dict())
     assert traced.cache_info().traces == traces
+
+
+def scaled_step(model: nn.Module) -> tuple[Callable[[Tensor], Tensor], torch.amp.GradScaler]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast("cpu"):
+            loss = model(x).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    return step, scaler
+
+
+def test_scaled_gradients() -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    (eager, theirs), (fn, ours) = map(scaled_step, models)
+    traced = make_traced(fn)
+    for i in range(12):
+        x = torch.randn(6, 4)
+        if i in (5, 9):
+            x[0] = float("inf")  # the step is left out, and the scale halved
+        torch.testing.assert_close(traced(x), eager(x), equal_nan=True)
+        torch.testing.assert_close(models[1].state_dict(), models[0].state_dict())
+        assert ours.state_dict() == theirs.state_dict()
+    assert traced.cache_info().traces == 3  # the first step, those that follow, those left out

@@ -412,3 +412,42 @@ def test_tensors_in_a_deque() -> None:
         assert torch.equal(traced(X), X + sum(memory))
         memory.append(torch.full((1,), float(i)))
     assert traced.cache_info().traces == 1  # type: ignore[attr-defined]
+
+
+def scratch(state: Any, x: Tensor) -> Tensor:
+    """As GradScaler keeps what it finds out between `unscale_` and `update`."""
+    state.found["x"]["twice"] = x * 2
+    total: Tensor = sum(found["twice"] for found in state.found.values())  # type: ignore[assignment]
+    state.found = collections.defaultdict(dict)
+    return total
+
+
+def emptied(state: Any, x: Tensor) -> Tensor:
+    state.found = collections.defaultdict(dict)
+    return x + 1
+
+
+def of_parts(state: Any, x: Tensor) -> Tensor:
+    y = x + state.found.setdefault("a", X)
+    state.found["b"] = y
+    state.found = {"a": state.found["b"] * 2}
+    return y
+
+
+@pytest.mark.parametrize("fn", [scratch, emptied, of_parts], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_containers_that_every_call_replaces(fn: Callable[[Any, Tensor], Tensor], comes_back: bool) -> None:
+    states = [SimpleNamespace(found=collections.defaultdict(dict, {"a": X} if fn is of_parts else {})) for _ in "ab"]
+    traced = primexec.make_traced(functools.partial(fn, states[1]))
+    for i in range(5):
+        before = [state.found for state in states]
+        assert torch.equal(traced(X + i), fn(states[0], X + i))
+        assert str(states[1].found) == str(states[0].found)
+        assert str(before[1]) == str(before[0])
+        assert states[1].found is not before[1]
+        for state, found in zip(states, before, strict=True):
+            if comes_back:
+                found.pop("x", None)
+                found.pop("b", None)
+                state.found = found
+    assert traced.cache_info().traces <= 2  # type: ignore[attr-defined]
