@@ -28,6 +28,7 @@ from primexec._torch import pytree
 from primexec.bytecode import user_source_of
 from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import logger
+from primexec.decided_first import decide_first
 from primexec.decisions import Decisions, Undo
 from primexec.errors import CaptureError, SourceLine
 from primexec.identities import Found, with_identities
@@ -295,6 +296,7 @@ def _finish(
     if differentiable and not changes:  # hooks and custom functions ran in a backward pass, which is none of a call
         for change in side_effects(tracer.reads):
             raise change
+    apart = decide_first(tracer) if tracer.deciding.made else ()
     tracer.graph.output((*outputs, *extras))
     tracer.graph.on_generate_code(lambda _: _spell_keywords)
     graph_module = _torch.graph_module(tracer.submodules, tracer.graph, name.title().replace("_", ""))
@@ -328,6 +330,7 @@ def _finish(
         inference_segments=tracer.inference_segments,
         decisions=tracer.deciding.made,
         undo=Undo.of(tracer.graph) if tracer.deciding.made else Undo(),
+        apart=apart,
         reached=frozenset(i for i, value in reached.items() if is_object(value)),
         first_use=FirstUse(changes[0], shadows.left(), changed_numbers(tracer, shadows)) if changes else None,
     )

@@ -38,6 +38,7 @@ class Captured:
         reached: identities of the objects that the function reaches by itself, where an argument is an object.
         decisions: by what values the function takes the way that the program is.
         undo: what the program changes before the last of them.
+        apart: inputs that share no memory with others.
         first_use: what the function sets up in Python at this call only; the program is that of later ones.
         varying: numbers among the arguments that are inputs: position → label.
     """
@@ -57,6 +58,7 @@ class Captured:
     reached: frozenset[int]
     decisions: Decisions
     undo: Undo
+    apart: tuple[str, ...]
     first_use: FirstUse | None
     varying: dict[int, str] = field(default_factory=dict)
 

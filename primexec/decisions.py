@@ -107,7 +107,7 @@ class Undo:
         return cls(
             tuple(n.name for n in inputs if n.meta.get("val") is not None and effects.storage_of(n) in written),
             tuple(n.name for n in inputs if n.meta.get("val") is None and n in used),
-            any(map(_draws, before)),
+            any(map(draws, before)),
         )
 
     def __bool__(self) -> bool:
@@ -179,7 +179,7 @@ def _can_be_undone(node: fx.Node) -> bool:
         given = [n for n in node.graph.find_nodes(op="placeholder") if effects.storage_of(n) in touched]
         if any(moves or _repeats(n.meta.get("val")) for n in given):
             return False
-    return op.namespace in _KNOWN and not (_draws(node) and any(t.device.type != "cpu" for t in _tensors(node)))
+    return op.namespace in _KNOWN and not (draws(node) and any(t.device.type != "cpu" for t in _tensors(node)))
 
 
 def _repeats(t: Any) -> bool:
@@ -192,6 +192,6 @@ def _tensors(node: fx.Node) -> list[Tensor]:
     return [v for v in values if isinstance(v, Tensor)]
 
 
-def _draws(node: fx.Node) -> bool:
+def draws(node: fx.Node) -> bool:
     """Whether a node moves on, or sets, the state of a generator."""
     return effects.is_random(node) or str(node.target) == "primexec.set_rng_state.default"

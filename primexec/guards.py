@@ -24,15 +24,15 @@ from primexec.again import changes_nothing_outside, raised_by_an_operator
 from primexec.bytecode import IDENTITY
 from primexec.captured import Captured, Way
 from primexec.contents import Contents
+from primexec.decided_first import Apart, arranged
 from primexec.decisions import Before, DecidedOtherwiseError
 from primexec.descriptions import Key
 from primexec.gradients import GradientOf, read_place
 from primexec.identities import Found, Given, Shared
 from primexec.instances import Part, children_of, is_object, parts
-from primexec.namespaces import Namespace
 from primexec.program import Static
 from primexec.reads import Reads
-from primexec.record import ASK
+from primexec.record import ASK, PythonState
 from primexec.runtime import Executable
 
 MISS = object()
@@ -241,7 +241,7 @@ class _Writer:
         known = [n for n in known if not n.is_empty()]
         contents = Contents(reads.containers)
         if known:
-            state = _PythonState(known, contents)
+            state = PythonState(known, contents)
             same = [
                 *self._versions(state, "versions", [n.held for n in known if n.of is None], None),
                 *self._versions(state, "owned", [n.of for n in known if n.of is not None], "__dict__"),
@@ -263,7 +263,7 @@ class _Writer:
             held = self._constant(contents)
             self._miss_if(f"not ({held}.empty or {held}.same())")
 
-    def _versions(self, state: _PythonState, name: str, places: list[Any], attribute: str | None) -> list[str]:
+    def _versions(self, state: PythonState, name: str, places: list[Any], attribute: str | None) -> list[str]:
         """Compare the versions of dicts, or of the dicts that are an attribute of objects now."""
         if not places:
             return []
@@ -332,6 +332,10 @@ class _Writer:
         if captured.runs_backward:
             hooks = self._constant(_torch_autograd.has_gradient_hooks)
             self._miss_if(*(f"{hooks}({v})" for v, t in tensors.items() if t.requires_grad))
+        if captured.apart:
+            names = arranged(captured.apart, [n for n, v in self.variables.items() if v in tensors])
+            apart = self._constant(Apart(len(captured.apart)))
+            self._miss_if(f"not {apart}({', '.join(self.variables[n] for n in names)})")
         if captured.uses_layout:
             layout = self._constant(_torch.layout_of)
             self._miss_if(*(f"{layout}({v}) != {_torch.layout_of(t)}" for v, t in tensors.items()))
@@ -383,8 +387,8 @@ class _Writer:
             running = self._left_where_decided_otherwise(running)
         self.lines += running
         stores = self.captured.stores
-        ways = {i: f"w{i}" for i, store in enumerate(stores) if isinstance(store.held, Way)}
-        self.lines += [f"{name} = {self._constant(stores[i].held.find)}()" for i, name in ways.items()]
+        ways = {i: store.held for i, store in enumerate(stores) if isinstance(store.held, Way)}
+        self.lines += [f"w{i} = {self._constant(way.find)}()" for i, way in ways.items()]
         for i, store in enumerate(stores):
             value = self._result(store.tree, iter(store.leaves))
             if isinstance(store.held, Part):
@@ -396,7 +400,7 @@ class _Writer:
                 self.lines.append(f"{self.variables[store.held]}.{store.key} = {value}")
             elif isinstance(store.held, Way):
                 set_item, key = self._constant(statics.set_item), self._constant(store.key)
-                self.lines.append(f"{set_item}({ways[i]}, {key}, {value})")
+                self.lines.append(f"{set_item}(w{i}, {key}, {value})")
             elif isinstance(store.held, dict):
                 held, key = self._constant(store.held), self._constant(store.key)
                 own = type(store.held).__setitem__ is not dict.__setitem__
@@ -466,30 +470,3 @@ class _Frozen:
     def __call__(self, *given: Tensor) -> bool:
         """Whether these are the same tensors, and nobody has written to them."""
         return all(map(operator.is_, given, self._held)) and list(map(_torch.version_of, given)) == self._versions
-
-
-class _PythonState:
-    """The versions of the dicts that a program read, as of the last time their contents were compared."""
-
-    __slots__ = ("_contents", "_namespaces", "_version", "owned", "versions")
-
-    def __init__(self, namespaces: list[Namespace], contents: Contents) -> None:
-        self._contents = contents
-        self._namespaces = sorted(namespaces, key=lambda n: n.of is not None)
-        self._version = _torch.dict_version()
-        self.versions: list[int] = []
-        self.owned: list[int] = []  # of the `__dict__` of objects, which can be exchanged
-        self.revalidate()
-
-    def revalidate(self) -> bool:
-        """Compare by value; where nothing differs, remember the present versions, and what came in equal containers."""
-        versions = [self._version(n.held if n.of is None else n.of.__dict__) for n in self._namespaces]
-        before = [*self.versions, *self.owned] or [-1] * len(versions)
-        moved = [n for n, then, now in zip(self._namespaces, before, versions, strict=True) if then != now]
-        if any(True for n in moved for _ in n.changed()):
-            return False
-        for namespace in moved:
-            self._contents.replace(id(namespace), namespace.replaced())
-        plain = sum(n.of is None for n in self._namespaces)
-        self.versions, self.owned = versions[:plain], versions[plain:]
-        return True

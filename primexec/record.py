@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from primexec import statics
-from primexec.contents import Container, contents_of
+from primexec import _torch, statics
+from primexec.contents import Container, Contents, contents_of
 from primexec.errors import CaptureError
 from primexec.namespaces import ABSENT, Cell, Namespace
 
@@ -178,6 +178,33 @@ class Record:
             if isinstance(cell.original, _INPUTS):
                 yield cell.get, None, cell.label, cell.original
         yield from self._pinned
+
+
+class PythonState:
+    """The versions of the dicts that a program read, as of the last time their contents were compared."""
+
+    __slots__ = ("_contents", "_namespaces", "_version", "owned", "versions")
+
+    def __init__(self, namespaces: list[Namespace], contents: Contents) -> None:
+        self._contents = contents
+        self._namespaces = sorted(namespaces, key=lambda n: n.of is not None)
+        self._version = _torch.dict_version()
+        self.versions: list[int] = []
+        self.owned: list[int] = []  # of the `__dict__` of objects, which can be exchanged
+        self.revalidate()
+
+    def revalidate(self) -> bool:
+        """Compare by value; where nothing differs, remember the present versions, and what came in equal containers."""
+        versions = [self._version(n.held if n.of is None else n.of.__dict__) for n in self._namespaces]
+        before = [*self.versions, *self.owned] or [-1] * len(versions)
+        moved = [n for n, then, now in zip(self._namespaces, before, versions, strict=True) if then != now]
+        if any(True for n in moved for _ in n.changed()):
+            return False
+        for namespace in moved:
+            self._contents.replace(id(namespace), namespace.replaced())
+        plain = sum(n.of is None for n in self._namespaces)
+        self.versions, self.owned = versions[:plain], versions[plain:]
+        return True
 
 
 def _holds(place: Any, value: Any) -> bool:

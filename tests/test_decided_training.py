@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from primexec import make_traced
+from primexec.decisions import decide
 from tests.test_decisions import EXECUTORS
 
 
@@ -98,3 +99,47 @@ def test_scaled_gradients() -> None:
         torch.testing.assert_close(models[1].state_dict(), models[0].state_dict())
         assert ours.state_dict() == theirs.state_dict()
     assert traced.cache_info().traces == 3  # the first step, those that follow, those left out
+
+
+def steps_of(x: Tensor, counters: list[Tensor], weights: list[Tensor]) -> Tensor:
+    for counter, weight in zip(counters, weights, strict=True):
+        counter.add_(1)
+        if counter.item() > 3:
+            weight.mul_(0.5).add_(x)
+        else:
+            weight.sub_(x)
+    return torch.stack(weights).sum()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_counters_decide_before_anything_large_is_written(executor: Any) -> None:
+    ours, theirs = (([torch.tensor(0.0) for _ in "abc"], [torch.ones(20, 5) for _ in "abc"]) for _ in range(2))
+    traced = make_traced(steps_of, executor=executor)
+    for i in range(8):
+        if i == 6:
+            ours[0][1].zero_(), theirs[0][1].zero_()
+        x = torch.full((20, 5), float(i))
+        torch.testing.assert_close(traced(x, *ours), steps_of(x, *theirs))
+        torch.testing.assert_close(ours, theirs)
+    assert traced.cache_info().traces == 3
+    nodes = [n for n in traced.trace(x, *ours).graph_module.graph.nodes if n.op == "call_function"]
+    large = [isinstance(v := n.meta.get("val"), Tensor) and v.dim() > 0 for n in nodes]
+    assert all(n.target is not decide for n in nodes[large.index(True) :])
+
+
+@pytest.mark.filterwarnings("ignore::primexec.RetraceWarning")
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_counters_in_the_memory_of_a_weight(executor: Any) -> None:
+    traced = make_traced(steps_of, executor=executor)
+    runs: list[Any] = []
+    for fn in (steps_of, traced):
+        found = []
+        for shared in (False, True, False, True):
+            memory = torch.zeros(20, 5)
+            held = [torch.tensor(0.0), (memory if shared else torch.zeros(20, 5))[2, 1]]
+            weights = [memory, torch.ones(20, 5)]
+            for i in range(5):
+                found.append(fn(torch.full((20, 5), -1.0 - i), held, weights))
+            found += [t.clone() for t in (*held, *weights)]
+        runs.append(found)
+    torch.testing.assert_close(runs[1], runs[0])
