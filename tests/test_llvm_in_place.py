@@ -175,3 +175,29 @@ def test_an_operand_that_is_laid_out_otherwise_than_foreseen(monkeypatch: pytest
     monkeypatch.setattr(launch.Operand, "fitted", turned_first)
     torch.testing.assert_close(traced(x), torch.relu(F.conv2d(x, KERNELS[0]) * 2), rtol=1e-4, atol=1e-4)
     assert fitted
+
+
+def turned(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 1, 3).reshape(x.shape[0], -1, x.shape[3])
+
+
+SHAPED: dict[str, tuple[Callable[[Tensor], Any], int]] = {
+    "alone": (lambda x: F.channel_shuffle(x, 2), 1),
+    "of a sum": (lambda x: turned(x + 1), 1),
+    "read again": (lambda x: ((y := turned(x + 1)), y.exp().sum(-1)), 2),
+    "and a view of it": (lambda x: ((y := turned(x * 2)), y.view(-1)), 1),
+    "and a copy of it": (lambda x: ((y := turned(x * 2)), y.clone()), 1),
+    "of both": (lambda x: (turned(x * 2), turned(x + 1)), 1),
+    "written to": (lambda x: (turned(x * 2), turned(x * 2).index_fill(1, torch.tensor([2]), 3.0)), 3),
+}
+
+
+@pytest.mark.parametrize(("fn", "kernels"), SHAPED.values(), ids=SHAPED)
+def test_a_result_that_is_memory_in_another_shape_is_made_there(fn: Callable[[Tensor], Any], kernels: int) -> None:
+    x = torch.randn(2, 4, 6, 5)
+    traced = make_traced(fn, executor=BOTH)
+    for _ in range(2):
+        torch.testing.assert_close(traced(x), fn(x))
+    for a, b in zip(*(torch.utils._pytree.tree_leaves(f(x)) for f in (traced, fn)), strict=True):
+        assert (a.stride(), a.untyped_storage().nbytes()) == (b.stride(), b.untyped_storage().nbytes())
+    assert traced.trace(x).inspect_loops().count("\nkernel ") == kernels

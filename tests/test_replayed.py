@@ -52,6 +52,12 @@ LEFT: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
     "two results": (lambda x: x.sort(-1)[0], [leaf(16)]),
     "a choice by values": (lambda x: x.prod(), [leaf(200, 100)]),
     "a loss": (lambda x, w: (x * w).sum(), [leaf(16), leaf(16)]),
+    "an LSTM whose last state nobody uses": (
+        lambda x, *w: torch.lstm(x, (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)), w, True, 1, 0.0, True, False, False)[
+            0
+        ],
+        [leaf(*shape) for shape in ((5, 2, 3), (16, 3), (16, 4), (16,), (16,))],
+    ),
     "a detached result": (lambda x: ((y := x * 2), y.detach()), [leaf(16)]),
 }
 

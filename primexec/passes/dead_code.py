@@ -1,4 +1,4 @@
-"""Removes what nobody uses and what cannot fail: views and constants.
+"""Removes what nobody uses and what cannot fail: views, constants and copies.
 
 An operator that computes stays even if its result is unused: its kernel may raise, as it does in eager.
 """
@@ -14,7 +14,12 @@ from torch import fx
 from primexec import effects
 from primexec.program import Program
 
-_CANNOT_FAIL = frozenset({operator.getitem, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.empty.memory_format})
+_CANNOT_FAIL = frozenset(
+    {
+        operator.getitem,
+        *(getattr(torch.ops.aten, name).default for name in ("lift_fresh_copy", "cat", "stack", "clone")),
+    }
+) | {torch.ops.aten.empty.memory_format}
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,8 @@ def _compiled(
 
 
 def _scheduled(graph: fx.Graph, donated: Set[int], options: Mapping[str, Any]) -> Schedule:
-    return in_place.in_place(Scheduler(own.rewritten(graph), options.get("fuel")).schedule(), donated)
+    schedule = Scheduler(own.rewritten(graph), options.get("fuel")).schedule()
+    return in_place.in_place(in_place.without_copies(schedule), donated)
 
 
 def lower(

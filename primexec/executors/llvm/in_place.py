@@ -1,7 +1,8 @@
-"""Results that are written over operands which nobody needs any more: less memory, and lines that are in a cache."""
+"""Results in the place of operands that nobody needs any more, and of what they are copies of: less memory traffic."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 from dataclasses import replace
 
@@ -46,7 +47,43 @@ def in_place(schedule: Schedule, donated: Set[int]) -> Schedule:
             buffers[result.buffer] = replace(buffers[result.buffer], kind="none")
             places[result.buffer] = places.get(found, found)
             free |= {result.buffer} - {*schedule.outputs}
+    return replace(schedule, buffers=tuple(buffers), kernels=tuple(kernels), places={**schedule.places, **places})
+
+
+def without_copies(schedule: Schedule) -> Schedule:
+    """The schedule without kernels that copy a result, as it lies, from where others made it: it is made in place."""
+    kernels, buffers, places = list(schedule.kernels), list(schedule.buffers), dict(schedule.places)
+    for kernel in schedule.kernels:
+        copied = _copied(kernel, buffers)
+        if copied is None:
+            continue
+        made, result = copied
+        before, after = kernels[: kernels.index(kernel)], kernels[kernels.index(kernel) + 1 :]
+        written = {s.access.buffer for k in after for s in k.stores}
+        if written.isdisjoint(copied) and not any(result in touched(k) for k in before):
+            kernels.remove(kernel)
+            buffers[made] = replace(buffers[made], kind="none")
+            places[made] = result
     return replace(schedule, buffers=tuple(buffers), kernels=tuple(kernels), places=places)
+
+
+def _copied(kernel: Kernel, buffers: list[Buffer]) -> tuple[int, int] | None:
+    """Of a kernel that copies all of an intermediate to the same places of a result: the numbers of these."""
+    (store, *others), count = kernel.stores, math.prod(kernel.axes)
+    made, to = store.value, store.access
+    if (
+        others
+        or store.how
+        or not isinstance(made, Load)
+        or made.guards
+        or to.indirect
+        or not _is_there(made.access, to)
+    ):
+        return None
+    pair = made.access.buffer, to.buffer
+    sizes = {storage_bytes(b.shape, b.strides, b.dtype) for b in (buffers[i] for i in pair)}
+    kinds = tuple(buffers[i].kind for i in pair)
+    return pair if kinds == ("arena", "output") and sizes == {count * to.dtype.itemsize} else None
 
 
 def _result(kernel: Kernel, buffers: list[Buffer]) -> Access | None:

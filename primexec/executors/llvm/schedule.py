@@ -63,7 +63,7 @@ class Schedule:
 
     Attributes:
         outputs: for each result of the region the number of its buffer.
-        places: for each buffer in the place of an input the number of that.
+        places: for each buffer in the place of an input, or of a result, the number of that.
         checks: what indices that are data must fit, by their numbers.
     """
 
