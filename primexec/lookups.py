@@ -24,6 +24,10 @@ REAL = (getattr, hasattr, object.__getattribute__, type.__getattribute__, vars)
 FORMATTERS = frozenset({"format", "format_map"})
 
 
+class Disguised:
+    """What says that it is of another class, and has attributes which objects of that class do not have."""
+
+
 def stand_ins(ask: Callable[[str, bool], None]) -> StandIns:
     """Stand-ins for the functions that are given the names of attributes.
 
@@ -36,13 +40,21 @@ def stand_ins(ask: Callable[[str, bool], None]) -> StandIns:
         def stand_in(*args: Any) -> Any:
             if len(args) > 1 and isinstance(args[1], str) and made.here():
                 asker = sys._getframe(1).f_code.co_filename
-                made.outside(lambda: is_run_by_torch(asker) or told()(args[1], asks))
+                by_torch = made.outside(lambda: is_run_by_torch(asker) or told()(args[1], asks))
+                if not by_torch and issubclass(type(args[0]), Disguised):
+                    args = (_as_it_says(args[0], args[1], asks), *args[1:])
             return original(*args)
 
         return stand_in
 
     made = StandIns({name: functools.partial(make, asks=asks) for name, asks in ASKING.items()})
     return made
+
+
+def _as_it_says(disguised: Any, name: str, asks: bool) -> Any:
+    """Another object of the class that it says it is of, where those answer in another way."""
+    kind = disguised.__class__
+    return disguised if asks and name in dir(kind) else kind()
 
 
 def names_in(value: Any) -> set[str]:

@@ -22,6 +22,7 @@ from torch import Tensor, fx
 from primexec import _torch, statics
 from primexec.bytecode import HANDLED, TYPES, running_in
 from primexec.errors import PrimexecError
+from primexec.lookups import Disguised
 from primexec.statics import LARGEST, may_vary
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _refused(self: Any, *args: Any) -> Any:
     self.node.refuse()
 
 
-class Number:
+class Number(Disguised):
     """A number as the function holds it, which says that it is of the class that eager's is of."""
 
     node: Symbol
@@ -174,6 +175,9 @@ class Number:
         return int(self.node.guard_int())
 
     __int__ = __index__
+
+    def __dir__(self) -> list[str]:
+        return dir(self.node.kind)
 
     def as_pytorch_has_it(self) -> Any:
         """What operators take: PyTorch keeps it for backward passes, and the number itself is the function's."""

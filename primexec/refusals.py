@@ -88,8 +88,9 @@ def _asked(node: fx.Node, given: dict[str, Any], tensors: list[Tensor]) -> bool 
         size = 1 + any(isinstance(x, _Number) for x in leaves)  # a tensor of one number is filled without checks
         specs = tuple((t.dtype, (size,) * t.dim(), _dense(size, t.dim()), t.device) for t in tensors)
         refused = _refused(node.target, tree, tuple(leaves), specs, repr(leaves))
-    results = [r for r in pytree.tree_leaves(node.meta.get("val")) if isinstance(r, Tensor)]
-    if refused is None and sum(t.numel() for t in (*tensors, *results)) <= _SMALL:
+    sized = [*tensors, *(r for r in pytree.tree_leaves(node.meta.get("val")) if isinstance(r, Tensor))]
+    known = all(type(n) is int for t in sized for n in t.shape)
+    if refused is None and known and sum(t.numel() for t in sized) <= _SMALL:
         specs = tuple((t.dtype, tuple(t.shape), t.stride(), t.device) for t in tensors)
         refused = _refused(node.target, tree, tuple(leaves), specs, repr(leaves))
     return refused

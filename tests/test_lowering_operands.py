@@ -129,6 +129,15 @@ def test_what_eager_refuses_is_refused(name: str) -> None:
     assert str(got.value) == str(expected.value)
 
 
+def test_kernels_are_not_asked_where_sizes_depend_on_data() -> None:
+    def counted(x: Tensor) -> Tensor:
+        return torch.bincount(x, minlength=3) + 1
+
+    traced = make_traced(counted, executor=BOTH)
+    for x in (torch.tensor([0, 5]), torch.tensor([1])):
+        assert torch.equal(traced(x), counted(x))
+
+
 def test_numbers_that_eager_takes_stay_in_kernels() -> None:
     """Infinite bounds, those of a dtype, and what wraps."""
 

@@ -324,3 +324,13 @@ def test_errors_that_stand_ins_cause_are_not_handled() -> None:
     traced = make_traced(fn)
     for i in range(6):
         assert torch.equal(traced(X, i / 2), X * (i / 2))
+
+
+@pytest.mark.parametrize("name", ["node", "symbol", "as_pytorch_has_it", "__dict__", "is_integer", "real", "shape"])
+def test_stand_ins_have_the_attributes_of_numbers(name: str) -> None:
+    def fn(x: Tensor, a: float) -> Any:
+        return x * a, hasattr(a, name), getattr(a, name, None) is None, name in dir(a)
+
+    traced = make_traced(fn)
+    for value in VALUES[:6]:
+        same(traced(X, value), fn(X, value), exact=False)
