@@ -143,3 +143,12 @@ def test_through_torch_compile() -> None:
     for x in (X, X + 1):
         torch.testing.assert_close(compiled(x), mask(x))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("fn", [table, in_a_call, lambda x: torch.tensor(4) / 3 + x])
+def test_programs_that_are_planned_twice(fn: Callable[[Tensor], Tensor]) -> None:
+    """Left to PyTorch's autograd where a backward program gains nothing, which takes a second plan."""
+    x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
+    made, expected = make_traced(fn)(x), fn(y)
+    torch.testing.assert_close(made, expected)
+    torch.testing.assert_close(torch.autograd.grad(made.sum(), x), torch.autograd.grad(expected.sum(), y))

@@ -53,26 +53,30 @@ class FoldConstants:
     def __call__(self, program: Program) -> Program:
         if program.inputs and not any(i.kind in ("argument", "state") for i in program.inputs):
             return program  # a backward program, or one of constants alone
-        graph = program.graph_module.graph
         values = self._values(program)
         whole = _of_whole_calls(program, values)
         ends = [n for n in whole if not whole.issuperset(n.users) and isinstance(values[n], Tensor)]
         ends = [n for n in ends if not _is_splat(n)]
         if not ends or sum(values[n].untyped_storage().nbytes() for n in ends) > self.most:
             return program
+        graph = fx.Graph()  # the program may be planned once more, for other executors
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in program.graph_module.graph.nodes:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
         made: dict[fx.Node, fx.Node] = {}
         for node in ends:
             made[node] = new = add_placeholder(graph, f"constant_{node.name}")
             new.meta.update(node.meta)
-            node.replace_all_uses_with(new)
-        for node in reversed(list(graph.nodes)):
-            if node in whole and not node.users:
-                graph.erase_node(node)
-        live = set(graph.nodes)
-        calls = (c.renamed(made) for c in program.calls if live.issuperset(c.nodes))
+            copies[node].replace_all_uses_with(new)
+        for node in reversed(list(copies)):
+            if node in whole and not copies[node].users:
+                graph.erase_node(copies.pop(node))
+        calls = [c for c in program.calls if copies.keys() >= {*c.nodes}]
+        copies |= made
         return replace(
             program,
-            calls=tuple(c for c in calls if live.issuperset((*c.inputs, *c.results))),
+            graph_module=_torch.graph_module(program.graph_module, graph),
+            calls=tuple(c.renamed(copies) for c in calls if copies.keys() >= {*c.inputs, *c.results}),
             inputs=(*program.inputs, *(Input(n.name, "constant", MADE_WHILE_TRACING) for n in made.values())),
             constants=(*program.constants, *(values[n] for n in made)),
         )
