@@ -162,23 +162,25 @@ def _claim(
         node = node.args[0]  # type: ignore[assignment]
     declined: list[tuple[str, str]] = []
     for executor in executors[:-1]:
-        reason = (pinned.get(node) or refusals.why(node)) if executor.name != "aten" else ""
+        reason = (pinned.get(node) or "") if executor.name != "aten" else ""
         if not reason and gainful and (leaves := getattr(executor, "leaves", None)) is not None:
             reason = leaves(node)
         if not reason:
             support = _ask(executor, node)
-            if support:
-                return Claim(executor.name, tuple(declined))
+            expansion = None
             reason = support.reason
-            expansion = expand(node) if executor.name != "aten" and not is_prim(node.target) else None
+            if not support and executor.name != "aten" and not is_prim(node.target):
+                expansion = expand(node)
             if expansion is not None:
                 if (executor.name, expansion) not in judged:  # equal layers share their expansions
                     judged[executor.name, expansion] = _ask_prims(executor, expansion)
                 support = judged[executor.name, expansion]
-                if support:
-                    return Claim(executor.name, tuple(declined), expansion)
                 reason = f"{reason}; in its expansion, {support.reason}"
-            elif executor.name != "aten" and not is_prim(node.target):
+            if support:  # only then are PyTorch's kernels asked: some trust that their operands fit together
+                reason = refusals.why(node) if executor.name != "aten" else ""
+                if not reason:
+                    return Claim(executor.name, tuple(declined), expansion)
+            elif expansion is None and executor.name != "aten" and not is_prim(node.target):
                 reason = why_not(node) or reason
         declined.append((executor.name, reason))
     return Claim(executors[-1].name, tuple(declined))
