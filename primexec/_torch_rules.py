@@ -55,11 +55,23 @@ def _sizes() -> Any:
                 try:
                     return super().evaluate_expr(expression, *args, **kwargs)
                 except Exception as error:
-                    answer = self.ask(expression) if asks_unknown_size(error) else None
+                    answer = self.answer(expression) if asks_unknown_size(error) else None
                     if answer is None:
                         raise
                 self.answers[expression] = answer
             return self.answers[expression]
+
+        def answer(self, expression: Any) -> Any:
+            """The value of an expression, from those of its sizes where nobody tells it, or these are known."""
+            symbols = expression.free_symbols
+            if not symbols <= self.answers.keys():
+                if (answer := self.ask(expression)) is not None:
+                    return answer
+                self.answers |= {s: v for s in symbols - self.answers.keys() if (v := self.ask(s)) is not None}
+                if not symbols <= self.answers.keys():
+                    return None
+            value = expression.subs({s: self.answers[s] for s in symbols})
+            return bool(value) if value.is_Boolean else int(value)
 
     return Sizes
 

@@ -63,13 +63,15 @@ class Calls(_torch.TorchFunctionMode):
         if fn in forbidden():
             if fn == _set_data() and _torch.same_elements(*tracer._stand_ins(args)):  # p.data = p.data.to(device)
                 return None
+            if fn is Tensor.__format__ and (number := self._formatted(args[0])) is not None:
+                return format(number, *args[1:])
             raise tracer.fail(forbidden()[fn], VALUE_HINT)
         if fn in _sensitive():
             tracer.uses_sdpa = True
         elif fn in _LAYOUT_QUESTIONS:
             tracer.uses_layout = True
         tracer.hooks |= fn in _HOOKS
-        args, kwargs = tracer._stand_ins(args), tracer._stand_ins(kwargs)
+        given, args, kwargs = args, tracer._stand_ins(args), tracer._stand_ins(kwargs)
         if _torch.functorch_active():
             sys.settrace(watching)
             return fn(*args, **kwargs)
@@ -79,7 +81,7 @@ class Calls(_torch.TorchFunctionMode):
             return number
         if (made := literals.assembled(fn, args, kwargs)) is not None:
             return made
-        args = literals.spelled_out(fn, args)
+        args = numbers.bounds_decided(fn, literals.spelled_out(fn, args))
         if fn in _torch.fused_optimizers() and (rate := numbers.symbol_of(kwargs.get("lr"))) is not None:
             kwargs["lr"] = numbers.as_tensor(tracer, rate)
         if fn in _gradient_accessors():
@@ -113,7 +115,7 @@ class Calls(_torch.TorchFunctionMode):
             self._give("momentum", numbers.node_of(tracer, momentum), before)
         elif before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
             self._remember(fn, args, kwargs, before, out)
-        return out
+        return given[0] if args and out is args[0] else out  # `weight.to(dtype) is weight`
 
     def _checked(self, value: Tensor, frame: types.FrameType) -> Any:
         """The truth value with which a frame goes on; None where that is known, or refused."""
@@ -126,6 +128,12 @@ class Calls(_torch.TorchFunctionMode):
             return tracer.deciding.ask("truth", tracer.node_of(value))
         tracer.add_node(CHECK, (tracer.node_of(value), *check), {}, None)
         return not check.fails
+
+    def _formatted(self, value: Tensor) -> Any:
+        """The int or truth value that stands in a text, with which the function goes on; None where that is refused."""
+        value = self.tracer._stand_ins(value)
+        is_number = value.dim() == 0 and not isinstance(value, torch.nn.Parameter)  # others show as tensors
+        return numbers.whole(self.tracer, value) if is_number else None
 
     def _check_out(self, fn: Any, out: Any, before: fx.Node) -> None:
         """A few functions in C++ forget `out=` when they see a tensor that is not an ordinary one."""

@@ -19,7 +19,7 @@ MAX_REHEARSAL_ELEMENTS = 1 << 26
 
 
 def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The results of an operator, of fake tensors."""
+    """The results of an operator, of fake tensors. Where it cannot do without a size, the function goes on with one."""
     outer, tracer.running = tracer.running, op
     try:
         rule = _torch_rules.rules().get(op)
@@ -32,7 +32,11 @@ def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
         if type(error).__name__ == "DynamicOutputShapeException" and allow_unknown_sizes(tracer):
             return fake_call(tracer, op, args, kwargs)
         if _torch.asks_unknown_size(error):
-            raise tracer.unknown_size() from None
+            tracer.running = outer
+            decided = sizes.decided(tracer, op, (args, kwargs))
+            if decided is None:
+                raise tracer.unknown_size() from None
+            return fake_call(tracer, op, *decided)
         if READS_DATA in str(error):
             raise tracer.fail(f"{op} reads the values of a tensor", VALUE_HINT) from None
         for kind, (reason, hint) in _torch.uncapturable().items():

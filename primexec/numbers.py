@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 READ = torch.ops.aten._local_scalar_dense.default
 _MAX = 10_000
+# Calls that compare ints before they come to any operator, and behind which argument the last of these stands.
+_BOUNDS = {Tensor.__getitem__: 2, Tensor.__setitem__: 2, Tensor.narrow: 4, torch.narrow: 4}
 
 
 def as_input(value: int | float) -> Tensor:
@@ -134,7 +136,7 @@ def _binary(op: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[
         kinds = {v.node.kind if isinstance(v, Number) else type(v) for v in (a, b)}
         kind = float if float in kinds or op is operator.truediv else int
         if op is power and kind is int:
-            self.node.refuse()
+            return _known(a) ** _known(b)
         return _reckon(self.node.tracer, op, (a, b), kind)
 
     return method
@@ -153,8 +155,14 @@ def _unary(op: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda self: _reckon(self.node.tracer, op, (self,), self.node.kind)
 
 
-def _refused(self: Any, *args: Any) -> Any:
-    self.node.refuse()
+def _known(value: Any) -> Any:
+    """A number as Python has it: an int is one with which the function goes on."""
+    return value.node.guard_int() if isinstance(value, Number) else value
+
+
+def _by_value(name: str) -> Callable[..., Any]:
+    """A method of Python's ints that needs the value."""
+    return lambda self, *args: getattr(_known(self), name)(*map(_known, args))
 
 
 class Number(Disguised):
@@ -189,7 +197,7 @@ class Number(Disguised):
 
     def __getattr__(self, name: str) -> Any:
         if hasattr(self.node.kind, name):
-            self.node.refuse()
+            return getattr(_known(self), name)
         raise AttributeError(f"{self.node.kind.__name__!r} object has no attribute {name!r}")
 
     __add__, __radd__ = _binary(operator.add), _binary(operator.add, True)
@@ -203,11 +211,15 @@ class Number(Disguised):
     __eq__, __ne__ = _compared(operator.eq), _compared(operator.ne)
     __lt__, __le__ = _compared(operator.lt), _compared(operator.le)
     __gt__, __ge__ = _compared(operator.gt), _compared(operator.ge)
-    __hash__ = _refused
-    __float__ = __complex__ = __round__ = __trunc__ = __floor__ = __ceil__ = _refused
-    __divmod__ = __rdivmod__ = __and__ = __or__ = __xor__ = __invert__ = __lshift__ = __rshift__ = _refused
-    __str__ = __repr__ = __format__ = __reduce_ex__ = _refused
-    is_integer = as_integer_ratio = hex = conjugate = bit_length = _refused
+
+
+for _name in [
+    "and", "divmod", "ceil", "float", "floor", "format", "hash", "invert", "lshift", "or", "rand", "rdivmod",
+    "reduce_ex", "repr", "rlshift", "ror", "round", "rrshift", "rshift", "rxor", "str", "trunc", "xor",
+]:  # fmt: skip
+    setattr(Number, f"__{_name}__", _by_value(f"__{_name}__"))
+for _name in ("as_integer_ratio", "bit_length", "conjugate", "hex", "is_integer"):  # PyTorch's numbers have their own
+    setattr(Number, _name, _by_value(_name))
 
 
 class Float(Number, torch.SymFloat):
@@ -270,11 +282,19 @@ def sizes_decided(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     return (*given, *args[len(given) :]), {k: _decided(formals.get(k, ""), v) for k, v in kwargs.items()}
 
 
+def bounds_decided(fn: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As `sizes_decided`, of a call of the API."""
+    end = _BOUNDS.get(fn, 0)
+    return (*(_decided("int", a) for a in args[:end]), *args[end:])
+
+
 def _decided(formal: str, value: Any) -> Any:
     if "int" not in formal.lower():
         return value
     if isinstance(value, (list, tuple)):
         return type(value)(_decided(formal, v) for v in value)
+    if isinstance(value, slice):
+        return slice(*(_decided(formal, v) for v in (value.start, value.stop, value.step)))
     symbol = symbol_of(value)
     return value if symbol is None else symbol.guard_int()
 

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch
+from primexec import _torch, numbers
+from primexec._torch import pytree
 
 if TYPE_CHECKING:
     from primexec.tracer import Scope, Tracer
 
-_OPERATIONS = {"Add": operator.add, "Mul": operator.mul}
+_OPERATIONS = {
+    "Add": operator.add, "Mul": operator.mul, "FloorDiv": operator.floordiv, "CleanDiv": operator.floordiv,
+    "Mod": operator.mod, "PythonMod": operator.mod,
+}  # fmt: skip
 _QUESTIONS = {
     "Equality": "eq", "Unequality": "ne", "LessThan": "le", "StrictLessThan": "lt", "GreaterThan": "ge",
     "StrictGreaterThan": "gt",
@@ -45,6 +49,34 @@ def answer(tracer: Tracer, expression: Any) -> Any:
         return None
     parts = [_node(tracer, part) for part in ((expression,) if question == "index" else expression.args)]
     return None if None in parts else tracer.deciding.ask(question, *parts)
+
+
+def decided(tracer: Tracer, op: Any, arguments: Any) -> Any:
+    """The arguments of an operator with the sizes they have now; None where these are known, or that is refused."""
+    leaves, tree = pytree.tree_flatten(arguments)
+    if tracer.running is not None or op._schema.is_mutable or not any(map(_is_unknown, leaves)):
+        return None
+    try:
+        return pytree.tree_unflatten([_decided(tracer, v) for v in leaves], tree)
+    except Exception as error:
+        if _torch.asks_unknown_size(error):
+            return None
+        raise
+
+
+def _is_unknown(value: Any) -> bool:
+    unknown = value.shape if isinstance(value, Tensor) else [value]
+    return any(isinstance(v, torch.SymInt) and numbers.symbol_of(v) is None for v in unknown)
+
+
+def _decided(tracer: Tracer, value: Any) -> Any:
+    if not _is_unknown(value):
+        return value
+    if not isinstance(value, Tensor):
+        return int(value)
+    layout = [[int(v) for v in part] for part in (value.shape, value.stride(), [value.storage_offset()])]
+    with _torch.modes_off(), tracer.fake_mode:
+        return value.as_strided(layout[0], layout[1], *layout[2])
 
 
 def node_of(tracer: Tracer, size: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import primexec
 from tests.test_training_models import loss_of
-from tests.test_transformers import MODEL, REFUSED, Arch, counts
+from tests.test_transformers import DECIDING, MODEL, Arch, counts
 
 QUICK = ("Bert", "GPT2", "Llama", "T5", "ViT", "ResNet", "ConvNext", "MobileNetV2", "Whisper", "Mistral")
 QUICK_TRAINING = ("Bert", "GPT2", "Llama", "T5", "ViT", "ResNet", "ConvNext", "MobileNetV2")
@@ -24,7 +24,7 @@ SKIPPING = frozenset({"Hubert", "Wav2Vec2"})
 
 
 def names(quick: tuple[str, ...], without: frozenset[str] = frozenset()) -> list[Any]:
-    rest = [n for n in MODEL if n not in {*quick, *REFUSED, *UNJUDGED, *without}]
+    rest = [n for n in MODEL if n not in {*quick, *DECIDING, *UNJUDGED, *without}]
     return [*quick, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in rest)]
 
 
