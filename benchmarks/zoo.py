@@ -31,6 +31,13 @@ LAYERS = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, 
 TEXT = LAYERS | {"vocab_size": 1000}
 DECODER = TEXT | {"num_key_value_heads": 2}
 VISION = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
+LATENT = {
+    "q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64,
+    "num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "n_routed_experts": 4, "first_k_dense_replace": 1,
+}  # fmt: skip
+NARROW = ("embedding_size", "true_hidden_size", "intra_bottleneck_size")
+EXPERTS = {"moe_intermediate_size": 256, "num_experts_per_tok": 2}
+CODEC = {"encoder_hidden_size": 32, "downsampling_ratios": [2, 4, 4], "decoder_hidden_size": 256, "n_codebooks": 4}
 STAGES = {"depths": [1, 1, 2, 1], "hidden_sizes": [32, 64, 128, 256]}
 
 
@@ -74,6 +81,20 @@ MODELS: dict[str, tuple[str, dict[str, Any], Inputs]] = {
     "poolformer": ("PoolFormer", {"depths": [1] * 4, "hidden_sizes": [64, 128, 320, 512]}, image(160)),
     "convnext-v2": ("ConvNextV2", STAGES, image(160)),
     "regnet": ("RegNet", STAGES | {"groups_width": 16}, image(160)),
+    "convbert": ("ConvBert", TEXT, tokens()),
+    "mobilebert": ("MobileBert", TEXT | dict.fromkeys(NARROW, 64), tokens()),
+    "funnel": (
+        "Funnel",
+        {"block_sizes": [1, 1, 1], "d_model": 256, "n_head": 4, "d_inner": 1024, "vocab_size": 1000},
+        tokens(),
+    ),
+    "deepseek-v3": ("DeepseekV3", TEXT | LATENT | EXPERTS, tokens()),
+    "gpt-oss": ("GptOss", DECODER | {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2}, tokens()),
+    "qwen2-moe": ("Qwen2Moe", DECODER | EXPERTS | {"num_experts": 4}, tokens()),
+    "swin-v2": ("Swinv2", {"embed_dim": 48, "depths": [2, 2], "num_heads": [3, 6], "image_size": 112}, image(112)),
+    "hiera": ("Hiera", {"embed_dim": 48, "depths": [1, 1, 2, 1], "image_size": [128, 128]}, image(128)),
+    "bit": ("Bit", STAGES | {"num_groups": 8}, image(160)),
+    "dac": ("Dac", CODEC, lambda: {"input_values": torch.randn(1, 1, 4096)}),
     "patch-tst": ("PatchTST", {}, lambda: {"past_values": torch.randn(8, 32, 1)}),
 }
 
