@@ -219,29 +219,6 @@ def test_vectors_reach_back(size: int, layouts: list[Layout]) -> None:
     assert all(made.lanes <= made.lane.size for made in layouts if made.lane)
 
 
-def test_later_passes_fetch_the_next_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    lower = llvm.lower
-    monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
-    x, w = data(70, 300), data(300)
-    check(lambda x, w: F.layer_norm(x, (300,), w, w), x, w)
-    assert "i32 0, i32 3, i32 1)" in made[-1].llvm
-    check(lambda x: torch.softmax(x, -1), data(3, 8000))
-    assert "i32 0, i32 2, i32 1)" in made[-1].llvm  # rows that fill the first cache
-    check(lambda x, w: x * w, x, w)
-    assert "llvm.prefetch" not in made[-1].llvm
-
-
-def test_rows_of_columns_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a row has several vectors."""
-    made = []
-    lower = llvm.lower
-    monkeypatch.setattr(llvm, "lower", lambda *args: made.append(lower(*args)) or made[-1])
-    for shape, wide in (((70, 300), True), ((70, 40), False), ((3, 9, 200), True)):
-        check(lambda x: (x.mean(-2), x.flip(-2).var(-2)), data(*shape))
-        assert ("llvm.prefetch" in made[-1].llvm) == wide
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_keeps_nan(dtype: torch.dtype) -> None:
     """Whatever bits a NaN has, in float32 and in half precision."""

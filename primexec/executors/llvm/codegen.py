@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from primexec.executors.llvm import addresses, costs, segments
+from primexec.executors.llvm import addresses, ahead, costs, segments
 from primexec.executors.llvm.codes import Binding, Part
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import (
@@ -29,7 +29,6 @@ from primexec.executors.llvm.instructions import (
     splat,
 )
 from primexec.executors.llvm.ir import (
-    Access,
     Const,
     Expr,
     Index,
@@ -59,7 +58,6 @@ from primexec.executors.llvm.vmath.core import exp
 
 BUSY = 2  # dear functions a point of kernels that memory does not hold up
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
-NEAR_BYTES = 1 << 14  # of one that is fetched into the first cache, where the present unit leaves room
 
 
 class KernelWriter(Memory):
@@ -88,22 +86,11 @@ class KernelWriter(Memory):
         self.row: dict[int, Value] = {}
         self.scratch: dict[int, str] = {}
         self.written: set[int] = set()
-        self.ahead = self._read_ahead()
+        first = (v for v in self._varying(self._roots(0)) if isinstance(v, Load) and not v.guards)
+        self.ahead = ahead.asked_for(kernel, layout, [v.access for v in first], self._passes(), module.target)
         self.precision = Precision(self.values, kernel.stores)
         self.apart = may_part(kernel, layout)
         self.masks = addresses.can_mask(module.target, layout, kernel, self.moving)
-
-    def _read_ahead(self) -> list[tuple[Access, int, int]]:
-        """What later passes, which run from the cache, ask for: the next unit's first reads, how far, which cache."""
-        layout = self.layout
-        if not layout.outer or self._passes() < 2 or layout.pieces > 1 or layout.columns:
-            return []
-        first = [v.access for v in self._varying(self._roots(0)) if isinstance(v, Load) and not v.guards]
-        plain = [a for a in first if a.strides[self._lane_axis] == 1 and not a.indirect]
-        found = [(a, a.strides[layout.outer[-1].axis]) for a in plain]
-        size = sum(layout.unit_size * a.dtype.itemsize for a in plain)
-        cache = 1 if size <= NEAR_BYTES else 2
-        return [(a, step, cache) for a, step in found if step] if size <= self.module.target.cache_bytes // 2 else []
 
     def write(self) -> list[Part]:
         """Adds the kernel's functions to the module; they are to run one after the other."""
@@ -389,7 +376,7 @@ class KernelWriter(Memory):
             for v in self._varying(self._roots(number)):
                 if id(v) in self.scratch:
                     self._get(v, width, at, local)
-        if number == 1 and width > 1:
+        if number == min(1, self._passes() - 1) and width > 1:
             for access, distance, cache in self.ahead:
                 self._prefetch(access, width, at, distance, cache)
         self._stores(number, width, at, local)
