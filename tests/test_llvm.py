@@ -167,6 +167,20 @@ def test_sums_do_not_lose_digits_as_they_grow() -> None:
         assert abs(float(got) - exact) <= 2 * abs(float(eager) - exact) + abs(exact) * torch.finfo(t.dtype).eps
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_sums_in_float64_of_float32(seen: bool) -> None:
+    """To the last digit where it shows, not only in what is rounded to float32."""
+    a = data(1 << 20) + 1
+
+    def total(t: Tensor) -> tuple[Tensor, Tensor]:
+        made = t.double().sum()
+        return made if seen else made.float(), (made * 2).float()
+
+    got, exact = run(total, a), math.fsum(a.tolist())
+    assert abs(float(got[0]) - exact) <= exact * (2**-52 if seen else 2**-24)
+    assert abs(float(got[1]) - 2 * exact) <= exact * 2**-23
+
+
 SHAPES = [(1,), (2, 3), (7, 1), (1, 31), (17, 64), (3, 5, 7), (2, 1, 129)]
 
 

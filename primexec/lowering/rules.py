@@ -6,7 +6,7 @@ Each takes the operator's arguments and calls ordinary PyTorch, which is taken a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -234,50 +234,57 @@ def _var(a: Tensor, dims: Any, correction: Any = 1, *, output_dtype: Any = None)
     return _prim("div")(total, divisor)
 
 
-def _spread(a: Tensor, dims: Any, correction: Any, keepdim: bool) -> tuple[Tensor, Tensor | None]:
-    """The variance, not in half precision, of differences from the first element, and half of what divided these.
+def _spread(a: Tensor, dims: Any, correction: Any, keepdim: bool) -> tuple[Tensor, Tensor]:
+    """The variance and the mean, not rounded to half precision, of differences from the first element.
 
-    Differences from a mean hold what it was rounded by, and squares may leave the range of a dtype.
-
-    `torch.var` and `torch.std` add up in float64; layer_norm and batch_norm do not, and are left with two passes.
+    Those from a mean hold its error. `torch.var` and `torch.std` add up in float64 on CPUs, which holds the squares of
+    float32: one pass will do. Of what its sums cancel, at worst one part in as many as are added is left. layer_norm
+    and batch_norm add up in float32, and are left with two passes.
     """
     dims = [d % a.dim() for d in dims] if dims and a.dim() else list(range(a.dim()))
-    value, largest = a.to(wide(a.dtype)), None
-    if a.numel() and not a.is_complex():
-        first = value = value * 0.5  # so that no difference is infinite
-        for d in dims:
-            first = first.narrow(d, 0, 1)
-        value = value - first
-        largest = value.abs().amax(dims, keepdim=True)
-        largest = torch.where(largest == 0, 1.0, largest)
-        value = value / largest
-        largest = largest if keepdim else largest.squeeze(dims)
-    found = _prim("var")(value, dims, 1 if correction is None else correction)
+    correction = 1 if correction is None else correction
+    narrow = a.dtype.is_floating_point and a.dtype is not torch.float64 and a.device.type == "cpu"
+    value = a.to(torch.float64 if narrow else wide(a.dtype))
+    if not a.numel() or a.is_complex():
+        return _unsqueezed(_prim("var")(value, dims, correction), dims, keepdim), value.mean(dims, keepdim)
+    first = value
+    for d in dims:
+        first = first.narrow(d, 0, 1)
+    value = value - first
+    if not narrow:
+        return _unsqueezed(_prim("var")(value, dims, correction), dims, keepdim), a.mean(dims, keepdim)
+    count = math.prod(a.shape[d] for d in dims)
+    total, squares = value.sum(dims, keepdim), (value * value).sum(dims, keepdim)
+    variance = (squares - total * total / count) / max(0.0, count - float(correction))
+    return variance, (first if keepdim else first.squeeze(dims)) + total / count
+
+
+def _unsqueezed(t: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
     for d in sorted(dims) if keepdim else ():
-        found = found.unsqueeze(d)
-    return found, largest
+        t = t.unsqueeze(d)
+    return t
 
 
 @rule("aten.var.correction")
 def _variance(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    found, unit = _spread(a, dim, correction, keepdim)
-    return (found if unit is None else found * 4 * unit * unit).to(a.real.dtype)
+    return _spread(a, dim, correction, keepdim)[0].to(a.real.dtype)
 
 
 @rule("aten.std.correction")
 def _deviation(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    found, unit = _spread(a, dim, correction, keepdim)
-    return (found.sqrt() if unit is None else found.sqrt() * 2 * unit).to(a.real.dtype)
+    return _spread(a, dim, correction, keepdim)[0].sqrt().to(a.real.dtype)
 
 
 @rule("aten.var_mean.correction")
 def _variance_and_mean(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    return _variance(a, dim, correction=correction, keepdim=keepdim), a.mean(dim, keepdim)
+    variance, mean = _spread(a, dim, correction, keepdim)
+    return variance.to(a.real.dtype), mean.to(a.dtype)
 
 
 @rule("aten.std_mean.correction")
 def _deviation_and_mean(a: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    return _deviation(a, dim, correction=correction, keepdim=keepdim), a.mean(dim, keepdim)
+    variance, mean = _spread(a, dim, correction, keepdim)
+    return variance.sqrt().to(a.real.dtype), mean.to(a.dtype)
 
 
 @rule("aten.angle.default")

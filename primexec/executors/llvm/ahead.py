@@ -20,7 +20,7 @@ ROW_BYTES = 1 << 10  # of rows that are worth it: 0.65 to 0.9 of the time, of sh
 def asked_for(
     kernel: Kernel, layout: Layout, reads: Sequence[Access], passes: int, target: Target
 ) -> list[tuple[Access, int, int]]:
-    """Reads of the next unit, how many elements further on they lie, and the cache that they are fetched into.
+    """What is read next, how many elements further on it lies, and the cache that it is fetched into.
 
     Later passes run from the cache, and ask for what the next unit reads first. A kernel of one pass asks for rows that
     do not follow one another.
@@ -30,25 +30,23 @@ def asked_for(
     """
     if not layout.outer or layout.pieces > 1 or layout.columns or layout.lane is None:
         return []
-    unit, lane = layout.outer[-1].axis, layout.lane
-    plain = [a for a in reads if a.strides[lane.axis] == 1 and not a.indirect and a.strides[unit]]
+    axes = [a.axis for a in (*layout.outer, *layout.inner)]
+    step, length = (axes[-2], layout.inner[-1].size) if passes == 1 else (layout.outer[-1].axis, layout.unit_size)
+    plain = [a for a in reads if a.strides[layout.lane.axis] == 1 and not a.indirect and a.strides[step]]
     if passes == 1:
-        plain = list(_apart(kernel, layout, plain))
-    size = sum(layout.unit_size * a.dtype.itemsize for a in plain)
+        plain = list(_apart(plain, step, length, kernel)) if layout.across is None else []
+    size = sum(length * a.dtype.itemsize for a in plain)
     cache = 1 if size <= NEAR_BYTES else 2
-    return [(a, a.strides[unit], cache) for a in plain] if size <= target.cache_bytes // 2 else []
+    return [(a, a.strides[step], cache) for a in plain] if size <= target.cache_bytes // 2 else []
 
 
-def _apart(kernel: Kernel, layout: Layout, reads: Sequence[Access]) -> Iterator[Access]:
+def _apart(reads: Sequence[Access], axis: int, length: int, kernel: Kernel) -> Iterator[Access]:
     """Reads of large operands whose next row begins elsewhere than the last one ends, each line of memory once."""
-    unit, row = layout.outer[-1].axis, layout.inner[-1]
-    if len(layout.inner) > 1 or layout.across is not None:
-        return
     found = [(a.buffer, a.offset) for a in reads]
     for a in reads:
-        step, size = a.strides[unit], a.dtype.itemsize
+        step, size = a.strides[axis], a.dtype.itemsize
         near = any(b == a.buffer and abs(a.offset + step - offset) < CACHE_LINE // size for b, offset in found)
-        large = row.size * size >= ROW_BYTES and math.prod(kernel.axes) * size >= LARGE_BYTES
-        if large and step != row.size and not near:
+        large = length * size >= ROW_BYTES and math.prod(kernel.axes) * size >= LARGE_BYTES
+        if large and step != length and not near:
             found.append((a.buffer, a.offset + step))
             yield a

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from primexec.executors.llvm import checks, maps
-from primexec.executors.llvm.instructions import REDUCTIONS
+from primexec.executors.llvm.instructions import F64, FLOATS, REDUCTIONS
 from primexec.executors.llvm.ir import (
     Access,
     Const,
@@ -31,6 +31,8 @@ from primexec.executors.llvm.schedule import ASSERTION, MOVES, SCANS, Check, Gro
 from primexec.executors.llvm.writes import SCATTERS, write_of
 
 Guards = tuple[Within, ...]
+
+_NARROW = FLOATS - {F64}
 
 
 class Builder:
@@ -175,7 +177,8 @@ class Builder:
     def _compute(self, node: fx.Node, index: Map, guards: Guards) -> Expr:
         name, dtype = prim(node), value(node).dtype
         if name in REDUCTIONS:
-            return Reduce(name, self._expr(node.args[0], maps.identity(self.group.shape)), dtype)  # type: ignore[arg-type]
+            arg = self._expr(node.args[0], maps.identity(self.group.shape))  # type: ignore[arg-type]
+            return Reduce(name, arg, dtype, name == "sum" and dtype is F64 and _rounded(node, arg))
         if name in SCANS:
             arg = self._expr(node.args[0], maps.identity(self.group.shape))  # type: ignore[arg-type]
             arg = arg if arg.dtype == dtype else Op("convert_element_type", (arg,), dtype)
@@ -244,3 +247,19 @@ class Builder:
             (Index(scaled.offset, scaled.strides, self._indirect(scaled, guards)),),
             value(node).dtype,
         )
+
+
+def _rounded(node: fx.Node, arg: Expr) -> bool:
+    """Whether a float64 result is made of narrower numbers, and all that is made of it is rounded to such."""
+    if not all(e.dtype in _NARROW for e in walk((arg,)) if isinstance(e, (Load, Reduce))):
+        return False
+    waiting, seen = [node], set[fx.Node]()
+    while waiting:
+        for user in waiting.pop().users:
+            dtype = getattr(user.meta.get("val"), "dtype", None)
+            if prim(user) != "convert_element_type" or dtype not in _NARROW:
+                if dtype is not F64:
+                    return False
+                waiting += [user] if user not in seen else []
+                seen.add(user)
+    return True

@@ -95,11 +95,16 @@ class Op:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Reduce:
-    """`sum`, `prod`, `amax` or `amin` of a value over the reduced axes."""
+    """`sum`, `prod`, `amax` or `amin` of a value over the reduced axes.
+
+    Attributes:
+        rounded: whether a float64 sum is one of narrower numbers, of which nothing shows that is not rounded to such.
+    """
 
     kind: str
     arg: Expr
     dtype: torch.dtype
+    rounded: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,8 +1,9 @@
 """Accumulators: how partial results of a reduction are kept, joined and finished.
 
 Sums of float32 and half precision are accumulated in float64, those of float64 with the rounding error of every
-addition (Knuth's TwoSum), so that the error does not grow with the number of elements. In long sums along lanes, and in
-those of numbers that do not cancel, few elements are added in float32 first, for conversions take most of the time.
+addition (Knuth's TwoSum), so that the error does not grow with the number of elements, unless it is rounded away. In
+long sums along lanes, and in those of numbers that do not cancel, few elements are added in float32 first, for
+conversions take most of the time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Accumulator:
         self.floats = self.dtype in FLOATS
         wide = self.floats and self.kind in ("sum", "prod")
         self.element = "f64" if wide else REGISTER[self.dtype]
-        self.compensated = self.kind == "sum" and self.dtype is F64
+        self.compensated = self.kind == "sum" and self.dtype is F64 and not reduction.rounded
         self.most = FOLDED_LANES if along and wide and self.dtype is not F64 else 1 << 20
         # Numbers without a sign do not cancel: adding four in float32 first costs one unit of their sum at most.
         long = max(along, rows) >= LONG or never_negative(reduction.arg)
