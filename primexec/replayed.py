@@ -21,6 +21,7 @@ from primexec.executors.base import RegionFunction
 from primexec.joint import Joint
 from primexec.partition import Plan, gains_nothing
 from primexec.placement import is_free
+from primexec.prims import lookup
 from primexec.program import Program
 from primexec.tracer import UNRECORDED
 
@@ -39,7 +40,18 @@ def is_worthwhile(joint: Joint, forward: Plan, backward: Plan) -> bool:
         return True
     # Where autograd chooses one of two formulas by values, a backward program computes both.
     roots = [n.meta["val"] for n in joint.recorder.roots]
-    return _gains_nothing(forward) and (_torch_formulas.has_choices(roots) or _gains_nothing(backward))
+    if _gains_nothing(forward) and (_torch_formulas.has_choices(roots) or _gains_nothing(backward)):
+        return True
+    return all(map(_is_arithmetic, plans))
+
+
+def _is_arithmetic(plan: Plan) -> bool:
+    """Whether the program is one operator of comparisons, products and their like, which integers have as well."""
+    working = [n for n in plan.program.nodes if not is_free(n)]
+    expansion = plan.claims[working[0]].expansion if len(working) == 1 else None
+    rows = [lookup(p.target) for p in expansion.prims if p.all_input_nodes] if expansion else []
+    known = [row for row in rows if row is not None and row.family == "pointwise" and "int32" in row.dtypes.split()]
+    return bool(rows) and len(known) == len(rows)
 
 
 def _gains_nothing(plan: Plan) -> bool:

@@ -49,6 +49,7 @@ LEFT: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
     "a view of an input": (lambda x, w: (x[1:], x * w), [leaf(3, 4), leaf(3, 4)]),
     "one operator": (torch.relu, [leaf(100)]),
     "one large operator": (torch.relu, [leaf(300, 300)]),
+    "one of comparisons and products": (F.hardswish, [leaf(300, 300)]),
     "two results": (lambda x: x.sort(-1)[0], [leaf(16)]),
     "a choice by values": (lambda x: x.prod(), [leaf(200, 100)]),
     "a loss": (lambda x, w: (x * w).sum(), [leaf(16), leaf(16)]),
