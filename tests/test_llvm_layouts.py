@@ -252,7 +252,7 @@ def test_large_results_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_group_norm(affine: bool, layouts: list[Layout]) -> None:
     weights = (data(12), data(12, seed=4)) if affine else ()
     check(lambda x, *w: F.silu(F.group_norm(x, 4, *w)), data(3, 12, 5, 7), *weights)
-    assert layouts
+    assert len(layouts) == 1
 
 
 def test_as_strided() -> None:
@@ -395,7 +395,7 @@ def test_sampling(channels: int, layouts: list[Layout]) -> None:
 
 def test_results_of_rows_do_not_tell_how_rows_are_walked(layouts: list[Layout]) -> None:
     check(lambda x: (x.sum(-1), x.mean(-1), x.square().sum(-1), x.amax(-1)), data(64, 4099))
-    assert layouts
+    assert len(layouts) == 1
     assert not any(made.columns for made in layouts)
     check(lambda x: (x.sum(0), x.mean(0), x.square().sum(0)), data(4099, 64))
     assert layouts[-1].columns

@@ -287,6 +287,25 @@ def _deviation_and_mean(a: Tensor, dim: Any = None, *, correction: Any = None, k
     return variance.sqrt().to(a.real.dtype), mean.to(a.dtype)
 
 
+@rule("aten.native_group_norm.default")
+def _group_norm(a: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, size: int, groups: int,
+                eps: float) -> Any:  # fmt: skip
+    """PyTorch's, but in one shape, so that the elements of a group are read once."""
+    if not a.numel() or not a.is_contiguous():
+        return NotImplemented
+    x = a.to(wide(a.dtype)).reshape(n, groups, c // groups, *a.shape[2:])
+    inner = list(range(2, x.dim()))
+    mean = x.mean(inner, keepdim=True)
+    centered = x - mean
+    inverse = ((centered * centered).mean(inner, keepdim=True) + eps).rsqrt()
+    made = centered * inverse
+    if weight is not None:
+        made = made * weight.to(x.dtype).reshape(groups, c // groups, *[1] * (a.dim() - 2))
+    if bias is not None:
+        made = made + bias.to(x.dtype).reshape(groups, c // groups, *[1] * (a.dim() - 2))
+    return made.to(a.dtype).reshape(a.shape), *(t.reshape(n, groups).to(a.dtype) for t in (mean, inverse))
+
+
 @rule("aten.angle.default")
 def _angle(a: Tensor) -> Any:
     """PyTorch's rule gives pi in the default dtype."""

@@ -141,8 +141,11 @@ def _reverse(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
 
 
 def _reshape(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map | None:
-    """Dimensions that are split, or come and go with size 1."""
-    out: list[int] = list(node.meta["val"].shape)
+    return split(node.meta["val"].shape, shape, index, rank)
+
+
+def split(out: Sequence[int], shape: Sequence[int], index: Map, rank: int) -> Map | None:
+    """The index in a shape whose dimensions are split, or come and go with size 1, for an index of the result."""
     found: list[Term] = []
     j = 0
     for size in shape:

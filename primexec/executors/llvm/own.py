@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec.executors.llvm import maps, products, windows
+from primexec.executors.llvm.late_views import move_views
 from primexec.executors.llvm.schedule import SCANS, prim, step, value
 from primexec.lowering.expand import Expansion, expand_by, inline
 from primexec.passes.common import merge_equal, remove_no_ops
@@ -180,6 +181,7 @@ def rewritten(graph: fx.Graph) -> fx.Graph:
         _write_slices(graph)
     while any(is_own(n) and isinstance(expansion(n), Expansion) for n in graph.nodes if n.op == "call_function"):
         graph = _once(graph)
+    move_views(graph)
     remove_no_ops(graph)
     merge_equal(graph)
     if any(_is_write(n) for n in graph.nodes):  # last: it would be taken for a copy that changes nothing
