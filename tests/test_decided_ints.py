@@ -48,7 +48,7 @@ def rows_one_by_one(x: Tensor) -> Any:
     total = torch.zeros(())
     for row in (x[:, 0] > 0).nonzero():
         total = total + x[row].sum() * (row[0] + 1)
-    return total
+    return torch.stack([total, *(row.max() for row in x[x[:, 0] > 0])])
 
 
 def halves(x: Tensor) -> Tensor:

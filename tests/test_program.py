@@ -174,7 +174,6 @@ def test_unknown_sizes_have_names_in_the_text() -> None:
 NEEDED_IN_PYTHON: dict[str, Callable[[Tensor], Any]] = {
     "shape": lambda x: x[x > 0].shape[0] * 2.0,
     "returned shape": lambda x: x[x > 0].shape,
-    "iteration": lambda x: list(x[x > 0]),
 }
 
 

@@ -316,5 +316,4 @@ FAMILY.add("result_set", lambda x: {x.dtype}, X)
 FAMILY.add_factory("lazy_module", lambda: nn.LazyLinear(2), X, contexts=(torch.no_grad,), match="[Ll]azy|uninitialized")
 
 # A size that depends on values is a value.
-FAMILY.add("rows_of_mask", lambda x: [row * 2 for row in x[x[:, 0] > 0]], X, line="for row in x[x[:, 0] > 0]")
 FAMILY.add("size_of_mask", lambda x: x[x > 0].shape[0], X, line="x[x > 0].shape[0]")
