@@ -66,9 +66,8 @@ class Apart:
         addresses = [t.data_ptr() for t in tensors]
         if addresses == self._known:
             return True
-        spans = sorted(
-            (a, a + _extent(t), i < self._few) for i, (a, t) in enumerate(zip(addresses, tensors, strict=True))
-        )
+        sizes = [effects.storage_bytes(t.shape, t.stride(), t.dtype) for t in tensors]
+        spans = sorted((a, a + n, i < self._few) for i, (a, n) in enumerate(zip(addresses, sizes, strict=True)))
         end = end_of_few = 0
         for start, stop, is_one in spans:
             if start < (end if is_one else end_of_few):
@@ -77,12 +76,6 @@ class Apart:
             end_of_few = max(end_of_few, stop if is_one else 0)
         self._known = addresses
         return True
-
-
-def _extent(t: Tensor) -> int:
-    """Bytes from the first element to the last."""
-    last = sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True))
-    return (last + 1) * t.element_size() if t.numel() else 0
 
 
 def _needed(nodes: list[fx.Node]) -> dict[fx.Node, None]:

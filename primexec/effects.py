@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -174,3 +174,14 @@ def nbytes(node: fx.Node) -> int:
     if not isinstance(value, torch.Tensor):
         return 0
     return math.prod(n if type(n) is int else _UNKNOWN_SIZE for n in value.shape) * value.element_size()
+
+
+def storage_bytes(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> int:
+    """Bytes from the first to the last element of a strided tensor.
+
+    >>> storage_bytes((2, 3), (3, 1), torch.float32), storage_bytes((0, 3), (3, 1), torch.float32)
+    (24, 0)
+    """
+    if math.prod(shape) == 0:
+        return 0
+    return (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * dtype.itemsize

@@ -162,7 +162,7 @@ def _claim(
         node = node.args[0]  # type: ignore[assignment]
     declined: list[tuple[str, str]] = []
     for executor in executors[:-1]:
-        reason = (pinned.get(node) or "") if executor.name != "aten" else ""
+        reason = pinned.get(node) if executor.name != "aten" else None
         if not reason and gainful and (leaves := getattr(executor, "leaves", None)) is not None:
             reason = leaves(node)
         if not reason:

@@ -137,5 +137,5 @@ def _refused(
 
 def _filled(dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], device: torch.device) -> Tensor:
     """Ones of a float dtype, or zeros, which are valid indices."""
-    size = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if 0 not in shape else 0
+    size = effects.storage_bytes(shape, stride, dtype) // dtype.itemsize
     return torch.full((size,), float(dtype.is_floating_point), dtype=dtype, device=device).as_strided(shape, stride)

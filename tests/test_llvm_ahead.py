@@ -10,28 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from primexec.executors.llvm import executor as llvm
 from primexec.executors.llvm.executor import Compiled
+from tests.test_llvm import compiled  # noqa: F401
 from tests.test_llvm_layouts import check, data
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Compiled]:
-    """What is compiled."""
-    found: list[Compiled] = []
-    lower = llvm.lower
-    monkeypatch.setattr(llvm, "lower", lambda *args: found.append(lower(*args)) or found[-1])
-    return found
-
-
-def test_later_passes_fetch_the_next_row(made: list[Compiled]) -> None:
+def test_later_passes_fetch_the_next_row(compiled: list[Compiled]) -> None:  # noqa: F811
     x, w = data(70, 300), data(300)
     check(lambda x, w: F.layer_norm(x, (300,), w, w), x, w)
-    assert "i32 0, i32 3, i32 1)" in made[-1].llvm
+    assert "i32 0, i32 3, i32 1)" in compiled[-1].llvm
     check(lambda x: torch.softmax(x, -1), data(3, 8000))
-    assert "i32 0, i32 2, i32 1)" in made[-1].llvm  # rows that fill the first cache
+    assert "i32 0, i32 2, i32 1)" in compiled[-1].llvm  # rows that fill the first cache
     check(lambda x, w: x * w, x, w)
-    assert "llvm.prefetch" not in made[-1].llvm
+    assert "llvm.prefetch" not in compiled[-1].llvm
 
 
 @pytest.mark.parametrize(
@@ -45,16 +36,19 @@ def test_later_passes_fetch_the_next_row(made: list[Compiled]) -> None:
     ],
 )
 def test_rows_that_lie_apart_are_fetched(
-    fn: Callable[[Tensor], Tensor], shape: tuple[int, int], apart: float, made: list[Compiled]
+    fn: Callable[[Tensor], Tensor],
+    shape: tuple[int, int],
+    apart: float,
+    compiled: list[Compiled],  # noqa: F811
 ) -> None:
     """Of what is read, this part is asked for a row before."""
     check(fn, data(*shape))
-    loaded = sum(4 * int(lanes) for lanes in re.findall(r"load <(\d+) x float>", made[-1].llvm))
-    assert made[-1].llvm.count("call void @llvm.prefetch") * 64 == round(apart * loaded)
+    loaded = sum(4 * int(lanes) for lanes in re.findall(r"load <(\d+) x float>", compiled[-1].llvm))
+    assert compiled[-1].llvm.count("call void @llvm.prefetch") * 64 == round(apart * loaded)
 
 
-def test_rows_of_columns_are_fetched(made: list[Compiled]) -> None:
+def test_rows_of_columns_are_fetched(compiled: list[Compiled]) -> None:  # noqa: F811
     """Where a row has several vectors."""
     for shape, wide in (((70, 300), True), ((70, 40), False), ((3, 9, 200), True)):
         check(lambda x: (x.mean(-2), x.flip(-2).var(-2)), data(*shape))
-        assert ("llvm.prefetch" in made[-1].llvm) == wide
+        assert ("llvm.prefetch" in compiled[-1].llvm) == wide

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from primexec import reference
+from primexec import effects, reference
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support, no
 from primexec.program import op_name
@@ -121,8 +121,7 @@ def _tensor(array: Any, node: fx.Node) -> Tensor:
 
 def _dense(tensor: Tensor) -> bool:
     """Whether no two elements of a tensor share a place, and all of its memory is its own."""
-    extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return tensor.numel() == 0 or extent == tensor.numel()
+    return effects.storage_bytes(tensor.shape, tensor.stride(), tensor.dtype) == tensor.nbytes
 
 
 def _evaluate(node: fx.Node, values: dict[fx.Node, Any]) -> Any:

@@ -6,7 +6,7 @@ Each takes the operator's arguments and calls ordinary PyTorch, which is taken a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -245,24 +245,20 @@ def _spread(a: Tensor, dims: Any, correction: Any, keepdim: bool) -> tuple[Tenso
     correction = 1 if correction is None else correction
     narrow = a.dtype.is_floating_point and a.dtype is not torch.float64 and a.device.type == "cpu"
     value = a.to(torch.float64 if narrow else wide(a.dtype))
-    if not a.numel() or a.is_complex():
-        return _unsqueezed(_prim("var")(value, dims, correction), dims, keepdim), value.mean(dims, keepdim)
     first = value
-    for d in dims:
-        first = first.narrow(d, 0, 1)
-    value = value - first
-    if not narrow:
-        return _unsqueezed(_prim("var")(value, dims, correction), dims, keepdim), a.mean(dims, keepdim)
+    if a.numel() and not a.is_complex():
+        for d in dims:
+            first = first.narrow(d, 0, 1)
+        value = value - first
+    if not narrow or not a.numel():
+        variance = _prim("var")(value, dims, correction)
+        for d in sorted(dims) if keepdim else ():
+            variance = variance.unsqueeze(d)
+        return variance, a.mean(dims, keepdim)
     count = math.prod(a.shape[d] for d in dims)
     total, squares = value.sum(dims, keepdim), (value * value).sum(dims, keepdim)
     variance = (squares - total * total / count) / max(0.0, count - float(correction))
     return variance, (first if keepdim else first.squeeze(dims)) + total / count
-
-
-def _unsqueezed(t: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
-    for d in sorted(dims) if keepdim else ():
-        t = t.unsqueeze(d)
-    return t
 
 
 @rule("aten.var.correction")

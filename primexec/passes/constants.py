@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec.higher_order import add_placeholder
+from primexec.passes.emission import copied
 from primexec.program import MADE_WHILE_TRACING, Input, Program, base_name
 
 
@@ -59,10 +60,7 @@ class FoldConstants:
         ends = [n for n in ends if not _is_splat(n)]
         if not ends or sum(values[n].untyped_storage().nbytes() for n in ends) > self.most:
             return program
-        graph = fx.Graph()  # the program may be planned once more, for other executors
-        copies: dict[fx.Node, fx.Node] = {}
-        for node in program.graph_module.graph.nodes:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph, copies = copied(program.graph_module.graph)  # it may be planned once more, for other executors
         made: dict[fx.Node, fx.Node] = {}
         for node in ends:
             made[node] = new = add_placeholder(graph, f"constant_{node.name}")

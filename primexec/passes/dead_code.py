@@ -14,12 +14,11 @@ from torch import fx
 from primexec import effects
 from primexec.program import Program
 
-_CANNOT_FAIL = frozenset(
-    {
-        operator.getitem,
-        *(getattr(torch.ops.aten, name).default for name in ("lift_fresh_copy", "cat", "stack", "clone")),
-    }
-) | {torch.ops.aten.empty.memory_format}
+_aten = torch.ops.aten
+_CANNOT_FAIL = frozenset({
+    operator.getitem, _aten.empty.memory_format, _aten.lift_fresh_copy.default, _aten.cat.default, _aten.stack.default,
+    _aten.clone.default,
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

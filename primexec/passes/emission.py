@@ -15,6 +15,15 @@ from primexec.program import TensorSpec
 _KEPT = ("source", "stack_trace", "inference", "in_backward")
 
 
+def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A graph of its own, and the node in it that stands for each."""
+    made = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = made.node_copy(node, copies.__getitem__)
+    return made, copies
+
+
 def emit(graph: fx.Graph, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """A new node on the line of another one."""
     node = graph.call_function(op, args, kwargs)

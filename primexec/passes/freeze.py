@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, effects
 from primexec.higher_order import add_placeholder
-from primexec.passes.emission import infer
+from primexec.passes.emission import copied, infer
 from primexec.program import MADE_WHILE_TRACING, Input, Program, TensorSpec
 
 _CONVOLUTION = torch.ops.aten.convolution.default
@@ -86,10 +86,7 @@ class PackWeights:
 
 def _copied(program: Program) -> Program:
     """The program on a graph of its own."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in program.graph_module.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph, copies = copied(program.graph_module.graph)
     calls = tuple(c.renamed(copies) for c in program.calls)
     return replace(program, graph_module=_torch.graph_module(program.graph_module, graph), calls=calls)
 

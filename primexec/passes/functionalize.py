@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from primexec import _torch, effects
-from primexec.passes.emission import emit, result
+from primexec.passes.emission import copied, emit, result
 from primexec.program import Program, base_name
 
 _RENAMED = {
@@ -80,10 +80,7 @@ def _views_out_of_place(program: Program) -> Program:
     changed = [n for n in program.nodes if effects.view_form(n.target) and n.args[0].op == "call_function"]  # type: ignore[union-attr]
     if not changed:
         return program
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in program.graph_module.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph, copies = copied(program.graph_module.graph)
     for node in changed:
         copies[node].target = effects.view_form(node.target)  # type: ignore[assignment]
     touched = {*changed, *(n.args[0] for n in changed)}

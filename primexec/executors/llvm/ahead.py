@@ -10,9 +10,7 @@ from primexec.executors.llvm.layout import Layout
 from primexec.executors.llvm.memory import CACHE_LINE
 from primexec.executors.llvm.target import Target
 
-NEAR_BYTES = (
-    1 << 12
-)  # of a unit's reads that are fetched into the first cache; two rows of 4 KiB took 1.4 times as long
+NEAR_BYTES = 1 << 12  # of a unit's reads that are fetched into the first cache; with 8 KiB, 1.4 times the time
 LARGE_BYTES = 1 << 20  # of operands, below which a kernel of one pass finds them in a cache
 ROW_BYTES = 1 << 10  # of rows that are worth it: 0.65 to 0.9 of the time, of shorter ones up to 1.15
 

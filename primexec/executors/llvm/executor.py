@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from primexec._torch import laid_out
 from primexec.config import logger
+from primexec.effects import storage_bytes
 from primexec.errors import ExecutorError
 from primexec.executors.base import PROTOCOL_VERSION, YES, Region, RegionFunction, Support
 from primexec.executors.llvm import (
@@ -40,7 +41,6 @@ from primexec.executors.llvm.fuse import Scheduler
 from primexec.executors.llvm.ir import Kernel
 from primexec.executors.llvm.layout import GRAIN, Layout, plan
 from primexec.executors.llvm.ordered import OrderedWriter
-from primexec.executors.llvm.pool import storage_bytes
 from primexec.executors.llvm.schedule import Buffer, Schedule
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import TileWriter

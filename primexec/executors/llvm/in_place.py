@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 import torch
 
+from primexec.effects import storage_bytes
 from primexec.executors.llvm.arena import touched
 from primexec.executors.llvm.ir import Access, Kernel, Load, roots_of, walk
-from primexec.executors.llvm.pool import storage_bytes
 from primexec.executors.llvm.schedule import Buffer, Schedule
 
 SMALLEST = 1 << 17  # bytes; less costs more to hand over than to make anew
@@ -26,12 +26,8 @@ def in_place(schedule: Schedule, donated: Set[int]) -> Schedule:
         return schedule
     kernels, buffers = list(schedule.kernels), list(schedule.buffers)
     places: dict[int, int] = {}
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for number, kernel in enumerate(kernels):
-        for b in touched(kernel):
-            first.setdefault(b, number)
-            last[b] = number
+    first = _first(kernels)
+    last = {b: number for number, kernel in enumerate(kernels) for b in touched(kernel)}
     free = {*donated} - {*schedule.outputs}
     for number, kernel in enumerate(kernels):
         result = _result(kernel, buffers)
@@ -52,19 +48,23 @@ def in_place(schedule: Schedule, donated: Set[int]) -> Schedule:
 
 def without_copies(schedule: Schedule) -> Schedule:
     """The schedule without kernels that copy a result, as it lies, from where others made it: it is made in place."""
-    kernels, buffers, places = list(schedule.kernels), list(schedule.buffers), dict(schedule.places)
-    for kernel in schedule.kernels:
+    kernels, buffers, places = list[Kernel](), list(schedule.buffers), dict(schedule.places)
+    first = _first(schedule.kernels)
+    written = {s.access.buffer: number for number, k in enumerate(schedule.kernels) for s in k.stores}  # last
+    for number, kernel in enumerate(schedule.kernels):
         copied = _copied(kernel, buffers)
-        if copied is None:
-            continue
-        made, result = copied
-        before, after = kernels[: kernels.index(kernel)], kernels[kernels.index(kernel) + 1 :]
-        written = {s.access.buffer for k in after for s in k.stores}
-        if written.isdisjoint(copied) and not any(result in touched(k) for k in before):
-            kernels.remove(kernel)
+        if copied is None or first[copied[1]] != number or max(written.get(b, 0) for b in copied) > number:
+            kernels.append(kernel)
+        else:
+            made, result = copied
             buffers[made] = replace(buffers[made], kind="none")
             places[made] = result
     return replace(schedule, buffers=tuple(buffers), kernels=tuple(kernels), places=places)
+
+
+def _first(kernels: Sequence[Kernel]) -> dict[int, int]:
+    """Of each buffer the number of the first kernel that reads or writes it."""
+    return {b: number for number, kernel in reversed(list(enumerate(kernels))) for b in touched(kernel)}
 
 
 def _copied(kernel: Kernel, buffers: list[Buffer]) -> tuple[int, int] | None:

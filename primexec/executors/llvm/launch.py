@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from primexec._torch import empty_strided_cpu
+from primexec.effects import storage_bytes
 from primexec.errors import ExecutorError
 from primexec.executors.llvm import entry, pool
 
@@ -32,7 +33,7 @@ class Operand:
 
     @property
     def nbytes(self) -> int:
-        return pool.storage_bytes(self.shape, self.strides, self.dtype)
+        return storage_bytes(self.shape, self.strides, self.dtype)
 
     def maker(self, *, pooled: bool, kept: bool) -> entry.Make:
         """What makes such a tensor, of a storage of the pool where it is large and `pooled`.

@@ -5,7 +5,6 @@ A fresh allocation of some megabytes costs more in page faults than a kernel cos
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import threading
@@ -208,17 +207,6 @@ def _physical_memory() -> int:
 outputs = OutputPool(limit=_physical_memory() // 8)
 arenas = Arenas()
 os.register_at_fork(after_in_child=outputs.after_fork)
-
-
-def storage_bytes(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> int:
-    """Bytes from the first to the last element of a strided tensor.
-
-    >>> storage_bytes((2, 3), (3, 1), torch.float32), storage_bytes((0, 3), (3, 1), torch.float32)
-    (24, 0)
-    """
-    if math.prod(shape) == 0:
-        return 0
-    return (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * dtype.itemsize
 
 
 def empty_cache() -> None:
