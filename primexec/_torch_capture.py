@@ -433,14 +433,15 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         aten.log_sigmoid_forward.default: lambda args, out: tuple(t.contiguous() if t.is_cpu else t for t in out),
         aten.ldexp.Tensor: lambda args, out: args[0] * torch.pow(2.0, args[1]).contiguous(),
         **dict.fromkeys(contiguous, lambda args, out: _contiguous(out)),
-        aten.native_layer_norm.default: lambda args, out: (_contiguous(out[0]), *out[1:]),
+        aten.native_layer_norm.default: lambda args, out: (_contiguous(out[0]), *_statistics(args, out)),
+        aten.native_group_norm.default: lambda args, out: (out[0], *_statistics(args, out)),
         aten._scaled_dot_product_flash_attention_for_cpu.default: lambda args, out: (
             _like_a_copy(args, out[0]),
             *out[1:],
         ),
         **dict.fromkeys(likes, _like_a_copy),
         **dict.fromkeys(pointwise, _like_a_sum),
-        **dict.fromkeys(normed, _normed),
+        **dict.fromkeys(normed, lambda args, out: (_in_format_of(args[0], out[0]), *_statistics(args, out), *out[3:])),
         **dict.fromkeys(formatted, lambda args, out: _in_format_of(args[0], out)),
         aten.native_batch_norm_backward.default: lambda args, out: (_in_format_of(args[1], out[0]), *out[1:]),
         aten.replication_pad2d_backward.default: lambda args, out: _in_format_of(args[1], out),
@@ -482,12 +483,11 @@ def _like_a_sum(args: tuple[Any, ...], out: Any) -> Any:
     return _with_strides_of(torch.add(*_in_float32(args[:2])), out)
 
 
-def _normed(args: tuple[Any, ...], out: Any) -> Any:
-    """Statistics of half precision are float32 beside float32 parameters, which PyTorch's rule does not know."""
+def _statistics(args: tuple[Any, ...], out: Any) -> Any:
+    """Those of half precision are float32 beside float32 parameters, which PyTorch's rules do not know."""
     x, parameters = args[0], [t for t in args[1:5] if isinstance(t, Tensor)]
     mixed = x.is_cpu and x.dtype.itemsize == 2 and any(t.dtype is torch.float32 for t in parameters)
-    statistics = [t.float() for t in out[1:3]] if mixed else out[1:3]
-    return (_in_format_of(x, out[0]), *statistics, *out[3:])
+    return [t.float() for t in out[1:3]] if mixed else out[1:3]
 
 
 def _in_format_of(operand: Tensor, out: Any) -> Any:

@@ -283,6 +283,15 @@ def _deviation_and_mean(a: Tensor, dim: Any = None, *, correction: Any = None, k
     return variance.sqrt().to(a.real.dtype), mean.to(a.dtype)
 
 
+@rule("aten.native_layer_norm.default")
+def _layer_norm(a: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    """PyTorch's, whose statistics are not those of the kernel beside parameters of another dtype."""
+    if all(t is None or t.dtype == a.dtype for t in (weight, bias)):
+        return NotImplemented
+    made, *statistics = torch.ops.aten.native_layer_norm.default(a.to(wide(a.dtype)), shape, weight, bias, eps)
+    return made.to(a.dtype), *statistics
+
+
 @rule("aten.native_group_norm.default")
 def _group_norm(a: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, size: int, groups: int,
                 eps: float) -> Any:  # fmt: skip
@@ -299,7 +308,8 @@ def _group_norm(a: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c
         made = made * weight.to(x.dtype).reshape(groups, c // groups, *[1] * (a.dim() - 2))
     if bias is not None:
         made = made + bias.to(x.dtype).reshape(groups, c // groups, *[1] * (a.dim() - 2))
-    return made.to(a.dtype).reshape(a.shape), *(t.reshape(n, groups).to(a.dtype) for t in (mean, inverse))
+    dtype = a.dtype if weight is None else weight.dtype
+    return made.to(a.dtype).reshape(a.shape), *(t.reshape(n, groups).to(dtype) for t in (mean, inverse))
 
 
 @rule("aten.angle.default")
