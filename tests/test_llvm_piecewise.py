@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import primexec
+from primexec.executors.llvm import segments
 from primexec.executors.llvm.executor import Compiled
+from primexec.executors.llvm.ir import Within
+from primexec.executors.llvm.layout import Axis
 from tests.test_llvm import compiled, data, kernels, run  # noqa: F401
 from tests.test_llvm_indexing import DTYPES, P
 
@@ -39,6 +42,9 @@ MOVES: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "inside": lambda a, b, c: torch.cat([a.view(40, 1, 67), a.view(40, 1, 67), a.view(40, 1, 67)], 1),
     "with nothing": lambda a, b, c: torch.cat([a[:0], a, a[:, :67][:0]], 0),
     "many": lambda a, b, c: torch.cat([a[:, i : i + 1] for i in range(20)], 1),
+    "many, and a long one": lambda a, b, c: torch.cat([*(a[:, i : i + 1] for i in range(10)), a], 1),
+    "a long one, and many": lambda a, b, c: torch.cat([a.flip(1), *(b[:, i % 7 :][:, :1] for i in range(9))], 1),
+    "rows of one memory": lambda a, b, c: F.pad(a.flatten(), (7, 5)).roll(-9)[: 40 * 67].view(40, 67),
     "stacked": lambda a, b, c: torch.stack([a, a.flip(1)], 1),
     "interleaved": lambda a, b, c: torch.stack([a, a.flip(0)], -1),
     "padded": lambda a, b, c: F.pad(a, (1, 2, 3, 4), value=1),
@@ -98,6 +104,21 @@ def test_fused(name: str, dtype: torch.dtype, compiled: list[Compiled]) -> None:
     fn, tensors = ARITHMETIC[name], inputs(dtype)
     torch.testing.assert_close(run(fn, *tensors), fn(*tensors))
     assert kernels(compiled) == [1]
+
+
+def test_of_too_many_segments_the_long_ones_are_cut_out() -> None:
+    conditions = [Within(0, (1,), (), k, k + 1) for k in range(20)]
+    few, many = Axis(8, 0), Axis(100, 0)
+    assert segments.edges(conditions, few) == list(range(9))
+    assert segments.edges(conditions, many) == [0, 20, 100]
+    assert not segments.known(conditions, many, 0, 20)
+    assert segments.known(conditions, many, 20, 100) == dict.fromkeys(map(id, conditions), False)
+
+
+def test_axes_that_are_walked_as_one_are_cut_as_one() -> None:
+    condition = Within(0, (10, 1), (), 0, 37)
+    assert segments.edges([condition], Axis(100, 1)) == [0, 100]
+    assert segments.edges([condition], Axis(100, 1, frozenset({0}))) == [0, 37, 100]
 
 
 def test_several_dtypes() -> None:

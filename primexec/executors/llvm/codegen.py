@@ -173,7 +173,7 @@ class KernelWriter(Memory):
         """The parts of a loop between which conditions change; while one is given, they are known."""
         before, cuts = self.known, segments.edges(self.withins, axis)
         for low, high in itertools.pairwise(cuts):
-            self.known = {**before, **segments.known(self.withins, axis, low)}
+            self.known = {**before, **segments.known(self.withins, axis, low, high)}
             if len(cuts) == 2:
                 yield begin, end
             elif begin.isdigit() and end.isdigit():
@@ -193,7 +193,7 @@ class KernelWriter(Memory):
             return
         axis, before, join = cut[0], self.known, self.e.new_label("join")
         for low, high in itertools.pairwise(segments.edges(self.withins, axis)):
-            self.known = {**before, **segments.known(self.withins, axis, low)}
+            self.known = {**before, **segments.known(self.withins, axis, low, high)}
             following = self.e.new_label("segment")
             if high < axis.size:
                 here = self.e.new_label("segment")

@@ -27,10 +27,11 @@ PROCESSORS = os.cpu_count() or 1
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A loop: its trip count, and the axis of the kernel whose strides it steps by."""
+    """A loop: its trip count, the axis of the kernel whose strides it steps by, and those that it goes over as well."""
 
     size: int
     axis: int
+    joined: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _joined(kernel: Kernel, axes: list[int], by: tuple[int, ...], strides: list[
     for axis in sorted(axes, key=lambda a: -abs(by[a])):
         size = kernel.axes[axis]
         if found and all(s[found[-1].axis] == s[axis] * size for s in strides):
-            found[-1] = Axis(found[-1].size * size, axis)
+            found[-1] = Axis(found[-1].size * size, axis, found[-1].joined | {found[-1].axis})
         else:
             found.append(Axis(size, axis))
     return found
