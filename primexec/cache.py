@@ -208,9 +208,10 @@ class Cache:
         entries = self.entries[:RETRACES_BEFORE_WARNING]
         if not entries or (self._warned and not _guards_log.isEnabledFor(logging.DEBUG)):
             return
-        nearest = min((e.key.differences(description) for e in entries), key=len)
-        if known and not nearest:
-            at = known[-1]
+        nearest, entry = min(((e.key.differences(description), e) for e in entries), key=lambda found: len(found[0]))
+        deciding = known or entry.captured.conditions
+        if deciding and not nearest:
+            at = deciding[-1]
             nearest = [(f"what {at.source and at.source.short} decides", str(not at.outcome), str(at.outcome))]
         for label, then, now in nearest:
             _guards_log.debug("%s: retracing because %s is %s, was %s", self.name, label, now, then)

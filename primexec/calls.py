@@ -82,13 +82,13 @@ class Calls(_torch.TorchFunctionMode):
         if (made := literals.assembled(fn, args, kwargs)) is not None:
             return made
         args = numbers.bounds_decided(fn, literals.spelled_out(fn, args))
-        if fn in _torch.fused_optimizers() and (rate := numbers.symbol_of(kwargs.get("lr"))) is not None:
-            kwargs["lr"] = numbers.as_tensor(tracer, rate)
+        given_later: dict[str, fx.Node] = {}  # what C++ takes as a float only, and no metadata depends on
+        if fn in _torch.fused_optimizers():
+            kwargs = {k: self._left_for_later(k, v, given_later) for k, v in kwargs.items()}
         if fn in _gradient_accessors():
             tracer.gradients.ask(args[0])
-        momentum = numbers.symbol_of(args[6]) if fn is torch.batch_norm else None
-        if momentum is not None:  # C++ takes nothing but a float, of which no metadata depends
-            args = (*args[:6], 0.0, *args[7:])
+        if fn is torch.batch_norm:
+            args = (*args[:6], self._left_for_later("momentum", args[6], given_later), *args[7:])
         replaced = None if _autocast_enabled() or kwargs else _torch_packed.stand_in(fn, args)
         graph = tracer.graph
         before = graph._root.prev
@@ -111,8 +111,8 @@ class Calls(_torch.TorchFunctionMode):
             tracer.calling = outer
         if kwargs.get("out") is not None:
             self._check_out(fn, kwargs["out"], before)
-        if momentum is not None:
-            self._give("momentum", numbers.node_of(tracer, momentum), before)
+        if given_later:
+            self._give(given_later, before)
         elif before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
             self._remember(fn, args, kwargs, before, out)
         return given[0] if args and out is args[0] else out  # `weight.to(dtype) is weight`
@@ -148,14 +148,27 @@ class Calls(_torch.TorchFunctionMode):
                     f"{name_of(fn)} leaves out= as it was while it is traced", "use the result instead of out="
                 )
 
-    def _give(self, name: str, value: fx.Node, before: fx.Node) -> None:
-        """Let the operators that were recorded after a node take a value for the argument of this name."""
+    def _left_for_later(self, name: str, value: Any, given_later: dict[str, fx.Node]) -> Any:
+        """A float in place of a number that the operators get once they are recorded; a learning rate as a tensor."""
+        number = numbers.symbol_of(value)
+        if number is None:
+            return value
+        if name == "lr":
+            return numbers.as_tensor(self.tracer, number)
+        given_later[name] = numbers.node_of(self.tracer, number)
+        return 0.5
+
+    def _give(self, values: dict[str, fx.Node], before: fx.Node) -> None:
+        """Let the operators that were recorded after a node take values for the arguments of these names."""
         node = before.next
         while node is not self.tracer.graph._root:
             schema = getattr(node.target, "_schema", None)
-            formals = [f.name for f in schema.arguments] if schema else []
-            if name in formals:
-                node.update_arg(formals.index(name), value)
+            for i, formal in enumerate(schema.arguments if schema else ()):
+                if formal.name in values:
+                    if formal.kwarg_only:
+                        node.update_kwarg(formal.name, values[formal.name])
+                    else:
+                        node.update_arg(i, values[formal.name])
             node = node.next
 
     def _remember(self, fn: Any, args: Any, kwargs: Any, before: fx.Node, out: Any) -> None:

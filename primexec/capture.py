@@ -145,7 +145,8 @@ def capture(
         reads.restore()
         earlier.reads.restore()
         captured = replace(captured, first_use=first_use)
-    captured = by_path(replace(captured, varying=tracer.number_inputs.arguments))
+    numbers = tracer.number_inputs
+    captured = by_path(replace(captured, varying=numbers.arguments, conditions=tuple(numbers.conditions)))
     try:
         reads.pin_numbers()
     except CaptureError as error:

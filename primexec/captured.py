@@ -13,6 +13,7 @@ from torch import Tensor
 
 from primexec import _torch, statics
 from primexec._torch import pytree
+from primexec.conditions import Condition
 from primexec.decisions import Decisions, Undo
 from primexec.errors import CaptureError
 from primexec.gradients import GradientOf, read_place
@@ -41,6 +42,7 @@ class Captured:
         apart: inputs that share no memory with others.
         first_use: what the function sets up in Python at this call only; the program is that of later ones.
         varying: numbers among the arguments that are inputs: position → label.
+        conditions: what the function decides by numbers that are inputs.
     """
 
     program: Program
@@ -61,6 +63,7 @@ class Captured:
     apart: tuple[str, ...]
     first_use: FirstUse | None
     varying: dict[int, str] = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
 
     def labels(self) -> frozenset[str]:
         """What the inputs are called that may be numbers."""

@@ -11,7 +11,7 @@ import torch
 
 from primexec.cache import Cache, compile_captured, runs_inline
 from primexec.capture import capture, capture_lock
-from primexec.decisions import Decisions
+from primexec.decisions import Decision, Decisions
 from primexec.descriptions import describe_call
 from primexec.executors import registry
 from primexec.guards import MISS
@@ -108,5 +108,5 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
         training and training.plans[0],
         training.saved_bytes() if training is not None else (0, 0),
         described(executable.plan, executors, cache.options),
-        captured.decisions,
+        (*captured.decisions, *(Decision(c.outcome, c.source) for c in captured.conditions)),
     )

@@ -27,6 +27,7 @@ from primexec.contents import Contents
 from primexec.decided_first import Apart, arranged
 from primexec.decisions import Before, DecidedOtherwiseError
 from primexec.descriptions import Key
+from primexec.errors import PrimexecError
 from primexec.gradients import GradientOf, read_place
 from primexec.identities import Found, Given, Shared
 from primexec.instances import Part, children_of, is_object, parts
@@ -309,6 +310,10 @@ class _Writer:
         for variable in self.variables.values():
             if type(value := values.get(variable)) in statics.LARGEST and variable not in self.varying:
                 self._number(variable, value)
+        if captured.conditions:
+            failed = [f"not ({c.in_code(self._constant, self.variables)})" for c in captured.conditions]
+            self.lines += ["try:", *(f"  if {c}: return MISS" for c in failed)]
+            self.lines += [f"except {self._constant((ArithmeticError, PrimexecError))}: return MISS"]
         if captured.program.frozen:
             kept = [(self.variables[name], values[self.variables[name]]) for name in captured.program.frozen]
             unchanged = self._constant(_Frozen([value for _, value in kept]))

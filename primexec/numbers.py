@@ -6,7 +6,6 @@ whatever needs it while the function is traced, such as a comparison, is refused
 
 from __future__ import annotations
 
-import logging
 import numbers
 import operator
 import sys
@@ -19,11 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, statics
-from primexec.bytecode import HANDLED, TYPES, running_in
+from primexec import _torch
+from primexec.bytecode import running_in
 from primexec.errors import PrimexecError
 from primexec.lookups import Disguised
-from primexec.statics import LARGEST, may_vary
 
 if TYPE_CHECKING:
     from primexec.tracer import Tracer
@@ -113,8 +111,11 @@ class Symbol:
         """The answer to a question about numbers with which the function goes on."""
         tracer = self.tracer
         symbols = [v.node if isinstance(v, Number) else v for v in values]
-        nodes = [node_of(tracer, v) if isinstance(v, Symbol) else v for v in symbols]
-        answer = None if any(map(tracer.number_inputs.is_made_of, nodes)) else tracer.deciding.ask(question, *nodes)
+        answer = tracer.number_inputs.ask(question, [v.made.node if isinstance(v, Symbol) else v for v in symbols])
+        if answer is None:
+            nodes = [node_of(tracer, v) if isinstance(v, Symbol) else v for v in symbols]
+            constant = question == "index" and any(map(tracer.number_inputs.is_made_of, nodes))
+            answer = None if constant else tracer.deciding.ask(question, *nodes)
         return self.refuse() if answer is None else answer
 
     def refuse(self) -> NoReturn:
@@ -310,92 +311,6 @@ def answer(tracer: Tracer, op: Any, args: tuple[Any, ...]) -> Any:
 def _gives_bool(op: Any) -> bool:
     tagged = isinstance(op, _torch.OpOverload) and torch.Tag.data_dependent_output in op.tags
     return tagged and [str(r.type) for r in op._schema.returns] == ["bool"]
-
-
-class NumberInputs:
-    """Numbers that a program takes as inputs: arguments, attributes, and what stands in dicts.
-
-    Args:
-        labels: what they are called.
-
-    Attributes:
-        arguments: those among the arguments: position → label.
-    """
-
-    def __init__(self, tracer: Tracer, labels: frozenset[str]) -> None:
-        self._tracer, self._labels = tracer, labels
-        self.arguments: dict[int, str] = {}
-        self._logging_raises = logging.raiseExceptions
-        self._changes: list[tuple[dict[Any, Any], Any, Any, str]] = []
-        # (dict, key, number, stand-in, label)
-        self._places: list[tuple[dict[Any, Any], Any, Any, Number | None, str]] = []
-
-    def argument(self, value: Any, position: int, label: str) -> Any:
-        """The stand-in for an argument."""
-        if label not in self._labels or not may_vary(value):
-            return self._tracer.argument(value, position, label)
-        self.arguments[position] = label
-        return self._read_off(self._tracer.argument(as_input(value), position, label), value)
-
-    def start(self) -> None:
-        """From now on stand-ins take the place of numbers in dicts.
-
-        A message that needs a value is no error of the function's: `logging` does not tell of it on stderr.
-        """
-        if self._labels:
-            logging.raiseExceptions = False
-        self._tracer.reads.number_found = self._place_all  # type: ignore[method-assign]
-        self._place_all()
-
-    @_torch.modes_off()
-    def _place_all(self) -> None:
-        for held, name, label in self._tracer.reads.numbers[len(self._places) :]:
-            value = statics.get_item(held, name)
-            tensor = as_input(value)
-            self._tracer.add_place(tensor, (held, name, label))
-            number = self._read_off(self._tracer.lift(tensor), value)
-            statics.set_item(self._seen(held), name, number)
-            self._places.append((held, name, value, number, label))
-
-    def changes(self) -> list[tuple[dict[Any, Any], Any, Any, str]]:
-        """(dict, key, number, label) of what the function left in the place of others; nobody else's."""
-        changes, self._changes = self._changes, []
-        return changes
-
-    def _seen(self, held: dict[Any, Any]) -> dict[Any, Any]:
-        """What the function sees in place of a dict: that of a module's shadow, or the dict itself."""
-        shadow = self._tracer.shadows.by_dict.get(id(held))
-        return held if shadow is None else shadow.__dict__
-
-    def _read_off(self, stand_in: Tensor, value: Any) -> Number | None:
-        self._tracer.node_of(stand_in).meta["largest"] = LARGEST[type(value)]
-        return item(self._tracer, stand_in)
-
-    def is_made_of(self, value: Any) -> bool:
-        """Whether a node depends on one of them: it stays a constant then where its value is asked for."""
-        waiting, seen = [value] if self._labels and isinstance(value, fx.Node) else [], set[fx.Node]()
-        while waiting:
-            node = waiting.pop()
-            if "largest" in node.meta:
-                return True
-            waiting += [n for n in node.all_input_nodes if n not in seen]
-            seen.update(node.all_input_nodes)
-        return False
-
-    def put_back(self) -> None:
-        """Put the numbers back where they stood, and note by what others the function replaced them."""
-        logging.raiseExceptions = self._logging_raises
-        for held, name, value, number, label in self._places:
-            seen = self._seen(held)
-            if (new := dict.get(seen, name)) is not number:
-                self._changes.append((held, name, new, label))
-                if not isinstance(new, (int, float)):
-                    self._tracer.fail(f"the function puts something else in the place of {label}", "keep it a number")
-            statics.set_item(seen, name, value)
-        for topic, hint in ((TYPES, "use isinstance()"), (HANDLED, "let errors pass")):
-            if (self.arguments or self._places) and topic in self._tracer.reads.suspects:
-                self._tracer.fail("the exact type of a number may be asked for", hint)
-        self._places.clear()
 
 
 def asked_by_pytorch(tracer: Tracer, t: Tensor) -> Any:

@@ -279,6 +279,8 @@ class Reaching(Record):
         label = namespace.label_of(name)
         if label in self.varying and statics.may_vary(value) and namespace.is_instance():
             namespace.inputs.add(name)
+            if type(value) is tuple:
+                namespace.values[name] = statics.AnyNumbers(value)
             self.numbers.append((namespace.held, name, label))
             self.number_found()
             return

@@ -38,6 +38,7 @@ from primexec.entrances import Entrances
 from primexec.errors import CaptureError, SourceLine
 from primexec.fake_calls import fake_call
 from primexec.gradients import LeafGradients
+from primexec.number_inputs import NumberInputs
 from primexec.program import MADE_WHILE_TRACING, ApiCall, Input, TensorSpec, identifier
 from primexec.reads import Reads
 from primexec.references import outlives
@@ -106,7 +107,7 @@ class Tracer:
         self.entrances = Entrances(self)
         self.literals = literals.Literals(self)
         self.numbers = numbers.Numbers()
-        self.number_inputs = numbers.NumberInputs(self, reads.varying)
+        self.number_inputs = NumberInputs(self, reads.varying)
         self.rehearsal, self.deciding = Rehearsal(self), Deciding(self, known)
         self._histories: dict[int, Any] = {}  # id of an input's stand-in → its autograd node
         self._lines: dict[int, SourceLine | None] = {}  # sequence number of an autograd node → line of its operator

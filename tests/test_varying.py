@@ -126,10 +126,6 @@ def loops(x: Tensor, a: float) -> Tensor:
     return sum((x * i for i in range(round(abs(a)))), x)
 
 
-def branches(x: Tensor, a: float) -> Tensor:
-    return x + 1 if a > 0 else x - 1
-
-
 def cuts(x: Tensor, a: float) -> Tensor:
     return x[: int(a)] * a
 
@@ -167,7 +163,7 @@ def asks_torch(x: Tensor, a: float) -> Tensor:
 
 
 NEEDED = [
-    loops, branches, cuts, prints, asks_for_the_type, asks_for_attributes, asks_for_symbols, reckons_with_numpy, logs,
+    loops, cuts, prints, asks_for_the_type, asks_for_attributes, asks_for_symbols, reckons_with_numpy, logs,
     asks_torch,
 ]  # fmt: skip
 

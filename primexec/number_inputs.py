@@ -1,0 +1,135 @@
+"""Numbers that a program takes as inputs, because they keep changing from call to call."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx
+
+from primexec import _torch, statics
+from primexec.bytecode import HANDLED, TYPES
+from primexec.conditions import Condition, in_terms_of_inputs, value_of
+from primexec.errors import PrimexecError
+from primexec.numbers import Number, as_input, item
+from primexec.statics import LARGEST, may_vary
+
+if TYPE_CHECKING:
+    from primexec.tracer import Tracer
+
+
+class NumberInputs:
+    """Numbers that a program takes as inputs: arguments, attributes, and what stands in dicts.
+
+    Args:
+        labels: what they are called.
+
+    Attributes:
+        arguments: those among the arguments: position → label.
+        conditions: what the function decides by them alone.
+    """
+
+    def __init__(self, tracer: Tracer, labels: frozenset[str]) -> None:
+        self._tracer, self._labels = tracer, labels
+        self.arguments: dict[int, str] = {}
+        self.conditions: dict[Condition, None] = {}
+        self._values: dict[str, Any] = {}  # name of an input → number
+        self._logging_raises = logging.raiseExceptions
+        self._changes: list[tuple[dict[Any, Any], Any, Any, str]] = []
+        # (dict, key, number, stand-in, label)
+        self._places: list[tuple[dict[Any, Any], Any, Any, Any, str]] = []
+
+    def argument(self, value: Any, position: int, label: str) -> Any:
+        """The stand-in for an argument."""
+        if label not in self._labels or not may_vary(value):
+            return self._tracer.argument(value, position, label)
+        self.arguments[position] = label
+        return self._read_off(self._tracer.argument(as_input(value), position, label), value)
+
+    def start(self) -> None:
+        """From now on stand-ins take the place of numbers in dicts.
+
+        A message that needs a value is no error of the function's: `logging` does not tell of it on stderr.
+        """
+        if self._labels:
+            logging.raiseExceptions = False
+        self._tracer.reads.number_found = self._place_all  # type: ignore[method-assign]
+        self._place_all()
+
+    @_torch.modes_off()
+    def _place_all(self) -> None:
+        for held, name, label in self._tracer.reads.numbers[len(self._places) :]:
+            value = statics.get_item(held, name)
+            if type(value) is tuple:
+                get = [functools.partial(_part, held, name, i) for i in range(len(value))]
+                places = [(g, None, f"{label}[{i}]") for i, g in enumerate(get)]
+                stand_in: Any = tuple(map(self._stand_in, places, value))
+            else:
+                stand_in = self._stand_in((held, name, label), value)
+            statics.set_item(self._seen(held), name, stand_in)
+            self._places.append((held, name, value, stand_in, label))
+
+    def _stand_in(self, place: tuple[Any, Any, str], value: Any) -> Number | None:
+        tensor = as_input(value)
+        self._tracer.add_place(tensor, place)
+        return self._read_off(self._tracer.lift(tensor), value)
+
+    def changes(self) -> list[tuple[dict[Any, Any], Any, Any, str]]:
+        """(dict, key, number, label) of what the function left in the place of others; nobody else's."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def _seen(self, held: dict[Any, Any]) -> dict[Any, Any]:
+        """What the function sees in place of a dict: that of a module's shadow, or the dict itself."""
+        shadow = self._tracer.shadows.by_dict.get(id(held))
+        return held if shadow is None else shadow.__dict__
+
+    def _read_off(self, stand_in: Tensor, value: Any) -> Number | None:
+        node = self._tracer.node_of(stand_in)
+        node.meta["largest"], self._values[node.name] = LARGEST[type(value)], value
+        return item(self._tracer, stand_in)
+
+    def ask(self, question: str, values: list[Any]) -> Any:
+        """The answer to a question about numbers that are made of inputs alone; None where they are not, or refused."""
+        expressions = tuple(map(in_terms_of_inputs, values))
+        if question == "index" or None in expressions or self._tracer.scope.parent is not None:
+            return None
+        try:
+            answer = getattr(operator, question)(*(value_of(e, self._values) for e in expressions))
+        except (ArithmeticError, PrimexecError):  # as the program would raise where it reckons
+            return None
+        self.conditions[Condition(question, expressions, answer, self._tracer.source())] = None
+        return answer
+
+    def is_made_of(self, value: Any) -> bool:
+        """Whether a node depends on one of them: it stays a constant then where its value is asked for."""
+        waiting, seen = [value] if self._labels and isinstance(value, fx.Node) else [], set[fx.Node]()
+        while waiting:
+            node = waiting.pop()
+            if "largest" in node.meta:
+                return True
+            waiting += [n for n in node.all_input_nodes if n not in seen]
+            seen.update(node.all_input_nodes)
+        return False
+
+    def put_back(self) -> None:
+        """Put the numbers back where they stood, and note by what others the function replaced them."""
+        logging.raiseExceptions = self._logging_raises
+        for held, name, value, number, label in self._places:
+            seen = self._seen(held)
+            if (new := dict.get(seen, name)) is not number:
+                self._changes.append((held, name, new, label))
+                if not all(isinstance(n, (int, float)) for n in (new if type(new) is tuple else [new])):
+                    self._tracer.fail(f"the function puts something else in the place of {label}", "keep it a number")
+            statics.set_item(seen, name, value)
+        for topic, hint in ((TYPES, "use isinstance()"), (HANDLED, "let errors pass")):
+            if (self.arguments or self._places) and topic in self._tracer.reads.suspects:
+                self._tracer.fail("the exact type of a number may be asked for", hint)
+        self._places.clear()
+
+
+def _part(held: dict[Any, Any], name: Any, index: int) -> Any:
+    """A number of a tuple that stands in a dict."""
+    return statics.get_item(held, name)[index]
