@@ -73,6 +73,7 @@ _MUTATORS = frozenset(
 _NEAR = 12  # instructions between a variable and what changes its contents
 _TYPE_ERRORS = frozenset({"TypeError", "Exception", "BaseException"})
 _WRAPPERS = frozenset({"wrapper", "_use_grad"})  # around an optimizer's `step`
+_VARIABLE = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF"})
 _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 
 
@@ -151,6 +152,8 @@ class CodeNames:
     everything: int  # PLAIN or ALL where attribute names are computed
     modules: bool  # sys.modules, in user code
     suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
+    typed: frozenset[str]  # variables whose exact types are asked for
+    typed_at: frozenset[int]  # lines that ask for those of other expressions
 
 
 def user_source_of(error: BaseException) -> SourceLine | None:
@@ -179,6 +182,8 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
     loaded: set[str] = set()
     computed = False
     suspects: dict[str, int] = {}
+    typed: set[str] = set()
+    typed_at: set[int] = set()
     line = code.co_firstlineno
     instructions = list(dis.get_instructions(code))
     for i, instruction in enumerate(instructions):
@@ -204,8 +209,12 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             globals_[instruction.argval] = None
             if instruction.argval == "id" and not is_installed(file):
                 suspects.setdefault(IDENTITY, line)
-            if instruction.argval == "type" and instructions[i + 1].argval != "self":
-                suspects.setdefault(TYPES, line)
+            if instruction.argval == "type":
+                of, call = [x for x in instructions[i + 1 : i + 4] if x.opname != "PRECALL"][:2]
+                if of.opname in _VARIABLE and (call.opname, call.arg) == ("CALL", 1):
+                    typed.add(of.argval)
+                else:
+                    typed_at.add(line)
         elif instruction.opname in _COMPARISONS and not is_installed(file):
             written = file != "<string>"  # by somebody, not by a dataclass
             if instruction.opname == "IS_OP" and instructions[i - 1].opname != "LOAD_CONST" and written:  # `is None`
@@ -237,6 +246,8 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
         computed and not torch_module and (PLAIN if is_installed(file) else ALL),
         "modules" in attributes and not is_installed(file) and any(i.argval == "sys" for i in instructions),
         suspects,
+        frozenset(typed - {"self"}),
+        frozenset(typed_at),
     )
 
 

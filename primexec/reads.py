@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from primexec import _torch, _torch_capture, origins
-from primexec.bytecode import COMPILED, IDENTITY, CodeNames, is_refused, names_of, refused, running_in
+from primexec.bytecode import COMPILED, IDENTITY, TYPES, CodeNames, is_refused, names_of, refused, running_in
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import contents_of
 from primexec.errors import SourceLine
 from primexec.imports import IMPORT_MODULE, Imports
-from primexec.lookups import ASKING, stand_ins
+from primexec.lookups import ASKING, Disguised, stand_ins
 from primexec.namespaces import Cell, Namespace
 from primexec.reaching import Reaching
 from primexec.record import ORDERED
@@ -87,7 +87,23 @@ class Reads(Reaching):
                 self._read(names, frame)
             elif code is _CALL_OF_MODULES:
                 self._reach_tables(_torch.global_hooks(), "hooks of all modules")
-        return self._previous(frame, event, arg) if self._previous is not None else None
+        local = self._previous(frame, event, arg) if self._previous is not None else None
+        names = names_of(code) if self.varying else None
+        return self._watching_types(names, local) if names is not None and names.typed | names.typed_at else local
+
+    def _watching_types(self, names: CodeNames, inner: Any) -> Any:
+        """Watches a frame that asks for exact types: whether it may ask for that of a number that varies."""
+
+        def watch(frame: types.FrameType, event: str, arg: Any) -> Any:
+            nonlocal inner
+            inner = inner(frame, event, arg) if inner is not None else None
+            of_number = any(issubclass(type(frame.f_locals.get(name)), Disguised) for name in names.typed)
+            if of_number or (event == "line" and frame.f_lineno in names.typed_at):
+                source = SourceLine(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+                self.suspects.setdefault(TYPES, source)
+            return watch
+
+        return watch
 
     @_torch_capture.modules_themselves()
     def _read(self, names: CodeNames, frame: types.FrameType) -> None:

@@ -22,7 +22,7 @@ def bounded(x: Tensor, a: float) -> Tensor:
 
 
 def nested(x: Tensor, a: float) -> Tensor:
-    if 0.2 <= a * 2 + 0.1 < 0.9 and not a == 0.5:
+    if 0.2 <= a * 2 + 0.1 < 0.9 and a != 0.5:
         x = x / a
     return x if abs(a - 1) > 0.5 else -x
 
@@ -115,9 +115,12 @@ def test_what_keeps_deciding_is_named() -> None:
         return x
 
     traced = make_traced(fn)
-    with pytest.warns(RetraceWarning, match=r"what .*if a < i.* decides|a \(value\)"):
-        for i in range(10):
-            same(traced(X, i + 0.5), fn(X, i + 0.5), False)
+    for i in range(7):
+        same(traced(X, i + 0.5), fn(X, i + 0.5), False)
+    assert traced.cache_info().traces == 7
+    traced(X, 7.5)
+    with pytest.warns(RetraceWarning, match=r"what .*if a < i.* decides"):
+        traced(X, 8.5)
     assert "decided at every call: True in test_conditions.py" in str(traced.explain(X, 3.5))
 
 
@@ -214,4 +217,5 @@ def test_a_schedule_that_changes_momentum(name: str, executor: str) -> None:
     assert traced.cache_info().traces == FIRST + 1
     same([p.detach() for p in models[1].parameters()], [p.detach() for p in models[0].parameters()], executor == "aten")
     groups = [copy.copy(o.param_groups[0]) for o in optimizers]
-    assert [g.pop("params") for g in groups] and groups[0] == groups[1]
+    assert all(g.pop("params") for g in groups)
+    assert groups[0] == groups[1]

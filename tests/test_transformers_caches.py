@@ -71,6 +71,22 @@ def test_caches_of_the_callers(name: str, kind: str) -> None:
     assert counts(traced)[2] == counts(traced)[1] <= 3
 
 
+@torch.no_grad()
+def test_windows_that_fill() -> None:
+    """Layers with a window count tokens in Python, and compare the count: one program before they are full, one after."""
+    model = MODEL["Gemma2"].build()
+    traced = primexec.make_traced(model, executor="aten")
+    caches = [transformers.StaticCache(config=model.config, max_cache_len=24) for _ in range(2)]
+    for length in (3, *[1] * 14):
+        tokens = ids(2, length)
+        actual, expected = (
+            m(input_ids=tokens, past_key_values=c) for m, c in zip((traced, model), caches, strict=True)
+        )
+        torch.testing.assert_close(actual.logits, expected.logits)
+        assert_like(*caches)
+    assert counts(traced)[1] == 5
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"use_cache": False}, {}, {"num_beams": 2}, {"cache_implementation": "static"}],

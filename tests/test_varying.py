@@ -138,6 +138,18 @@ def asks_for_the_type(x: Tensor, a: float) -> Tensor:
     return x * a if type(a) == float else x  # noqa: E721
 
 
+def makes_another_of_its_type(x: Tensor, a: float) -> Tensor:
+    return x * type(a)("0.5") + a
+
+
+def asks_for_types_in_a_list(x: Tensor, a: float) -> Tensor:
+    return x * a if {type(v).__name__ for v in (1, a)} == {"int", "float"} else x
+
+
+def asks_for_the_type_of_a_part(x: Tensor, a: float) -> Tensor:
+    return x * a if type((a,)[0]).__name__ == "float" else x
+
+
 def asks_for_attributes(x: Tensor, a: float) -> Tensor:
     return x * getattr(a, "real", 2.0) if hasattr(a, "is_integer") else x
 
@@ -163,7 +175,8 @@ def asks_torch(x: Tensor, a: float) -> Tensor:
 
 
 NEEDED = [
-    loops, cuts, prints, asks_for_the_type, asks_for_attributes, asks_for_symbols, reckons_with_numpy, logs,
+    loops, cuts, prints, asks_for_the_type, makes_another_of_its_type, asks_for_types_in_a_list,
+    asks_for_the_type_of_a_part, asks_for_attributes, asks_for_symbols, reckons_with_numpy, logs,
     asks_torch,
 ]  # fmt: skip
 
@@ -177,6 +190,18 @@ def test_values_that_are_needed_stay_constants(
         same(traced(X, a), fn(X, a), False)
     assert traced.cache_info().traces == 6
     assert "Logging error" not in capsys.readouterr().err
+
+
+def test_types_of_others_are_no_concern() -> None:
+    def fn(x: Tensor, a: float, others: list[Any]) -> Tensor:
+        if len(others) != 2:
+            raise ValueError(f"two others, not {type(others[0]).__name__}")
+        return x * a if type(others).__name__ == "list" else x
+
+    traced = make_traced(fn)
+    for a in VALUES:
+        same(traced(X, a, [1, "b"]), fn(X, a, [1, "b"]), False)
+    assert traced.cache_info().traces == FIRST
 
 
 @pytest.mark.parametrize("executor", ["aten", "auto"])
