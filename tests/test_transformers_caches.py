@@ -73,7 +73,7 @@ def test_caches_of_the_callers(name: str, kind: str) -> None:
 
 @torch.no_grad()
 def test_windows_that_fill() -> None:
-    """Layers with a window count tokens in Python, and compare the count: one program before they are full, one after."""
+    """Layers with a window count tokens, and compare the count: one program before they are full and one after."""
     model = MODEL["Gemma2"].build()
     traced = primexec.make_traced(model, executor="aten")
     caches = [transformers.StaticCache(config=model.config, max_cache_len=24) for _ in range(2)]
