@@ -70,11 +70,12 @@ def is_dear(op: Any) -> bool:
 
 
 def is_pointwise(node: fx.Node) -> bool:
-    """Whether each element of the result takes little to compute from one of each operand."""
+    """Whether each element of the result takes little to compute from one of each operand, in a kernel of ours."""
     pointwise = (
         torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target is torch.ops.aten._to_copy.default
     )
-    return pointwise and not is_dear(node.target) and not effects.has_effect(node)
+    ours = not any(map(effects.is_complex, (node, *node.all_input_nodes)))
+    return pointwise and ours and not is_dear(node.target) and not effects.has_effect(node)
 
 
 def is_cheap(node: fx.Node) -> bool:

@@ -137,6 +137,12 @@ def is_view(node: fx.Node) -> bool:
     return node.all_input_nodes == [node.args[0]]
 
 
+def is_complex(node: fx.Node) -> bool:
+    """Whether the node's result is a tensor of complex numbers."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_complex()
+
+
 def stands_alone(node: fx.Node) -> bool:
     """Whether an alias is none to autograd: it has a version of its own, and a history that changes in place add to.
 

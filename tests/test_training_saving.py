@@ -66,6 +66,10 @@ def special(x: Tensor, w: Tensor) -> Any:
     return (x @ w).i0().square().sum()
 
 
+def turned(x: Tensor, w: Tensor) -> Any:
+    return ((1j * (x @ w)).exp() * w[0]).abs().square().sum()
+
+
 # Each with what changes before the backward pass: x, w, and results behind the loss.
 FUNCTIONS: dict[Callable[..., Any], slice] = {
     pieces_and_their_views: slice(0),
@@ -140,3 +144,11 @@ def test_series_are_not_computed_again() -> None:
     trained(traced, slice(0))
     ours, theirs = saved_bytes(traced)
     assert ours == theirs
+
+
+def test_complex_numbers_are_not_computed_again() -> None:
+    traced = make_traced(turned, executor=("llvm", "aten"))
+    torch.testing.assert_close(trained(traced, slice(0)), trained(turned, slice(0)))
+    report = str(traced.explain(X.clone().requires_grad_(), W.clone().requires_grad_()))
+    forward, _, backward = report.partition("backward:")
+    assert all(f"1 aten.{name}" in forward and f"aten.{name}" not in backward for name in ("exp", "abs"))

@@ -39,14 +39,15 @@ class Functionalize:
     """Functional forms for operators that write to memory made inside of the program and seen by one result only.
 
     Attributes:
-        copy_back: other writes become the functional form and an `aten.copy_` of its result.
+        copy_back: writes to other memory, and to complex numbers, which PyTorch alone has kernels for, become
+            functional, too: the former with an `aten.copy_` of the result.
     """
 
     copy_back: bool = False
 
     def __call__(self, program: Program) -> Program:
         program = _views_out_of_place(program)
-        bases = _bases(program)
+        bases = _bases(program, complex_too=self.copy_back)
         back = {n for n in program.nodes if self.copy_back and _can_copy_back(n)}
         return _Rewrite(program, bases, back).run() if bases or back else program
 
@@ -92,10 +93,11 @@ def _views_out_of_place(program: Program) -> Program:
 # Which memory ------------------------------------------------------------------------------------------
 
 
-def _bases(program: Program) -> dict[int, fx.Node]:
+def _bases(program: Program, *, complex_too: bool) -> dict[int, fx.Node]:
     """Storage → the node that made it, for memory that can be followed."""
     graph = program.graph_module.graph
-    written = {s for n in program.nodes for w in effects.writes(n) if (s := effects.storage_of(w)) is not None}
+    targets = [w for n in program.nodes for w in effects.writes(n) if complex_too or not effects.is_complex(w)]
+    written = {s for w in targets if (s := effects.storage_of(w)) is not None}
     if not written:
         return {}
     for n in graph.find_nodes(op="placeholder"):
