@@ -19,7 +19,7 @@ from primexec.bytecode import user_source_of
 from primexec.capture import capture, capture_lock, left_the_function, raise_located
 from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
-from primexec.decisions import DecidedOtherwiseError, Decisions, agree
+from primexec.decisions import DecidedOtherwiseError, Decisions, agree, decided_in
 from primexec.descriptions import VALUES_BEFORE_INPUT, changing_numbers, describe_call
 from primexec.errors import CaptureError, ExecutorError, PrimexecError, RehearsalError, RetraceWarning
 from primexec.executors import registry
@@ -212,7 +212,7 @@ class Cache:
         deciding = known or entry.captured.conditions
         if deciding and not nearest:
             at = deciding[-1]
-            nearest = [(f"what {at.source and at.source.short} decides", str(not at.outcome), str(at.outcome))]
+            nearest = [(decided_in(at.source), str(not at.outcome), str(at.outcome))]
         for label, then, now in nearest:
             _guards_log.debug("%s: retracing because %s is %s, was %s", self.name, label, now, then)
             self._culprits[label] += 1

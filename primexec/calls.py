@@ -25,6 +25,7 @@ _BINDINGS = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
 )  # fmt: skip
 READS_DATA = "data is not allocated yet"  # what a kernel in C++ says when it reads a fake tensor
+NEEDS_INTS = "expected to contain only concrete integers"  # what C++ says where it takes no unknown sizes
 VALUE_HINT = "return the tensor instead, or do this outside of the traced function"
 
 
@@ -95,7 +96,7 @@ class Calls(_torch.TorchFunctionMode):
         outer, tracer.calling = tracer.calling, fn
         try:
             sys.settrace(watching)
-            out = fn(*args, **kwargs) if replaced is None else replaced()
+            out = self._run(fn, args, kwargs) if replaced is None else replaced()
             sys.settrace(None)
             for holds, message in assertions(fn, args, kwargs):
                 torch._assert_async(holds, message)
@@ -116,6 +117,19 @@ class Calls(_torch.TorchFunctionMode):
         elif before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
             self._remember(fn, args, kwargs, before, out)
         return given[0] if args and out is args[0] else out  # `weight.to(dtype) is weight`
+
+    def _run(self, fn: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What a function returns; where C++ needs the values of ints, it gets those that the function goes on with."""
+        before, failure = self.tracer.graph._root.prev, self.tracer.failure
+        try:
+            return fn(*args, **kwargs)
+        except Exception as error:
+            needs = self.tracer.failure is not failure or NEEDS_INTS in str(error)
+            known = numbers.all_decided(args, kwargs) if needs and before is self.tracer.graph._root.prev else None
+            if known is None:
+                raise
+        self.tracer.failure = failure
+        return fn(*known[0], **known[1])
 
     def _checked(self, value: Tensor, frame: types.FrameType) -> Any:
         """The truth value with which a frame goes on; None where that is known, or refused."""

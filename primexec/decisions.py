@@ -26,10 +26,16 @@ MOST = 1000  # decisions of one program: a loop that goes on longer would be too
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a value was, and the line that decides by it. Decisions are equal where the values are."""
+    """What was asked of a value, the answer, and the line that decides by it. Lines may differ in equal decisions."""
 
+    question: str
     outcome: bool | int
     source: SourceLine | None = field(compare=False)
+
+
+def decided_in(source: SourceLine | None) -> str:
+    """What a line decides, in words."""
+    return f"what {source and source.short} decides"
 
 
 Decisions = tuple[Decision, ...]
@@ -37,8 +43,11 @@ NOTHING: Decisions = ()
 
 
 def agree(some: Decisions, others: Decisions) -> bool:
-    """Whether two rows of decisions are equal as far as both go."""
-    return all(map(operator.eq, some, others))
+    """Whether two rows of decisions are equal as far as both go; no longer where other things are asked."""
+    for one, other in zip(some, others, strict=False):
+        if one != other:
+            return one.question != other.question
+    return True
 
 
 class DecidedOtherwiseError(PrimexecError):
@@ -56,7 +65,8 @@ class DecidedOtherwiseError(PrimexecError):
 
     def of(self, traced: Decisions) -> DecidedOtherwiseError:
         """The error, of a program that was traced for these decisions."""
-        self.known = *traced[: self._position], Decision(self._found, traced[self._position].source)
+        left = traced[self._position]
+        self.known = *traced[: self._position], Decision(left.question, self._found, left.source)
         return self
 
 
@@ -148,13 +158,15 @@ class Deciding:
         if len(self.made) == MOST:
             raise tracer.fail(f"the function decides by more than {MOST} values of tensors", _torch.VALUE_NEEDED[1])
         position = len(self.made)
+        if position < len(self._known) and self._known[position].question != question:
+            self._known = self._known[:position]
         if position < len(self._known):
             outcome = self._known[position].outcome
         else:
             outcome = tracer.rehearsal.answer(question, values)
         node = tracer.graph.call_function(decide, (question, list(values), outcome, position))
         tracer.describe(node)
-        self.made = *self.made, Decision(outcome, node.meta["source"])
+        self.made = *self.made, Decision(question, outcome, node.meta["source"])
         return outcome
 
     def _can_be_left(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from primexec import _torch, statics
 from primexec.captured import Captured, Signature
 from primexec.config import RETRACES_BEFORE_WARNING
+from primexec.decisions import decided_in
 from primexec.instances import opened
 from primexec.program import TensorSpec
 from primexec.reads import Reads
@@ -24,16 +25,22 @@ VALUES_BEFORE_INPUT = 3  # of a number, each with a program that is kept, before
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a program was traced for: label → text, and the Python state that it read."""
+    """What a program was traced for: label → text, the Python state that it read, and line → the ints it asks for."""
 
     texts: dict[str, str]
     reads: Reads
+    ints: dict[str, tuple[int, ...]]
 
     @classmethod
     def of(cls, captured: Captured, description: dict[str, str]) -> Key:
         """The key of a program that was just captured; numbers that it takes as inputs are none of it."""
         inputs = {f"{label}{_VALUE}" for label in captured.varying.values()}
-        return cls({k: _ANY if k in inputs else text for k, text in description.items()}, captured.reads)
+        ints: dict[str, tuple[int, ...]] = {}
+        for decision in captured.decisions:
+            if type(decision.outcome) is int:
+                label = decided_in(decision.source)
+                ints[label] = *ints.get(label, ()), decision.outcome
+        return cls({k: _ANY if k in inputs else text for k, text in description.items()}, captured.reads, ints)
 
     def differences(self, description: dict[str, str]) -> list[tuple[str, str, str]]:
         """(label, in the key, in the call) of everything that keeps this program from serving this call."""
@@ -75,14 +82,14 @@ def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def changing_numbers(keys: Iterable[Key], description: dict[str, str], enough: int) -> list[str]:
-    """Labels of numbers that had so many values in programs which differ from a call in numbers alone."""
+    """Labels of numbers, and of lines that ask for ints, with so many values in programs that else would do."""
     values: dict[str, set[Any]] = {}
     compared = ((key, key.in_words(description)) for key in keys)
     near = ((key, texts) for key, texts in compared if all(_are_numbers(*found) for found in texts))
     for key, texts in itertools.islice(near, RETRACES_BEFORE_WARNING):  # Python state is slow to compare
         state = list(key.reads.changed())
         if all(statics.are_numbers(*both) for _, *both in state):
-            for label, then, _ in [*texts, *state]:
+            for label, then in [*((label, then) for label, then, _ in [*texts, *state]), *key.ints.items()]:
                 values.setdefault(label.removesuffix(_VALUE), set()).add(then)
     return [label for label, met in values.items() if len(met) >= enough]
 

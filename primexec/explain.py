@@ -108,5 +108,5 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
         training and training.plans[0],
         training.saved_bytes() if training is not None else (0, 0),
         described(executable.plan, executors, cache.options),
-        (*captured.decisions, *(Decision(c.outcome, c.source) for c in captured.conditions)),
+        (*captured.decisions, *(Decision(c.question, c.outcome, c.source) for c in captured.conditions)),
     )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch
+from primexec._torch import pytree
 from primexec.bytecode import running_in
 from primexec.errors import PrimexecError
 from primexec.lookups import Disguised
@@ -47,12 +48,13 @@ def power(base: Any, exponent: Any) -> float:
 
 @dataclass(slots=True)
 class Made:
-    """Where a number was made, by which node, what it is in other graphs, and the tensor that holds it."""
+    """Where a number was made, by which node, what it is in other graphs, the tensor that holds it, the size it is."""
 
     node: fx.Node
     scope: Any
     nodes: dict[fx.Graph, fx.Node] = field(default_factory=dict)
     tensor: fx.Node | None = None
+    size: Any = None
 
 
 class Symbol:
@@ -289,6 +291,13 @@ def bounds_decided(fn: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*(_decided("int", a) for a in args[:end]), *args[end:])
 
 
+def all_decided(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Arguments in which all ints are known; None where they are already."""
+    if not any((symbol := symbol_of(v)) is not None and symbol.kind is int for v in pytree.tree_leaves((args, kwargs))):
+        return None
+    return tuple(_decided("int", a) for a in args), {k: _decided("int", v) for k, v in kwargs.items()}
+
+
 def _decided(formal: str, value: Any) -> Any:
     if "int" not in formal.lower():
         return value
@@ -297,7 +306,7 @@ def _decided(formal: str, value: Any) -> Any:
     if isinstance(value, slice):
         return slice(*(_decided(formal, v) for v in (value.start, value.stop, value.step)))
     symbol = symbol_of(value)
-    return value if symbol is None else symbol.guard_int()
+    return value if symbol is None or symbol.kind is float else symbol.guard_int()
 
 
 def answer(tracer: Tracer, op: Any, args: tuple[Any, ...]) -> Any:

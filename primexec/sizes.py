@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, numbers
 from primexec._torch import pytree
+from primexec.decisions import decided_in
 
 if TYPE_CHECKING:
     from primexec.tracer import Scope, Tracer
@@ -40,6 +41,32 @@ def read(tracer: Tracer, t: Tensor) -> Any:
         return None
     with tracer.recording():
         return torch.ops.primexec.rows(t).shape[0]
+
+
+def given(
+    tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of an operator in which the numbers that it takes for sizes are known, or left unknown if they vary."""
+    if tracer.scope.parent is None and decided_in(tracer.source()) in tracer.reads.varying:
+        formals = {f.name: f.real_type.str() for f in op._schema.arguments}
+        leave = partial(_left_unknown, tracer)
+        args = (*map(leave, formals.values(), args), *args[len(formals) :])
+        kwargs = {k: leave(formals.get(k, ""), v) for k, v in kwargs.items()}
+    return numbers.sizes_decided(op, args, kwargs)
+
+
+def _left_unknown(tracer: Tracer, formal: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_left_unknown(tracer, formal, v) for v in value)
+    symbol = numbers.symbol_of(value)
+    if symbol is None or "SymInt" not in formal:
+        return value
+    if symbol.made.size is None:
+        if not symbol.decide("ge", symbol, 0):
+            return value
+        with tracer.recording():
+            symbol.made.size = torch.ops.primexec.rows(numbers.as_tensor(tracer, symbol)).shape[0]
+    return symbol.made.size
 
 
 def answer(tracer: Tracer, expression: Any) -> Any:
@@ -108,7 +135,7 @@ def _place(tracer: Tracer, expression: Any) -> tuple[Tensor, int] | None:
     """A tensor, of the current graph if possible, and the dimension of it that has this size."""
     scope: Scope | None = tracer.scope
     while scope is not None:
-        for t in scope.alive:
+        for t in scope.alive or [n.meta.get("val") for n in scope.graph.nodes]:  # where backward is recorded later
             if isinstance(t, Tensor):
                 for dim, size in enumerate(t.shape):
                     if type(size) is not int and _torch.expression(size) == expression:

@@ -268,7 +268,7 @@ class Tracer:
                 if (answer := ask(self, args[0])) is not None:
                     return answer
         if self.numbers:
-            args, kwargs = numbers.sizes_decided(op, args, kwargs)
+            args, kwargs = sizes.given(self, op, args, kwargs)
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         if (answer := numbers.answer(self, op, node_args)) is not None:
             return answer
