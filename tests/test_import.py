@@ -28,7 +28,7 @@ LAYERS = (
     "executors.llvm.judge", "executors.llvm.own", "executors.llvm.late_views", "executors.llvm.windows",
     "executors.llvm.products",
     "executors.llvm.in_place", "executors.llvm.arena",
-    "executors.llvm.ordered", "executors.llvm.columns", "executors.llvm.tiles",
+    "executors.llvm.short_rows", "executors.llvm.ordered", "executors.llvm.columns", "executors.llvm.tiles",
     "executors.llvm.codegen", "executors.llvm.ahead", "executors.llvm.codes", "executors.llvm.pieces",
     "executors.llvm.memory", "executors.llvm.addresses",
     "executors.llvm.segments", "executors.llvm.spans",

@@ -121,6 +121,13 @@ def test_axes_that_are_walked_as_one_are_cut_as_one() -> None:
     assert segments.edges([condition], Axis(100, 1, frozenset({0}))) == [0, 37, 100]
 
 
+def test_sums_of_what_counts_are_known_places(compiled: list[Compiled]) -> None:  # noqa: F811
+    a, _, _ = inputs(torch.float32)
+    for fn in (lambda a: a.unfold(1, 3, 2) * 2, lambda a: a.unfold(0, 5, 1).unfold(1, 4, 3).sum(-1)):
+        torch.testing.assert_close(run(fn, a), fn(a))
+        assert "= place(" not in str(compiled[-1].schedule)
+
+
 def test_several_dtypes() -> None:
     a, b, _ = inputs(torch.float32)
     assert torch.equal(run(lambda a, b: torch.cat([a.double(), b], 1), a, b), torch.cat([a.double(), b], 1))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import primexec
+from primexec.executors.llvm import layout
 from primexec.executors.llvm.executor import Compiled
 from primexec.testing import check_executor
 from tests.test_llvm import compiled, data, kernels, run  # noqa: F401
@@ -105,3 +106,11 @@ def test_explain_tells_of_prims_made_of_simpler_ones() -> None:
 def test_conformance() -> None:
     names = [f"aten.max_pool{n}d_with_indices.default" for n in (2, 3)]
     assert not check_executor("llvm", names=names, random_programs=0).findings
+
+
+def test_windows_of_lines_go_along_them(compiled: list[Compiled]) -> None:  # noqa: F811
+    """Though many conditions step along the line, and none across."""
+    a = data(8, 64, 128)
+    assert torch.equal(run(lambda a: F.max_pool1d(a, 3, 2, 1), a), F.max_pool1d(a, 3, 2, 1))
+    (kernel,) = compiled[-1].schedule.kernels
+    assert layout.plan(kernel, compiled[-1].target).lane.axis == 3

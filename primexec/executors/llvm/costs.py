@@ -37,7 +37,7 @@ def cost(v: Expr) -> int:
     return 0
 
 
-def _depends(values: list[Expr], axis: int) -> set[int]:
+def depends(values: list[Expr], axis: int) -> set[int]:
     """The values, by id, that are not the same all along an axis."""
     found: set[int] = set()
     for v in values:
@@ -50,7 +50,7 @@ def _depends(values: list[Expr], axis: int) -> set[int]:
 def shared(kernel: Kernel, lane: int, rows: int) -> list[Expr]:
     """What each row needs and all rows share, of what differs along the lanes; plain reads apart."""
     values = walk(roots_of(kernel))
-    along, across = _depends(values, lane), _depends(values, rows)
+    along, across = depends(values, lane), depends(values, rows)
     used = {id(o): o for v in values if id(v) in across for o in operands(v)} | {id(r): r for r in roots_of(kernel)}
     plain = (Const, Load)
     return [
@@ -61,7 +61,7 @@ def shared(kernel: Kernel, lane: int, rows: int) -> list[Expr]:
 def saved(kernel: Kernel, lane: int, rows: int) -> int:
     """What rows that share values save, at each point, where these are computed once for all of them."""
     values = walk(roots_of(kernel))
-    along, across = _depends(values, lane), _depends(values, rows)
+    along, across = depends(values, lane), depends(values, rows)
     once = sum(cost(v) for v in values if id(v) in along and id(v) not in across)
     return once - READ_COST * len(shared(kernel, lane, rows))
 

@@ -31,6 +31,7 @@ from primexec.executors.llvm import (
     own,
     profiling,
     repeats,
+    short_rows,
     threads,
 )
 from primexec.executors.llvm.codegen import KernelWriter
@@ -199,7 +200,10 @@ def _streams(schedule: Schedule, target: Target) -> frozenset[int]:
 
 
 def _write_kernel(module: ModuleText, kernel: Kernel, binding: Binding, precise: bool, streams: Set[int]) -> Code:
-    layout = (ordered.plan if kernel.ordered else plan)(kernel, module.target)
+    if kernel.ordered:
+        layout = ordered.plan(kernel, module.target)
+    else:
+        layout = short_rows.with_rows(kernel, plan(kernel, module.target))
     writer = _writer(kernel, layout)(module, kernel, layout, precise, binding)
     writer.streams = frozenset() if kernel.ordered or writer.busy else streams
     parts = tuple(writer.write())

@@ -59,17 +59,33 @@ def _counted(node: fx.Node, index: Map, rank: int) -> tuple[Term, int, int] | No
 
 
 def _linear(name: str, node: fx.Node, dtype: torch.dtype, index: Map, rank: int) -> tuple[Term, int, int] | None:
-    """A conversion of what counts, or its sum or product with a number, where the dtype has room for all of it."""
-    source, number = node.args[0], node.args[1] if name in _LINEAR else 0
-    if not isinstance(source, fx.Node) or not isinstance(number, int) or node.kwargs.keys() - {"dtype"}:
+    """A conversion of what counts, its sum or product with a number, or the sum or difference of two; no overflow."""
+    source, other = node.args[0], node.args[1] if name in _LINEAR else 0
+    if not isinstance(source, fx.Node) or node.kwargs.keys() - {"dtype"}:
         return None
-    known = _counted(source, index if source.meta["val"].dim() else (), rank)
+    known = _counted_at(source, index, rank)
     if known is None:
         return None
-    factor, more = _LINEAR[name](number) if name in _LINEAR else (1, 0)
-    low, high = sorted((known[1] * factor + more, known[2] * factor + more))
+    term, low, high = known
+    if isinstance(other, fx.Node):
+        second = _counted_at(other, index, rank) if name != "mul" else None
+        if second is None:
+            return None
+        sign = _LINEAR[name](1)[1]
+        term = term.plus(second[0].times(sign))
+        low, high = low + min(sign * second[1], sign * second[2]), high + max(sign * second[1], sign * second[2])
+    elif isinstance(other, int):
+        factor, more = _LINEAR[name](other) if name in _LINEAR else (1, 0)
+        low, high = sorted((low * factor + more, high * factor + more))
+        term = term.times(factor, more)
+    else:
+        return None
     room = torch.iinfo(dtype)
-    return (known[0].times(factor, more), low, high) if room.min <= low and high <= room.max else None
+    return (term, low, high) if room.min <= low and high <= room.max else None
+
+
+def _counted_at(node: fx.Node, index: Map, rank: int) -> tuple[Term, int, int] | None:
+    return _counted(node, index if node.meta["val"].dim() else (), rank)
 
 
 def _gather(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
