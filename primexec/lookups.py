@@ -15,6 +15,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from primexec.origins import is_run_by_torch
 from primexec.stand_ins import StandIns
 
@@ -40,7 +42,8 @@ def stand_ins(ask: Callable[[str, bool], None]) -> StandIns:
         def stand_in(*args: Any) -> Any:
             if len(args) > 1 and isinstance(args[1], str) and made.here():
                 asker = sys._getframe(1).f_code.co_filename
-                by_torch = made.outside(lambda: is_run_by_torch(asker) or told()(args[1], asks))
+                sets = not asks and issubclass(type(args[0]), torch.nn.Module)  # as hooks of torch.nn.utils do
+                by_torch = made.outside(lambda: (is_run_by_torch(asker) and not sets) or told()(args[1], asks))
                 if not by_torch and issubclass(type(args[0]), Disguised):
                     args = (_as_it_says(args[0], args[1], asks), *args[1:])
             return original(*args)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from primexec import CaptureError, make_traced
 
@@ -342,3 +343,39 @@ def test_tensors_that_only_the_backward_pass_uses(fn: Callable[[Tensor], Tensor]
         assert torch.equal(x.grad, y.grad)
         MASK.add_(1)
     assert traced.cache_info().traces == 1
+
+
+# Hooks of PyTorch that set attributes -------------------------------------------------------------------
+
+
+def pruned(linear: nn.Linear) -> nn.Module:
+    return prune.l1_unstructured(linear, "weight", 0.5)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm, pruned], ids=lambda f: f.__name__)
+def test_weights_that_a_hook_makes_of_a_module_that_a_step_reaches(wrap: Callable[[nn.Linear], nn.Module]) -> None:
+    """The hook sets `weight` before any code has named it."""
+
+    def built() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        torch.manual_seed(0)
+        model = wrap(nn.Linear(3, 3))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(x: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return model, step
+
+    (mine, ours), (own, eager) = built(), built()
+    traced = make_traced(ours)
+    for factor in range(1, 4):
+        torch.testing.assert_close(traced(X * factor), eager(X * factor))
+        torch.testing.assert_close(mine.state_dict(), own.state_dict())
+        torch.testing.assert_close(mine.weight, own.weight)
+        assert type(mine.weight) is Tensor
+    assert traced.cache_info().traces == 2  # without gradients, and with them
