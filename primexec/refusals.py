@@ -93,6 +93,11 @@ def _asked(node: fx.Node, given: dict[str, Any], tensors: list[Tensor]) -> bool 
     if refused is None and known and sum(t.numel() for t in sized) <= _SMALL:
         specs = tuple((t.dtype, tuple(t.shape), t.stride(), t.device) for t in tensors)
         refused = _refused(node.target, tree, tuple(leaves), specs, repr(leaves))
+    elif refused is None and known:  # one image will do
+        few = [(1, 1, *t.shape[2:]) for t in tensors if t.dim() > 2]
+        if len(few) == len(tensors) and sum(map(math.prod, few)) <= _SMALL:
+            specs = tuple((t.dtype, s, (0, 0, *_row_major(s[2:])), t.device) for t, s in zip(tensors, few, strict=True))
+            refused = _refused(node.target, tree, tuple(leaves), specs, repr(leaves))
     return refused
 
 
@@ -102,6 +107,10 @@ class _Operand(int):
 
 class _Small(int):
     """A size of what a number fills."""
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _dense(size: int, dim: int) -> tuple[int, ...]:

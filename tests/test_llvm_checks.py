@@ -115,3 +115,24 @@ def test_nothing_is_checked_twice(compiled: list[Any]) -> None:  # noqa: F811
         traced = primexec.make_traced(fn, executor=("llvm", "aten"))
         torch.testing.assert_close(traced(X), fn(X))
         assert "_assert_async" not in str(traced.explain(X))
+
+
+INTEGERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2),
+    "unfold": lambda x: F.unfold(x, 3, padding=1),
+    "average": lambda x: F.adaptive_avg_pool2d(x, (2, 2)),
+    "softmax": lambda x: x.softmax(1),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("images", [1, 9])
+def test_kernels_that_take_no_integers(name: str, images: int) -> None:
+    """Whether PyTorch has a kernel is asked of one image, where all are large."""
+    x = torch.zeros(images, 8, 256, 256, dtype=torch.int64)
+    with pytest.raises(NotImplementedError, match="not implemented for 'Long'"):
+        INTEGERS[name](x)
+    with pytest.raises(NotImplementedError, match="not implemented for 'Long'"):
+        primexec.make_traced(INTEGERS[name], executor="llvm")(x)
+    large = primexec.make_traced(lambda x: F.max_pool2d(x, 2), executor="llvm")
+    assert torch.equal(large(x), F.max_pool2d(x, 2))

@@ -135,7 +135,23 @@ def test_ldexp_scales_in_steps(dtype: torch.dtype) -> None:
     """2 ** 200 is no float32, and 2 ** 200 times a small number is one; 0 stays 0."""
     x = torch.tensor([1e-30, 0.0, -0.0, math.inf, math.nan, 1.5, -1.7, 3e38, 1e-45], dtype=dtype)
     traced = make_traced(torch.ldexp)
-    for exponent in (0, 1, -1, 127, 128, -149, 150, 200, -200, 1000, -1074, 3000):
+    for exponent in (
+        0,
+        1,
+        -1,
+        127,
+        128,
+        -149,
+        150,
+        200,
+        -200,
+        1000,
+        -1074,
+        3000,
+        1 << 40,
+        (1 << 31) + 3,
+        7 - (1 << 33),
+    ):
         exponents = torch.full((9,), exponent)
         expected = torch.ldexp(x, exponents)
         got = traced(x, exponents, executor="llvm", executor_parameters={"strict": True})

@@ -353,10 +353,13 @@ def _softshrink(a: Tensor, lambd: float = 0.5) -> Any:
 
 @rule("aten.ldexp.Tensor")
 def _ldexp(a: Tensor, exponent: Tensor) -> Any:
-    """As the kernel of whole exponents: in steps, for the power of two may be infinite where the result is not."""
+    """As the kernel of whole exponents, which it takes as int32.
+
+    In steps, for the power of two may be infinite where the result is not.
+    """
     if not a.is_floating_point() or exponent.is_floating_point():
         return NotImplemented
-    whole = exponent.to(torch.float64).clamp(-2200, 2200)
+    whole = exponent.to(torch.int32).to(torch.float64).clamp(-2200, 2200)
     step = torch.trunc(whole / 3)
     scale = torch.exp2(step)
     return (a.to(torch.float64) * scale * scale * torch.exp2(whole - step - step)).to(a.dtype)
