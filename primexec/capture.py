@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, statics
+from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, draws, numbers, statics
 from primexec._torch import pytree
 from primexec.bytecode import user_source_of
 from primexec.captured import Captured, FirstUse, Signature
@@ -145,8 +145,8 @@ def capture(
         reads.restore()
         earlier.reads.restore()
         captured = replace(captured, first_use=first_use)
-    numbers = tracer.number_inputs
-    captured = by_path(replace(captured, varying=numbers.arguments, conditions=tuple(numbers.conditions)))
+    found = tracer.number_inputs
+    captured = by_path(replace(captured, varying=found.arguments, conditions=tuple(found.conditions)))
     try:
         reads.pin_numbers()
     except CaptureError as error:
@@ -175,7 +175,8 @@ def _capture(
         fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
         _torch_packed.note_counts(tracer.fake_mode, (fake_args, fake_kwargs))
         stand_ins = StandIns((fake_args, fake_kwargs), arguments)
-        with _torch_capture.capture_environment(tracer.entrances) as passes:
+        drawn = functools.partial(numbers.drawn, tracer)
+        with _torch_capture.capture_environment(tracer.entrances) as passes, draws.recorded(drawn):
             result = tracer.run(run, fake_args, fake_kwargs)
     except BaseException as error:
         if _torch.asks_unknown_size(error):

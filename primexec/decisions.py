@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec import _torch, effects
+from primexec.draws import DRAW, Outside
 from primexec.errors import PrimexecError, SourceLine
 
 if TYPE_CHECKING:
@@ -100,11 +101,13 @@ class Undo:
         written: names of inputs that are written to.
         generators: names of inputs that numbers are drawn from.
         draws: whether numbers are drawn from the default generator.
+        outside: whether numbers are drawn from the generators of Python or NumPy.
     """
 
     written: tuple[str, ...] = ()
     generators: tuple[str, ...] = ()
     draws: bool = False
+    outside: bool = False
 
     @classmethod
     def of(cls, graph: fx.Graph) -> Undo:
@@ -118,6 +121,7 @@ class Undo:
             tuple(n.name for n in inputs if n.meta.get("val") is not None and effects.storage_of(n) in written),
             tuple(n.name for n in inputs if n.meta.get("val") is None and n in used),
             any(map(draws, before)),
+            any(n.target is DRAW for n in before),
         )
 
     def __bool__(self) -> bool:
@@ -127,7 +131,7 @@ class Undo:
 class Before:
     """Tensors and generators as they were before a run."""
 
-    def __init__(self, tensors: Iterable[Tensor], generators: Iterable[torch.Generator]) -> None:
+    def __init__(self, tensors: Iterable[Tensor], generators: Iterable[torch.Generator | Outside]) -> None:
         self._tensors = [(t.data, t.detach().clone()) for t in tensors]  # so that no version counter moves
         self._generators = [(g, g.get_state()) for g in generators]
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec import _torch, _torch_autograd, numbers, statics
+from primexec import _torch, _torch_autograd, draws, numbers, statics
 from primexec._torch import pytree
 from primexec.again import changes_nothing_outside, raised_by_an_operator
 from primexec.bytecode import IDENTITY
@@ -424,6 +424,7 @@ class _Writer:
             tensors = [self.variables[name] for name in undo.written]
             generators = [self.variables[name] for name in undo.generators]
             generators += [self._constant(torch.default_generator)] if undo.draws else []
+            generators += map(self._constant, draws.generators() if undo.outside else [])
             before = f"{self._constant(Before)}([{', '.join(tensors)}], [{', '.join(generators)}])"
             lines = [f"before = {before}", *lines, "  before.put_back()"]
         return [*lines, f"  raise error.of({self._constant(self.captured.decisions)})"]

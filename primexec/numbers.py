@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from primexec import _torch
 from primexec._torch import pytree
 from primexec.bytecode import running_in
+from primexec.draws import DRAW
 from primexec.errors import PrimexecError
 from primexec.lookups import Disguised
 
@@ -265,6 +266,15 @@ def item(tracer: Tracer, t: Tensor) -> Number | None:
     if known or t.numel() != 1 or t.is_complex() or t.dtype is torch.bool:
         return None
     return _wrapped(_emit(tracer, READ, (tracer.node_of(t),), float if t.is_floating_point() else int))
+
+
+def drawn(tracer: Tracer, generator: str) -> Number | None:
+    """A number that the program draws from a generator of another module's than torch; None where it cannot."""
+    if tracer.scope.parent is not None:
+        return None
+    with _torch.modes_off(), tracer.fake_mode:
+        value = torch.empty((), dtype=torch.float64)
+    return item(tracer, tracer.add_node(DRAW, (generator,), {}, value))
 
 
 def whole(tracer: Tracer, t: Tensor) -> Any:

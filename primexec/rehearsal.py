@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects
+from primexec import _torch, draws, effects
 from primexec.decisions import decide, following
 from primexec.errors import RehearsalError
 
@@ -30,7 +30,8 @@ class Rehearsal:
         self._values: dict[fx.Node, Any] = {}
         self._outside: set[int] = set()  # addresses of memory of the inputs that was not copied
         self._last: fx.Node | None = None
-        self._state = torch.default_generator.get_state()
+        self._generators: list[Any] = [torch.default_generator, *draws.generators()]
+        self._states = [g.get_state() for g in self._generators]
 
     def give(self, placeholder: fx.Node, real: Any) -> None:
         """An input of the program."""
@@ -39,8 +40,8 @@ class Rehearsal:
     def answer(self, question: str, values: Sequence[Any]) -> Any:
         """The answer to a question, a function of `operator`, about what nodes stand for now, and other values."""
         watching = self._tracer.reads.pause()
-        outside = torch.default_generator.get_state()
-        torch.default_generator.set_state(self._state)
+        outside = [g.get_state() for g in self._generators]
+        self._set(self._states)
         try:
             with _torch.quiet_modes(), torch.no_grad():
                 for node in following(self._tracer.graph, self._last):
@@ -49,9 +50,13 @@ class Rehearsal:
                 known = [self._value(v) if isinstance(v, fx.Node) else v for v in values]
                 return getattr(operator, question)(*known)
         finally:
-            self._state = torch.default_generator.get_state()
-            torch.default_generator.set_state(outside)
+            self._states = [g.get_state() for g in self._generators]
+            self._set(outside)
             self._tracer.reads.resume(watching)
+
+    def _set(self, states: list[Any]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
 
     def clear(self) -> None:
         """Let go of the tensors."""

@@ -56,9 +56,9 @@ LAYERS = (
     "graphs", "capture", "random_state", "paths", "left_behind", "captured", "joint", "identities", "instances", "cut",
     "tracer", "entrances", "gradients", "fake_calls", "calls", "literals", "higher_order", "sizes",
     "decided_first", "number_inputs", "numbers",
-    "rehearsal", "decisions", "conditions", "effects", "shadow", "references", "reads", "reaching", "record",
-    "cached_calls", "imports", "namespaces", "contents", "bytecode", "lookups", "stand_ins", "origins", "value_checks",
-    "statics", "program", "config",
+    "rehearsal", "decisions", "draws", "conditions", "effects", "shadow", "references", "reads", "reaching",
+    "record", "cached_calls", "imports", "namespaces", "contents", "bytecode", "lookups", "stand_ins", "origins",
+    "value_checks", "statics", "program", "config",
     "_torch_packed", "_torch_capture", "_torch_formulas", "_torch_rules", "_torch_autograd", "_torch",
     "errors", "progress",
 )  # fmt: skip
