@@ -6,6 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -17,7 +18,7 @@ from primexec.executors.base import YES, Executor, Region, Support, no
 from primexec.lowering.expand import Expansion, expand, inline, why_not
 from primexec.placement import Group, is_free, place
 from primexec.prims import is_prim, lookup
-from primexec.program import Program, op_name
+from primexec.program import Program, base_name, op_name
 from primexec.value_checks import CHECK
 
 CHEAP_PRIMS = 2  # so many pointwise prims alone in a region gain nothing over ATen's own kernel
@@ -139,8 +140,19 @@ def gains_nothing(nodes: Iterable[fx.Node], claims: dict[fx.Node, Claim]) -> boo
         return False
     expansions = [claims[n].expansion for n in working]
     prims = [p for e, n in zip(expansions, working, strict=True) for p in (e.prims if e else (n,))]
-    costs = [row.recompute if (row := lookup(p.target)) else "dear" for p in prims if p.all_input_nodes]
+    costs = [row.recompute if (row := lookup(p.target)) else "dear" for p in prims if _is_work(p)]
     return "dear" not in costs and costs.count("cheap") <= CHEAP_PRIMS
+
+
+def _is_work(prim: fx.Node) -> bool:
+    """Whether code of another executor may gain over ATen: it adds up rows or columns of a whole tensor as fast."""
+    if base_name(prim) != "sum":
+        return bool(prim.all_input_nodes)
+    t: Tensor = prim.args[0].meta["val"]  # type: ignore[union-attr]
+    given: Any = prim.args[1] if len(prim.args) > 1 else None
+    dims = sorted(range(t.dim()) if given is None else (d % max(t.dim(), 1) for d in given))
+    at_edge = dims in (list(range(len(dims))), list(range(t.dim() - len(dims), t.dim())))
+    return not (at_edge and t.is_floating_point() and t.is_contiguous())
 
 
 def _taken(group: Group) -> tuple[fx.Node, ...]:

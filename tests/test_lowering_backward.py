@@ -69,12 +69,22 @@ def test_antialiased_forward(name: str) -> None:
         compare(getattr(aten, name).default, draw(*sizes), outs, *settings)
 
 
+@pytest.mark.parametrize("name", ["upsample_nearest", "_upsample_nearest_exact"])
+@pytest.mark.parametrize("scale", [None, 2.0, 0.5])
+def test_doubling_and_halving(name: str, scale: float | None) -> None:
+    for rank in (1, 2, 3):
+        op, sizes = getattr(aten, f"{name}{rank}d_backward").default, [2, 4, 6][:rank]
+        outs = [n * 2 if scale == 2.0 or n == 2 else n // 2 for n in sizes]
+        compare(op, draw(2, 3, *outs), outs, [2, 3, *sizes], *[scale] * rank)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_padding_by_edges(rank: int) -> None:
     op = getattr(aten, f"replication_pad{rank}d_backward").default
     for pad in ([2, 1] * rank, [0, 3] * rank, [-1, 2] * rank, [-1, -1] * rank):
-        a = draw(2, 3, *range(4, 4 + rank))
-        compare(op, draw(*F.pad(a, pad, mode="replicate").shape), a, pad)
+        for first in (4, 2, 1) if min(pad) >= 0 else (4,):
+            a = draw(2, 3, *range(first, first + rank))
+            compare(op, draw(*F.pad(a, pad, mode="replicate").shape), a, pad)
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -88,6 +98,14 @@ def test_adaptive_means(rank: int) -> None:
     ):
         for batch in ((2, 3), (3,), (0, 3)):
             compare(op, draw(*batch, *outs[:rank]), draw(*batch, *sizes[:rank]))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_adaptive_means_of_windows(rank: int) -> None:
+    op = getattr(aten, f"_adaptive_avg_pool{rank}d").default
+    for sizes, outs in (((6, 6, 80), (3, 2, 40)), ((5, 7, 4), (3, 4, 4)), ((3, 4, 5), (1, 1, 1))):
+        for batch in ((2, 3), (3,), (0, 3)):
+            compare(op, draw(*batch, *sizes[-rank:]), list(outs[-rank:]))
 
 
 def test_what_is_not_taken_is_not_multiplied() -> None:

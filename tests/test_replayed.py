@@ -59,6 +59,7 @@ LEFT: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
         ],
         [leaf(*shape) for shape in ((5, 2, 3), (16, 3), (16, 4), (16,), (16,))],
     ),
+    "a layer with a bias": (F.linear, [leaf(64, 96), leaf(128, 96), leaf(128)]),
     "a detached result": (lambda x: ((y := x * 2), y.detach()), [leaf(16)]),
 }
 

@@ -92,13 +92,21 @@ for _rank in (1, 2, 3):
 
 @rule(*(f"aten.replication_pad{n}d_backward.default" for n in (1, 2, 3)))
 def _replication_pad_backward(grad: Tensor, a: Tensor, padding: list[int]) -> Any:
-    def apply(before: int, size: int, g: Tensor, dim: int) -> Any:
-        places = torch.arange(g.shape[dim], device=g.device) - before
-        return _scatter(g, dim, size, _Taps(places.clamp(0, size - 1).unsqueeze(0)))
+    """What the edges were repeated to is added up there; where something was cut off stands 0."""
 
-    befores = padding[-2::-2]
-    sizes = a.shape[a.dim() - len(befores) :]
-    return _along_last(grad, [partial(apply, before, size) for before, size in zip(befores, sizes, strict=True)])
+    def apply(before: int, after: int, size: int, g: Tensor, dim: int) -> Any:
+        cut = [0, 0] * (g.dim() - 1 - dim) + [max(0, -before), max(0, -after)]
+        g = _aten.constant_pad_nd.default(g, cut) if any(cut) else g
+        before, after = max(0, before), max(0, after)
+        if size == 1:
+            return g.sum(dim, keepdim=True)
+        edges = ((0, before), (before + size - 1, after))
+        first, last = (g.narrow(dim, start, n + 1).sum(dim, keepdim=True) for start, n in edges)
+        return torch.cat([first, g.narrow(dim, before + 1, size - 2), last], dim)
+
+    rows = list(zip(padding[-2::-2], padding[-1::-2], strict=True))
+    sizes = a.shape[a.dim() - len(rows) :]
+    return _along_last(grad, [partial(apply, *row, size) for row, size in zip(rows, sizes, strict=True)])
 
 
 # Means --------------------------------------------------------------------------------------------------
@@ -225,6 +233,20 @@ _RESIZING: dict[str, tuple[_Resizing, bool]] = {
 }
 
 
+def _halved(taps: _Resizing, size: int, scale: float | None, g: Tensor, dim: int) -> Any:
+    """The transpose of twice or half as many elements, each the nearest one; None for other sizes."""
+    count = g.shape[dim]
+    step = _scale(size, count, False, scale)
+    if (count, step) == (2 * size, 0.5):
+        pairs = g.unflatten(dim, (size, 2))
+        return pairs.select(dim + 1, 0) + pairs.select(dim + 1, 1)
+    if (2 * count, step) == (size, 2.0):
+        none = torch.zeros_like(g)
+        spread = torch.stack([g, none] if taps is _nearest else [none, g], dim + 1)
+        return spread.flatten(dim, dim + 1)
+    return None
+
+
 def _resize_backward(taps: _Resizing, aligns: bool, grad: Tensor, output_size: Any, input_size: Any, *rest: Any) -> Any:
     """`rest` holds whether corners are aligned, where that is a choice, and the scales that were given."""
     align, scales = (rest[0], rest[1:]) if aligns else (False, rest)
@@ -234,6 +256,9 @@ def _resize_backward(taps: _Resizing, aligns: bool, grad: Tensor, output_size: A
     scales = (*scales, *[None] * (len(sizes) - len(scales)))
 
     def apply(size: int, scale: float | None, g: Tensor, dim: int) -> Any:
+        halved = _halved(taps, size, scale, g, dim) if taps in (_nearest, _nearest_exact) else None
+        if halved is not None:
+            return halved
         return _scatter(g, dim, size, taps(size, g.shape[dim], align, scale, g.dtype, g.device))
 
     return _along_last(grad, [partial(apply, size, scale) for size, scale in zip(sizes, scales, strict=True)])

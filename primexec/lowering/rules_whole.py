@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from primexec import _torch
-from primexec.lowering.rules import rule, wide
+from primexec.lowering.rules import NoExpansionError, rule, wide
 from primexec.lowering.rules_resampling import RULES
 
 __all__ = ["RULES"]
@@ -358,10 +358,19 @@ def _bucketize(a: Tensor, boundaries: Tensor, *, out_int32: bool = False, right:
 # Pooling ------------------------------------------------------------------------------------------------
 
 
+MOST_WINDOWS = 32  # along a dimension, each of which is a mean of its own
+
+
 @rule("aten._adaptive_avg_pool3d.default", "aten._adaptive_avg_pool2d.default")
 def _adaptive_mean(a: Tensor, output_size: list[int]) -> Any:
-    for dim, count in enumerate(output_size, a.dim() - len(output_size)):
-        n = a.shape[dim]
+    first = a.dim() - len(output_size)
+    pairs = list(zip(a.shape[first:], output_size, strict=True))
+    if all(count and size % count == 0 for size, count in pairs):  # windows of one size, side by side
+        split = a.reshape(*a.shape[:first], *(n for size, count in pairs for n in (count, size // count)))
+        return split.mean([first + 1 + 2 * i for i in range(len(pairs))])
+    if max(output_size) > MOST_WINDOWS:
+        raise NoExpansionError(f"more than {MOST_WINDOWS} windows of several sizes")
+    for dim, (n, count) in enumerate(pairs, first):
         bounds = [(i * n // count, -((-(i + 1) * n) // count)) for i in range(count)]
         a = torch.cat([a.narrow(dim, low, high - low).mean(dim, keepdim=True) for low, high in bounds], dim)
     return a

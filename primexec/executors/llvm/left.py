@@ -30,7 +30,8 @@ def _of_smaller_image(node: fx.Node) -> bool:
 
 
 def _of_more_than_means(node: fx.Node) -> bool:
-    return tuple(_first(node).shape[-2:]) != (1, 1)
+    rank = 3 if "3d" in str(node.target) else 2
+    return any(n != 1 for n in _first(node).shape[-rank:])
 
 
 def _of_few_rows(node: fx.Node) -> bool:
@@ -53,6 +54,7 @@ def _first(node: fx.Node) -> Tensor:
 
 _WHOLE: dict[str, tuple[Callable[[fx.Node], bool], str]] = {
     "aten._adaptive_avg_pool2d_backward.default": (_of_more_than_means, "1.1 to 3.9"),
+    "aten._adaptive_avg_pool3d_backward.default": (_of_more_than_means, "1.0 to 1.7"),
     "aten._upsample_bicubic2d_aa.default": (_always, "1.1 to 2.5"),
     "aten._upsample_bicubic2d_aa_backward.default": (_of_smaller_image, "1.1 to 1.4"),
     "aten._upsample_bilinear2d_aa.default": (_always, "1.0 to 2.3"),
@@ -66,6 +68,8 @@ _WHOLE: dict[str, tuple[Callable[[fx.Node], bool], str]] = {
     "aten.grid_sampler_2d_backward.default": (_always, "3 to 14"),
     "aten.grid_sampler_3d_backward.default": (_always, "1.8 to 4.3"),
     "aten.reflection_pad2d_backward.default": (_always, "1.3 to 2.1"),
+    "aten.reflection_pad3d_backward.default": (_always, "6 to 20"),
+    "aten.upsample_linear1d_backward.default": (_always, "1.9 to 2.5"),
 }
 
 
