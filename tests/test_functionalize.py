@@ -187,6 +187,26 @@ def test_complex_numbers_are_written_in_place() -> None:
     assert "slice_scatter" not in str(traced.explain(X))
 
 
+@pytest.mark.parametrize("executor", ["aten", "llvm", ("llvm", "aten")], ids=str)
+def test_a_slice_whose_size_depends_on_data_is_written(executor: Any) -> None:
+    def padded(x: Tensor, counts: Tensor) -> Tensor:
+        rows = x.new_zeros(len(x), 12, 4)
+        for i in range(len(x)):
+            repeated = torch.repeat_interleave(x[i] * 2, counts[i], dim=0)
+            rows[i, : repeated.shape[0]] = repeated
+        return (rows * X[0]).relu().square().sum()
+
+    traced = make_traced(padded, executor=executor)
+    for counts in ([[0, 1, 2], [2, 2, 2]], [[4, 4, 4], [0, 0, 1]]):
+        mine, eagers = (torch.linspace(-1, 2, 24, dtype=X.dtype).view(2, 3, 4).requires_grad_() for _ in range(2))
+        got, expected = traced(mine, torch.tensor(counts)), padded(eagers, torch.tensor(counts))
+        torch.testing.assert_close(got, expected)
+        got.backward()
+        expected.backward()
+        torch.testing.assert_close(mine.grad, eagers.grad)
+    assert traced.cache_info().traces == 1
+
+
 # Views in place: the tensor itself takes another shape ---------------------------------------------------
 
 SHAPED: list[Callable[[Tensor], Any]] = [

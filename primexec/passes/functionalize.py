@@ -8,6 +8,7 @@ Writes to inputs stay as they are, in their order.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -279,7 +280,7 @@ class _Rewrite:
         while part is not base:
             view, part = part, part.args[0]  # type: ignore[assignment]
             inverse = _INVERSES[base_name(view)]
-            value = inverse(lambda op, *a, **k: self._emit(node, op, *a, **k), self._value(part), value, view)
+            value = inverse(functools.partial(self._emit_inverse, node), self._value(part), value, view)
         self.copies[base] = value
         self.versions[storage] += 1
 
@@ -294,6 +295,11 @@ class _Rewrite:
         for written, new in zip(effects.writes(node), news, strict=True):
             copy = self.graph.call_function(torch.ops.aten.copy_.default, (self._value(written), new))
             copy.meta = dict(new.meta)
+
+    def _emit_inverse(self, origin: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """What the inverse of a view is made of is copied already, but for sizes among the view's own arguments."""
+        args, kwargs = fx.node.map_arg((args, kwargs), lambda n: self.copies.get(n, n))
+        return self._emit(origin, op, *args, **kwargs)
 
     def _part(self, node: fx.Node, index: int) -> fx.Node:
         part = self.graph.call_function(operator.getitem, (node, index))
