@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import primexec
-from primexec.executors.llvm import segments
+from primexec.executors.llvm import layout, segments
 from primexec.executors.llvm.executor import Compiled
 from primexec.executors.llvm.ir import Within
 from primexec.executors.llvm.layout import Axis
@@ -126,6 +126,17 @@ def test_sums_of_what_counts_are_known_places(compiled: list[Compiled]) -> None:
     for fn in (lambda a: a.unfold(1, 3, 2) * 2, lambda a: a.unfold(0, 5, 1).unfold(1, 4, 3).sum(-1)):
         torch.testing.assert_close(run(fn, a), fn(a))
         assert "= place(" not in str(compiled[-1].schedule)
+
+
+def test_what_is_read_again_and_again_does_not_choose_the_lanes(compiled: list[Compiled]) -> None:  # noqa: F811
+    a = data(64, dtype=torch.bfloat16)
+    assert torch.equal(
+        run(lambda a: F.pad(torch.stack([a] * 8, 1), (0, 56)), a), F.pad(torch.stack([a] * 8, 1), (0, 56))
+    )
+    (kernel,) = compiled[-1].schedule.kernels
+    lane = layout.plan(kernel, compiled[-1].target).lane
+    assert lane is not None
+    assert lane.axis == 1
 
 
 def test_several_dtypes() -> None:

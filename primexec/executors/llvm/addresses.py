@@ -101,6 +101,11 @@ def masked(e: Emitter, start: str, element: str, guard: Value) -> Value:
     return Value(e, element, guard.lanes, name)
 
 
+def reads_some(target: Target, element: str) -> bool:
+    """Whether a target reads some of the elements that follow each other without a branch for each."""
+    return ELEMENT_BYTES[element] >= 4 or not target.triple.startswith("x86_64") or "+avx512bw" in target.features
+
+
 def store_masked(v: Value, start: str, mask: Value) -> None:
     """Writes the lanes of a mask to places that follow each other."""
     suffix = INTRINSIC_NAMES.get(v.element, v.element)

@@ -113,7 +113,7 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     reduced = _joined(kernel, [a for a in alive if kernel.reduced[a]], loads[0], strides)
     narrow = NARROW if reducing else NARROW // 2
     # What does not move along a reduced axis is read or written once a result.
-    memory = [a.strides for a in accesses(kernel)]
+    memory = [s for *_, s in dict.fromkeys((a.buffer, a.offset, a.strides) for a in accesses(kernel))]
     often = [s for s in memory if any(s[a.axis] for a in reduced)] or memory
     lane = max((*kept, *reduced), key=lambda a: _score(a, often, narrow), default=None)
     if reducing and not reduced:

@@ -89,7 +89,7 @@ class Memory:
         element = MEMORY[access.dtype]
         places, step = self._places(access, lanes, at, parts)
         if guard is not None:
-            if step == 1 and guard.lanes > 1:
+            if step == 1 and guard.lanes > 1 and addresses.reads_some(self.module.target, element):
                 return addresses.masked(self.e, places[0], element, guard)
             places = addresses.guarded(self.e, places, guard)
         align = ELEMENT_BYTES[element]
