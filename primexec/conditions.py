@@ -28,7 +28,7 @@ class Condition:
 
     question: str
     values: tuple[Any, ...]
-    outcome: bool
+    outcome: bool | int
     source: SourceLine | None = field(compare=False)
 
     def in_code(self, constant: Callable[[Any], str], variables: Mapping[str, str]) -> str:
@@ -45,7 +45,7 @@ class Condition:
             return variables[value] if isinstance(value, str) else constant(value)
 
         asked = f"{constant(getattr(operator, self.question))}({', '.join(map(code, self.values))})"
-        return asked if self.outcome else f"not {asked}"
+        return f"{asked} == {self.outcome!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,11 @@ def in_terms_of_inputs(value: Any) -> Any:
     operands = tuple(map(in_terms_of_inputs, value.args))
     known = not isinstance(value.target, _torch.OpOverload) and None not in operands
     return _Of(value.target, operands) if known else None
+
+
+def is_of_few(expression: Any) -> bool:
+    """Whether an expression comes to few values, however many its numbers have: a remainder, or a quotient."""
+    return isinstance(expression, _Of) and expression.function in (operator.mod, operator.floordiv)
 
 
 def value_of(expression: Any, numbers: Mapping[str, Any]) -> Any:

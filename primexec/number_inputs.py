@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, statics
 from primexec.bytecode import HANDLED, TYPES
-from primexec.conditions import Condition, in_terms_of_inputs, value_of
+from primexec.conditions import Condition, in_terms_of_inputs, is_of_few, value_of
 from primexec.errors import PrimexecError
 from primexec.numbers import Number, as_input, item
 from primexec.statics import LARGEST, may_vary
@@ -94,7 +94,8 @@ class NumberInputs:
     def ask(self, question: str, values: list[Any]) -> Any:
         """The answer to a question about numbers that are made of inputs alone; None where they are not, or refused."""
         expressions = tuple(map(in_terms_of_inputs, values))
-        if question == "index" or None in expressions or self._tracer.scope.parent is not None:
+        each = question == "index" and not is_of_few(expressions[0])
+        if each or None in expressions or self._tracer.scope.parent is not None:
             return None
         try:
             answer = getattr(operator, question)(*(value_of(e, self._values) for e in expressions))

@@ -155,6 +155,14 @@ def _compared(op: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return method
 
 
+def _both(quotient: Callable[[Any, Any], Any], remainder: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        first, second = quotient(self, other), remainder(self, other)
+        return NotImplemented if first is NotImplemented else (first, second)
+
+    return method
+
+
 def _unary(op: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda self: _reckon(self.node.tracer, op, (self,), self.node.kind)
 
@@ -211,6 +219,7 @@ class Number(Disguised):
     __floordiv__, __rfloordiv__ = _binary(operator.floordiv), _binary(operator.floordiv, True)
     __mod__, __rmod__ = _binary(operator.mod), _binary(operator.mod, True)
     __pow__, __rpow__ = _binary(power), _binary(power, True)
+    __divmod__, __rdivmod__ = _both(__floordiv__, __mod__), _both(__rfloordiv__, __rmod__)
     __neg__, __pos__, __abs__ = _unary(operator.neg), _unary(operator.pos), _unary(abs)
     __eq__, __ne__ = _compared(operator.eq), _compared(operator.ne)
     __lt__, __le__ = _compared(operator.lt), _compared(operator.le)
@@ -218,7 +227,7 @@ class Number(Disguised):
 
 
 for _name in [
-    "and", "divmod", "ceil", "float", "floor", "format", "hash", "invert", "lshift", "or", "rand", "rdivmod",
+    "and", "ceil", "float", "floor", "format", "hash", "invert", "lshift", "or", "rand",
     "reduce_ex", "repr", "rlshift", "ror", "round", "rrshift", "rshift", "rxor", "str", "trunc", "xor",
 ]:  # fmt: skip
     setattr(Number, f"__{_name}__", _by_value(f"__{_name}__"))

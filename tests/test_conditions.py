@@ -75,6 +75,27 @@ def test_integers() -> None:
     assert traced.cache_info().traces <= 3 + 4
 
 
+def periodic(x: Tensor, n: int) -> Tensor:
+    for i in range(n % 3):
+        x = x + i
+    return [x, x * 2][n // 100] * n
+
+
+def divided(x: Tensor, n: int) -> Tensor:
+    quotient, remainder = divmod(n, 3)
+    return x * quotient + remainder + divmod(7, n + 1)[1]
+
+
+@pytest.mark.parametrize(("fn", "ways"), [(periodic, 3), (divided, 1)])
+def test_remainders(fn: Callable[..., Any], ways: int) -> None:
+    traced = make_traced(fn)
+    for n in range(30):
+        same(traced(X, n), fn(X, n), False)
+    assert traced.cache_info().traces == FIRST - 1 + ways
+    with pytest.raises(TypeError, match="divmod"):
+        make_traced(lambda x: divmod(x.sum().item(), "a"))(X)
+
+
 def test_a_division_that_fails() -> None:
     def fn(x: Tensor, a: float) -> Tensor:
         try:
