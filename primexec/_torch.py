@@ -244,7 +244,7 @@ def holds_fake(tree: Any) -> bool:
 
 VALUE_NEEDED = (
     "the value of a tensor is needed in Python ({op}), but a program is traced without values",
-    "return the tensor instead, use torch.where or torch.cond, or use torch.compile",
+    "keep it a tensor, or a number by .item(); return it, or use torch.where, torch.cond or torch.compile",
 )
 
 

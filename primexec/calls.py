@@ -26,7 +26,8 @@ _BINDINGS = (
 )  # fmt: skip
 READS_DATA = "data is not allocated yet"  # what a kernel in C++ says when it reads a fake tensor
 NEEDS_INTS = "expected to contain only concrete integers"  # what C++ says where it takes no unknown sizes
-VALUE_HINT = "return the tensor instead, or do this outside of the traced function"
+VALUE_HINT = "return the tensor instead, or trace what comes before this and what comes after it apart"
+COPY_HINT = "write into it: t.copy_(...) under torch.no_grad()"
 
 
 # Answered by the fake tensor; a program that asked checks them at every call.
@@ -66,7 +67,7 @@ class Calls(_torch.TorchFunctionMode):
                 return None
             if fn is Tensor.__format__ and (number := self._formatted(args[0])) is not None:
                 return format(number, *args[1:])
-            raise tracer.fail(forbidden()[fn], VALUE_HINT)
+            raise tracer.fail(forbidden()[fn], COPY_HINT if fn == _set_data() else VALUE_HINT)
         if fn in _sensitive():
             tracer.uses_sdpa = True
         elif fn in _LAYOUT_QUESTIONS:

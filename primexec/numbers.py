@@ -6,6 +6,7 @@ whatever needs it while the function is traced, such as a comparison, is refused
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 import sys
@@ -167,6 +168,11 @@ def _unary(op: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda self: _reckon(self.node.tracer, op, (self,), self.node.kind)
 
 
+def _rounded(op: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function that makes an int of a float, and is none to an int."""
+    return lambda self: self if self.node.kind is int else _reckon(self.node.tracer, op, (self,), int)
+
+
 def _known(value: Any) -> Any:
     """A number as Python has it: an int is one with which the function goes on."""
     return value.node.guard_int() if isinstance(value, Number) else value
@@ -194,7 +200,15 @@ class Number(Disguised):
     def __index__(self) -> int:
         return int(self.node.guard_int())
 
-    __int__ = __index__
+    def __int__(self) -> int:
+        return int(self.__trunc__().node.guard_int())
+
+    def __round__(self, digits: Any = None) -> Any:
+        if digits is None:
+            return _rounded(round)(self)
+        if self.node.kind is int or type(digits) is not int:
+            return _known(self).__round__(_known(digits))
+        return _reckon(self.node.tracer, round, (self, digits), float)
 
     def __dir__(self) -> list[str]:
         return dir(self.node.kind)
@@ -220,6 +234,7 @@ class Number(Disguised):
     __mod__, __rmod__ = _binary(operator.mod), _binary(operator.mod, True)
     __pow__, __rpow__ = _binary(power), _binary(power, True)
     __divmod__, __rdivmod__ = _both(__floordiv__, __mod__), _both(__rfloordiv__, __rmod__)
+    __floor__, __ceil__, __trunc__ = _rounded(math.floor), _rounded(math.ceil), _rounded(math.trunc)
     __neg__, __pos__, __abs__ = _unary(operator.neg), _unary(operator.pos), _unary(abs)
     __eq__, __ne__ = _compared(operator.eq), _compared(operator.ne)
     __lt__, __le__ = _compared(operator.lt), _compared(operator.le)
@@ -227,8 +242,8 @@ class Number(Disguised):
 
 
 for _name in [
-    "and", "ceil", "float", "floor", "format", "hash", "invert", "lshift", "or", "rand",
-    "reduce_ex", "repr", "rlshift", "ror", "round", "rrshift", "rshift", "rxor", "str", "trunc", "xor",
+    "and", "float", "format", "hash", "invert", "lshift", "or", "rand",
+    "reduce_ex", "repr", "rlshift", "ror", "rrshift", "rshift", "rxor", "str", "xor",
 ]:  # fmt: skip
     setattr(Number, f"__{_name}__", _by_value(f"__{_name}__"))
 for _name in ("as_integer_ratio", "bit_length", "conjugate", "hex", "is_integer"):  # PyTorch's numbers have their own
@@ -344,6 +359,8 @@ def _gives_bool(op: Any) -> bool:
 def asked_by_pytorch(tracer: Tracer, t: Tensor) -> Any:
     """What PyTorch itself gets that takes a tensor for a number, as in `x.add(y, alpha=t)`."""
     number = item(tracer, t) if t.is_floating_point() else None
+    if number is not None and tracer.calling == Tensor.__int__:
+        return int(number)
     return None if number is None else number.as_pytorch_has_it()
 
 

@@ -36,7 +36,7 @@ def requires(x: Tensor) -> Tensor:
 def counted(x: Tensor) -> Tensor:
     STATE["seen"] = x.shape[0]
     STATE["n"] += 1
-    return x * 2 if STATE["n"] % 2 else x
+    return x * 2 if str(STATE["n"]) in "13579" else x
 
 
 LAYER = nn.Linear(3, 1)

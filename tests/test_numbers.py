@@ -112,7 +112,6 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "formatted": lambda x: f"{x.sum().item():.3f}",
     "shown": lambda x: str(x.sum().item()),
     "hashed": lambda x: {x.sum().item(): x},
-    "rounded": lambda x: round(x.sum().item(), 2),
     "math": lambda x: x * math.sqrt(x.abs().sum().item()),
     "range": lambda x: torch.arange(0, x.abs().sum().item()),
     "probability": lambda x: nn.functional.dropout(x, x.sigmoid().mean().item()),
@@ -193,3 +192,28 @@ def test_cumulative_batch_norm(executor: Any) -> None:
     for found, expected in zip(model.buffers(), eager.buffers(), strict=True):
         torch.testing.assert_close(found, expected)
     assert not hasattr(torch.nn.modules.batchnorm, "float")  # what stands there meanwhile
+
+
+def rounded(x: Tensor) -> list[Any]:
+    total, whole = x.sum().item(), x.long().sum().item()
+    up, down = math.ceil(total), math.floor(total)
+    return [x * round(total), x + up * down, math.trunc(total), round(total, 1), round(whole), math.floor(whole), up]
+
+
+def made_whole(x: Tensor) -> list[Tensor]:
+    return [x * int(x.sum()), x[: int(x.abs().sum().item() / 4)], torch.arange(int((x[0] + 9).abs()))]
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+@pytest.mark.parametrize(("fn", "traces"), [(rounded, 1), (made_whole, 4)])
+def test_rounding_to_ints(fn: Any, traces: int, executor: str) -> None:
+    traced = make_traced(fn, executor=executor)
+    for scale in (0.5, 1.25, 2.5, 0.5, 4.0):
+        x = torch.tensor([1.5, -0.25, 2.0]) * scale
+        torch.testing.assert_close(traced(x), fn(x), rtol=0, atol=0)
+        assert list(map(type, traced(x))) == list(map(type, fn(x)))
+    assert traced.cache_info().traces == traces
+    for bad, kind in ((math.inf, OverflowError), (math.nan, ValueError)):
+        for run in (traced, fn):
+            with pytest.raises(kind, match="cannot convert float"):
+                run(torch.tensor([bad, 1.0, 1.0]))
