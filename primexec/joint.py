@@ -13,7 +13,7 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -325,7 +325,9 @@ def result_of(node: fx.Node) -> tuple[fx.Node, tuple[View, ...]]:
         if node.target is operator.getitem and isinstance(source, fx.Node):
             views.append(View.of(node))
             node, source = source, source.args[0]
-        others = [n for n in node.all_input_nodes if n is not source]
+        view = _with_size_inferred(View.of(node))
+        others: list[fx.Node] = []
+        fx.node.map_arg((view.args, view.kwargs), others.append)
         if (
             not isinstance(source, fx.Node)
             or others
@@ -336,6 +338,14 @@ def result_of(node: fx.Node) -> tuple[fx.Node, tuple[View, ...]]:
                 hint="return a clone of it, or call under torch.no_grad()",
                 source=node.meta.get("source"),
             )
-        views.append(View.of(node))
+        views.append(view)
         node = source
     return node, tuple(reversed(views))
+
+
+def _with_size_inferred(view: View) -> View:
+    """The same view by plain numbers, where only one size depends on data: the others tell it."""
+    sizes: Any = view.args[0] if view.op is torch.ops.aten.view.default else ()
+    if 0 in sizes or sum(isinstance(n, fx.Node) for n in sizes) != 1:
+        return view
+    return replace(view, args=([-1 if isinstance(n, fx.Node) else n for n in sizes],))

@@ -104,3 +104,24 @@ def test_inverse_spectrogram(executor: Any) -> None:
         with pytest.raises(RuntimeError, match="window overlap add min: 1"):
             run(signal, torch.zeros(32))
     assert traced.cache_info().traces == 2  # with gradients, and without
+
+
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")], ids=str)
+def test_a_result_that_is_a_view_of_unknown_size(executor: Any) -> None:
+    """A linear layer ends with a view of its product, which has as many rows as the mask has."""
+
+    def visible(x: Tensor, mask: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x[mask].reshape(2, -1, 8), w, b)
+
+    traced = make_traced(visible, executor=executor)
+    for count in (2, 3, 0):
+        given = [torch.randn(shape) for shape in ((2, 5, 8), (4, 8), (4,))]
+        mask = (torch.arange(5) < count).expand(2, -1)
+        mine, own = ([t.clone().requires_grad_() for t in given] for _ in range(2))
+        got, expected = (run(x, mask, w, b) for run, (x, w, b) in ((traced, mine), (visible, own)))
+        torch.testing.assert_close(got, expected, check_stride=True)
+        assert got._is_view() == expected._is_view()
+        for result in (got, expected):
+            result.square().sum().backward()
+        torch.testing.assert_close([t.grad for t in mine], [t.grad for t in own])
+    assert traced.cache_info().traces == 1
