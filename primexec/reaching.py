@@ -23,7 +23,7 @@ from primexec.bytecode import ALL
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.contents import Container
 from primexec.errors import CaptureError
-from primexec.lookups import REAL, names_in
+from primexec.lookups import REAL, Disguised, names_in
 from primexec.namespaces import ABSENT, MODULE_TABLES, Cell, Namespace, cells_of, ignore, itself, read_cell, show_key
 from primexec.record import Record
 
@@ -113,6 +113,8 @@ class Reaching(Record):
             self._record_cell(lambda: value() is None, ignore, f"whether {label} is dead")
             self.reach(value(), label)
         elif statics.is_container(value):
+            if self.varying and type(value) is tuple and any(issubclass(type(v), Disguised) for v in value):
+                return  # stands in for a tuple of numbers while the function runs
             self._seen[id(value)] = value
             if hasattr(value, "__dict__"):
                 self._reach_object(value, value.__dict__, label)

@@ -175,6 +175,26 @@ def test_tuples() -> None:
             traced(X)
 
 
+def test_tuples_in_dicts_that_change_together() -> None:
+    class Configured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.betas, self.config = (0.5, 0.25), {"shift": (1, 2), "name": "a"}
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert 0 < self.betas[0] < 10
+            shift = self.config["shift"]
+            assert isinstance(shift, tuple)
+            return x * self.betas[0] - self.betas[1] + shift[0] * shift[1]
+
+    model = Configured()
+    traced = make_traced(model)
+    for i in range(8):
+        model.betas, model.config["shift"] = (0.5 + i, 0.25), (i, 2 + i)
+        same(traced(X), model(X), False)
+    assert traced.cache_info().traces == FIRST
+
+
 class Moving(nn.Module):
     def __init__(self) -> None:
         super().__init__()
