@@ -81,6 +81,15 @@ def test_sums_at_places_are_in_the_order_of_eager() -> None:
         assert torch.equal(run(fn, a, b), fn(a, b))
 
 
+@pytest.mark.parametrize("size", [1, 15, 17, 100, 255, 256, 257, 300, 700])
+def test_rows_are_added_part_by_part(size: int) -> None:
+    a, rows = data(40, size), data(90, size, seed=1)
+    places = torch.arange(90) * 7 % 31
+    expected = a.index_add(0, places, rows)
+    assert torch.equal(run(lambda a, i, rows: a.index_add(0, i, rows), a, places, rows), expected)
+    assert torch.equal(run(lambda a, i, rows: a.index_put((i,), rows, accumulate=True), a, places, rows), expected)
+
+
 def test_inputs_are_copied_before_they_are_added_to() -> None:
     """Also where nobody but this program sees the sum."""
     a, b, index = data(5, 3), data(5, 3), MANY[:15].reshape(5, 3) % 5

@@ -7,10 +7,11 @@ along what lies together in memory take a few rows for lanes: each element of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from primexec.executors.llvm import spans
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.emit import Value, literal, type_of
 from primexec.executors.llvm.instructions import (
@@ -33,6 +34,7 @@ from primexec.executors.llvm.memory import Positions
 from primexec.executors.llvm.target import ELEMENT_BYTES, Target
 from primexec.executors.llvm.vmath import FUNCTIONS
 
+VECTORS = 16  # of a row that are written one after the other: of a single one, each write would touch another line
 ROWS = 4  # that are scanned side by side; more meet in the first cache where they lie 2^k bytes apart
 
 
@@ -47,12 +49,13 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     width = max(a.dtype.itemsize for a in accesses(kernel))
     lanes = 2 * target.lanes("f64" if width >= WIDE else "f32")
     fits = [a for a in kept if a.size >= lanes and all(s.access.strides[a.axis] == 1 for s in kernel.stores)]
-    lane = fits[-1] if fits else None
-    if lane is None and kept and any(isinstance(v, Scan) for v in walk(roots_of(kernel))):
+    lane, scans = fits[-1] if fits else None, any(isinstance(v, Scan) for v in walk(roots_of(kernel)))
+    if lane is None and kept and scans:
         lanes = ROWS
         lane = max((a for a in kept if a.size >= lanes), key=lambda a: a.size, default=None)
     outer = tuple(a for a in kept if a != lane)
-    return Layout(outer, inner, lane, lane is not None, False, lanes if lane else 1, lanes)
+    width = min(-(-lane.size // lanes), VECTORS) * lanes if lane and not scans else lanes
+    return Layout(outer, inner, lane, lane is not None, False, lanes if lane else 1, width)
 
 
 class OrderedWriter(KernelWriter):
@@ -67,6 +70,9 @@ class OrderedWriter(KernelWriter):
         axis, lanes = self.layout.lane, self.layout.lanes
         if axis is None:
             self._walk(1, {})
+            return
+        if not self.scans:
+            self._write_rows(block, axis)
             return
         start = self.e.emit(f"mul i64 {block}, {lanes}")
         if axis.size % lanes == 0:
@@ -88,12 +94,32 @@ class OrderedWriter(KernelWriter):
         self.e.do(f"br label %{join}")
         self.e.start(join)
 
+    def _write_rows(self, block: str, axis: Axis) -> None:
+        """The ordered axes, and at each of their points a part of a row."""
+        start = self.e.emit(f"mul i64 {block}, {self.layout.width}")
+        stop = self._least(self.e.emit(f"add i64 {start}, {self.layout.width}"), axis.size)
+        parts = spans.once(self.e, start, stop, self.layout.lanes, masked=False)
+
+        def row(at: Positions, names: list[str]) -> list[str]:
+            for part in parts:
+
+                def one(i: str, _: list[str], lanes: int = part.lanes) -> Sequence[str]:
+                    return self._point_in_order(lanes, {**at, axis.axis: i}, [])
+
+                self.e.loop(part.start, part.stop, part.step, one)
+            return names
+
+        self._nest_in_order(1, {}, row)
+
     def _walk(self, lanes: int, at: Positions) -> None:
+        self._nest_in_order(lanes, at, lambda at, names: self._point_in_order(lanes, at, names))
+
+    def _nest_in_order(self, lanes: int, at: Positions, point: Callable[[Positions, list[str]], list[str]]) -> None:
         """The ordered axes, the first of them outermost."""
 
         def nest(loops: tuple[Axis, ...], at: Positions, names: list[str]) -> list[str]:
             if not loops:
-                return self._point_in_order(lanes, at, names)
+                return point(at, names)
             axis = loops[0]
 
             def one(i: str, inside: list[str]) -> Sequence[str]:
