@@ -50,13 +50,17 @@ def power(base: Any, exponent: Any) -> float:
 
 @dataclass(slots=True)
 class Made:
-    """Where a number was made, by which node, what it is in other graphs, the tensor that holds it, the size it is."""
+    """Where a number was made, by which node, what it is in other graphs, the tensor that holds it.
+
+    And the size that it is, unknown or known, where an operator took it for one.
+    """
 
     node: fx.Node
     scope: Any
     nodes: dict[fx.Graph, fx.Node] = field(default_factory=dict)
     tensor: fx.Node | None = None
     size: Any = None
+    known: int | None = None
 
 
 class Symbol:
@@ -340,7 +344,13 @@ def _decided(formal: str, value: Any) -> Any:
     if isinstance(value, slice):
         return slice(*(_decided(formal, v) for v in (value.start, value.stop, value.step)))
     symbol = symbol_of(value)
-    return value if symbol is None or symbol.kind is float else symbol.guard_int()
+    if symbol is None or symbol.kind is float:
+        return value
+    made = symbol.made
+    if symbol.tracer.scope.parent is None or (made.size is None and made.known is None):
+        made.known = symbol.guard_int()
+        return made.known
+    return made.known if made.size is None else made.size  # autograd keeps the number for backward
 
 
 def answer(tracer: Tracer, op: Any, args: tuple[Any, ...]) -> Any:

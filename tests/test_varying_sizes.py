@@ -61,6 +61,24 @@ def test_gradients(executor: str) -> None:
     assert traced.cache_info().traces == FIRST
 
 
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_gradients_of_some_parts(executor: str) -> None:
+    """Backward makes zeros in the sizes of those that are not used."""
+
+    def fn(x: Tensor, n: Tensor) -> Tensor:
+        first, second, _ = x.split(n.tolist())
+        return first[:, None] * second[None]
+
+    traced = make_traced(fn, executor=executor)
+    for counts in COUNTS:
+        found = []
+        for run in (traced, fn):
+            x = (Y / 48).requires_grad_()
+            found.append(torch.autograd.grad(run(x, torch.tensor(counts)).square().sum(), x))
+        same(found[0], found[1], executor == "aten")
+    assert traced.cache_info().traces == FIRST
+
+
 def test_errors_are_those_of_eager() -> None:
     traced = make_traced(sums)
     for counts in COUNTS:
