@@ -27,6 +27,7 @@ from primexec.executors.llvm import (
     launch,
     left,
     library,
+    matmul,
     ordered,
     own,
     profiling,
@@ -37,6 +38,7 @@ from primexec.executors.llvm import (
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.codes import Binding, Code, Loaded, Part
 from primexec.executors.llvm.columns import ColumnWriter
+from primexec.executors.llvm.contraction import contraction
 from primexec.executors.llvm.emit import Emitter, ModuleText
 from primexec.executors.llvm.fuse import Scheduler
 from primexec.executors.llvm.ir import Kernel
@@ -138,6 +140,8 @@ def _compiled(
         compiled = lower(graph, options, donated)
         _log.debug("%s\n%s", name, compiled.schedule)
         symbols = {**threads.symbols(), **profiling.symbols(), **compiled.symbols()}
+        if any(map(contraction, compiled.schedule.kernels)):
+            symbols |= matmul.symbols()
         module = engine.compile_module(compiled.llvm, compiled.target, symbols)
         _check_results(graph, name, compiled.schedule)
         used = [*codes.remember(compiled.codes, module), *compiled.borrowed.values()]
@@ -297,6 +301,8 @@ def _write_program(module: ModuleText, schedule: Schedule, runs: list[_Run], roo
 def _writer(kernel: Kernel, layout: Layout) -> type[KernelWriter]:
     if kernel.ordered:
         return OrderedWriter
+    if contraction(kernel):
+        return matmul.ProductWriter
     return ColumnWriter if layout.columns else TileWriter if layout.across else KernelWriter
 
 

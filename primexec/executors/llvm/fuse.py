@@ -19,6 +19,7 @@ from primexec.executors.llvm.layout import NARROW
 from primexec.executors.llvm.maps import VIEWS, Map
 from primexec.executors.llvm.materialize import materialized
 from primexec.executors.llvm.piecewise import PIECEWISE
+from primexec.executors.llvm.products import factors
 from primexec.executors.llvm.schedule import (
     ASSERTION,
     MOVES,
@@ -59,6 +60,7 @@ class Scheduler(State):
         self.returned: list[fx.Node] = list(graph.output_node().args[0])  # type: ignore[arg-type]
         self.fuel = fuel
         self.order = {n: i for i, n in enumerate(self.nodes)}
+        self.products = {n: found for n in self.nodes if (found := factors(n))}
 
     def schedule(self) -> Schedule:
         for node in self.inputs:
@@ -98,6 +100,7 @@ class Scheduler(State):
         expressions = _Expressions(self.inputs)
         dear: set[fx.Node] = set()
         slow: set[fx.Node] = set()
+        read = {n for found in self.products.values() for n in found}
 
         def keep(node: fx.Node, why: str) -> None:
             self.roots.setdefault(node, why)
@@ -130,6 +133,8 @@ class Scheduler(State):
             why = ""
             if node in returned:
                 why = "returned"
+            elif node in read:
+                why = "kept: a product reads it"
             elif name in REDUCTIONS or name in SCANS:
                 why = "a reduction" if name in REDUCTIONS else "a scan"
             elif name in SCATTERS or name == ASSERTION:
@@ -219,7 +224,7 @@ class Scheduler(State):
     ) -> str:
         """Why the root cannot run in a kernel; empty where it can."""
         group, shape, axes = self.groups[number], domain.shape, domain.axes
-        if reason := self._out_of_order(number, root, domain, reads):
+        if reason := self._apart(number, root, reads) or self._out_of_order(number, root, domain, reads):
             return reason
         if group.work + work > KERNEL_PRIMS or len(group.buffers) + len(reads) > KERNEL_BUFFERS:
             return "too large"
@@ -248,6 +253,16 @@ class Scheduler(State):
             if wanted is None or any(m is None or m != wanted for m in found) or rank != len(group.shape):
                 return "reads it at other places"
         return ""
+
+    def _apart(self, number: int, root: fx.Node, reads: list[tuple[fx.Node, Map | None]]) -> str:
+        """Why a root is no part of a product of matrices, or the other way round; empty where neither is one."""
+        first = self.groups[number].roots[0]
+        if root in self.products:
+            return "is a product"
+        if first not in self.products:
+            return ""
+        inside = any(self.place.get(n) == number for n, _ in reads)
+        return "" if inside and value(root).numel() == value(first).numel() else "is no part of the product"
 
     def _out_of_order(self, number: int, root: fx.Node, domain: Domain, reads: list[tuple[fx.Node, Map | None]]) -> str:
         """Why a root cannot be where points are walked in order, or where they are not; empty where it can."""

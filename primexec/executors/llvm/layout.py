@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 
 from primexec.executors.llvm import costs
+from primexec.executors.llvm.contraction import Contraction, blocks, contraction
 from primexec.executors.llvm.instructions import DEAR
 from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Op, Reduce, Within, roots_of, walk
 from primexec.executors.llvm.target import Target
@@ -105,6 +106,8 @@ def accesses(kernel: Kernel) -> list[Access]:
 
 def plan(kernel: Kernel, target: Target) -> Layout:
     """The layout of a kernel on a target."""
+    if product := contraction(kernel):
+        return _of_product(kernel, product, target)
     strides = strides_of(kernel)
     alive = [a for a, n in enumerate(kernel.axes) if n != 1]
     reducing = any(kernel.reduced)
@@ -141,6 +144,15 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     if rows is not None:
         return _over_rows(kernel, lane, rows, outer, lanes)
     return Layout(outer, (lane,), lane, False, not outer, lanes, 1 if outer else BLOCK)
+
+
+def _of_product(kernel: Kernel, product: Contraction, target: Target) -> Layout:
+    """Units are blocks of rows and columns."""
+    *batch, rows, columns, inner = [*product.batch, product.rows, product.columns, product.inner]
+    axes = kernel.axes
+    sizes = blocks(target, [axes[a] for a in batch], axes[rows], axes[columns], axes[inner])
+    loops = Axis(sizes.rows, rows), Axis(axes[inner], inner), Axis(sizes.columns, columns)
+    return Layout((Axis(sizes.units, rows),), loops, loops[-1], False, False, target.lanes("f32"))
 
 
 def _rows(kernel: Kernel, lane: Axis, outer: tuple[Axis, ...]) -> Axis | None:

@@ -1,7 +1,5 @@
 """Matrix products through oneDNN, where that was measured to be faster than ATen's own, between kernels of one region.
 
-ATen's products go to the BLAS that torch was built with; which of the two is faster depends on the processor and on the
-shape. It is measured once a process for each shape, with weights that lie outside of the caches, as a model's do.
 Products of 16-bit numbers go to oneDNN either way where it has code for them; elsewhere they are widened to float32.
 
 The gradient of a weight is the product of a transposed matrix, which oneDNN and MKL both read slowly: a kernel
@@ -10,11 +8,9 @@ transposes it first (256 x 256 x 1024 in two threads: MKL 1137 µs, oneDNN 830, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,34 +18,19 @@ from torch import Tensor, fx
 
 from primexec.executors.base import Region, RegionFunction
 from primexec.executors.llvm.launch import Operand
+from primexec.executors.llvm.measured import Shape, fastest, linear
 from primexec.executors.llvm.own import with_copies
 from primexec.executors.llvm.products import widened_from
 from primexec.placement import Group, is_free, place
 
-SMALLEST = 1 << 22  # multiplications from which on a measurement is worth its time
-ROWS, LARGEST = 1 << 11, 1 << 28  # of one measured run; larger products are measured in part
-GAIN = {torch.float32: 0.9, torch.bfloat16: 1.0}  # of ATen's time that oneDNN may take
-ROUNDS = 2
-SECONDS = 0.03  # that one measurement takes, or four runs of each
-COLD_BYTES = 1 << 25  # weights of so many bytes together lie outside of most caches
-
 _ADDMM, _MM = torch.ops.aten.addmm.default, torch.ops.aten.mm.default
-
-
-@cache
-def _linear() -> Any:
-    """oneDNN's product with a plain weight, called as `(x, weight, bias, "none", [], "")`; None where there is none."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
-        return None
-    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return None if operator is None else operator.default
 
 
 @cache
 def _dtypes() -> tuple[torch.dtype, ...]:
     """Of the products that oneDNN has code for on this machine."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    short = _linear() is not None and supported is not None and supported()
+    short = linear() is not None and supported is not None and supported()
     return (torch.float32, torch.bfloat16) if short else (torch.float32,)
 
 
@@ -64,20 +45,14 @@ def takes(node: fx.Node) -> bool:
     if sources & {*_dtypes()}:  # the product of the 16-bit numbers is the faster one
         return False
     bias, x, weight = [None, *operands][-3:]
-    (rows, inner), columns = x.shape, weight.shape[1]  # type: ignore[union-attr]
-    if bias is not None and (tuple(bias.shape) != (columns,) or bias.stride() != (1,)):
+    if bias is not None and (tuple(bias.shape) != (weight.shape[1],) or bias.stride() != (1,)):  # type: ignore[union-attr]
         return False
-    turned = _is_turned(node)
-    if (not turned and x.stride() != (inner, 1)) or weight.stride() not in ((1, inner), (columns, 1)):  # type: ignore[union-attr]
-        return False
-    if rows * inner * columns < SMALLEST or _linear() is None:
+    shape = Shape.of(x, weight)  # type: ignore[arg-type]
+    if not shape.fits_library or (shape.is_turned and node.target is not _MM):
         return False
     if sources:  # without such code in oneDNN, ATen's product of 16-bit numbers takes several times as long
         return True
-    transposed = weight.stride() == (1, inner)  # type: ignore[union-attr]
-    rows = min(rows, ROWS)
-    columns = max(1, min(columns, LARGEST // (rows * inner)))
-    return _gains(rows, inner, columns, transposed, bias is not None, turned, x.dtype)  # type: ignore[union-attr]
+    return fastest(shape) == "oneDNN"
 
 
 def has_products(graph: fx.Graph) -> bool:
@@ -102,42 +77,6 @@ def _fit(t: Any) -> bool:
         and all(type(n) is int for n in (*t.shape, *t.stride()))
         and not t.is_neg()
     )
-
-
-@cache
-def _gains(rows: int, inner: int, columns: int, transposed: bool, bias: bool, turned: bool, dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes at most GAIN of ATen's time: by medians, which what else the machine does moves little."""
-    count = max(1, min(16, COLD_BYTES // (dtype.itemsize * inner * columns)))
-    linear = _linear()
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        x = torch.ones(rows, inner, dtype=dtype)
-        left = torch.ones(inner, rows, dtype=dtype).t() if turned else x
-        shape = (columns, inner) if transposed else (inner, columns)
-        weights = [torch.ones(shape, dtype=dtype) for _ in range(count)]
-        weights = [w.t() if transposed else w for w in weights]
-        added = torch.ones(columns, dtype=dtype) if bias else None
-
-        def aten(weight: Tensor) -> Any:
-            return torch.mm(left, weight) if added is None else torch.addmm(added, x, weight)
-
-        def onednn(weight: Tensor) -> Any:
-            rows_of_x = x.clone() if turned else x  # which takes as long as a kernel that transposes
-            return linear(rows_of_x, weight.t(), added, "none", [], "")
-
-        seconds: dict[Callable[[Tensor], Any], list[float]] = {aten: [], onednn: []}
-        for function in seconds:
-            function(weights[0])  # the first call prepares what later ones use
-        started = time.perf_counter()
-        for function in seconds:
-            function(weights[0])
-        weights = weights[: max(2, int(SECONDS / ROUNDS / (time.perf_counter() - started)))]
-        for _ in range(ROUNDS):
-            for function, found in seconds.items():
-                for weight in weights:
-                    started = time.perf_counter()
-                    function(weight)
-                    found.append(time.perf_counter() - started)
-    return median(seconds[onednn]) < GAIN[dtype] * median(seconds[aten])
 
 
 # A region with products --------------------------------------------------------------------------------------
@@ -242,7 +181,7 @@ def joined(region: Region, compile_kernels: CompileKernels) -> RegionFunction:
     """A function that runs the products of a region, and its other nodes compiled as kernels, in few steps."""
     graph, products = _by_rows(region.graph_module.graph)
     returned: tuple[fx.Node, ...] = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
-    scope: dict[str, Any] = {"linear": _linear()}
+    scope: dict[str, Any] = {"linear": linear()}
     steps: list[tuple[str, tuple[fx.Node, ...], tuple[fx.Node, ...]]] = []
     parts = _split(graph, products)
     free = _free(graph, parts, region.donated)

@@ -1,4 +1,4 @@
-"""Products that are kernels, as sums of products: small ones, and those of a matrix and a vector.
+"""Products that are kernels, as sums of products: small ones, those of a matrix and a vector, and what is faster so.
 
 A call of a library takes as long as some thousand multiplications. Vectors meet each element of a matrix once: nothing
 can be reused, and kernels read weights that lie outside of the caches two to four times as fast as MKL and oneDNN did
@@ -12,20 +12,48 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from primexec.executors.llvm.contraction import LARGEST, sides
 from primexec.executors.llvm.instructions import COPIES
 from primexec.executors.llvm.maps import VIEWS
-from primexec.executors.llvm.schedule import prim, value
-
-LARGEST = 1 << 13  # multiplications; a kernel of twice as many takes as long as torch.mm, and ends a region less
+from primexec.executors.llvm.measured import Shape, fastest
+from primexec.executors.llvm.schedule import prim, reduced_axes, value
 
 
 def product(a: Tensor, b: Tensor) -> Any:
     """The operators `mm` and `bmm`."""
     if a.dtype not in (torch.float32, torch.float64):
         return f"a product of {a.dtype} is the library's"
-    if a.numel() * b.shape[-1] > LARGEST and 1 not in (a.shape[-2], b.shape[-1]):
-        return f"it takes more than {LARGEST} multiplications"
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
+
+
+def factors(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What a sum that is computed as a product of matrices reads: its factors, views apart. Empty for others."""
+    if prim(node) != "sum" or value(node).dtype is not torch.float32:
+        return ()
+    made: Any = node.args[0]
+    operands: tuple[Any, ...] = made.args
+    if (
+        prim(made) != "mul"
+        or value(made).dtype is not torch.float32
+        or len(made.users) > 1
+        or not all(isinstance(n, fx.Node) for n in operands)
+    ):
+        return ()
+    shape, axes = tuple(value(made).shape), reduced_axes(node)
+    if value(made).numel() <= LARGEST or any(
+        value(n).shape != shape or value(n).dtype is not torch.float32 for n in operands
+    ):
+        return ()
+    left, right = (value(n).stride() for n in operands)
+    if sides(shape, [a in axes for a in range(len(shape))], left, right) is None:
+        return ()
+    return tuple(map(_base, operands))
+
+
+def _base(node: Any) -> fx.Node:
+    while prim(node) in VIEWS:
+        node = node.args[0]
+    return node  # type: ignore[no-any-return]
 
 
 def widened_from(operand: Any) -> torch.dtype | None:
@@ -42,5 +70,13 @@ def widened_from(operand: Any) -> torch.dtype | None:
 
 def why_not(node: fx.Node) -> str:
     """Why the operands of a product are not for a kernel; empty where they may be."""
-    widened = any(map(widened_from, node.all_input_nodes))
-    return "a product of 16-bit numbers is the library's" if widened else ""
+    if any(map(widened_from, node.all_input_nodes)):
+        return "a product of 16-bit numbers is the library's"
+    arguments: Any = node.args
+    a, b = map(value, arguments)
+    if a.numel() * b.shape[-1] <= LARGEST or 1 in (a.shape[-2], b.shape[-1]):
+        return ""
+    if any(s == 0 for t in (a, b) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1):
+        return "a factor repeats itself"
+    found = fastest(Shape.of(a, b))
+    return "" if found == "kernel" else f"{found} was measured to be faster than a kernel"

@@ -1,0 +1,129 @@
+"""Products of matrices among the kernels: which kernels are such, and the blocks in which they are computed.
+
+A product is a sum, over one axis, of products of two elements in memory: one moves along the rows of the result, the
+other along its columns, both perhaps along further axes. What is made of the sum at the same point belongs to the same
+kernel. Blocks after Goto and Van de Geijn (Anatomy of High-Performance Matrix Multiplication, 2008): a panel of columns
+stays in the first cache, a block of rows in the second.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from primexec.executors.llvm.ir import Kernel, Load, Op, Reduce, roots_of, walk
+from primexec.executors.llvm.target import Target
+
+LARGEST = 1 << 13  # multiplications of a product that is computed as a plain sum
+NARROW = 8  # rows and columns that are worth a tile
+PANEL_BYTES = 3 << 13  # of the columns that stay in the first cache
+DEPTH = 192  # elements that are added up in a row
+ROWS = 192  # of a block, whose left operand stays in the second cache with its sums
+SUMS = 1 << 15  # in a block
+UNITS = 8  # for each processor, if there are enough columns
+PANELS = 4  # of a unit at least, if that leaves a unit for each processor
+PROCESSORS = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A product.
+
+    Attributes:
+        total: the sum.
+        left, right: its factors.
+        batch: axes along which both factors move, and the result.
+        rows, columns, inner: axis along which the left one moves, the right one, and the one that is summed over.
+    """
+
+    total: Reduce
+    left: Load
+    right: Load
+    batch: tuple[int, ...]
+    rows: int
+    columns: int
+    inner: int
+
+
+def contraction(kernel: Kernel) -> Contraction | None:
+    """The product that a kernel is."""
+    totals = [v for v in walk(roots_of(kernel)) if isinstance(v, Reduce)]
+    if len(totals) != 1 or kernel.ordered or math.prod(kernel.axes) <= LARGEST:
+        return None
+    match totals[0]:
+        case Reduce("sum", Op("mul", (Load() as left, Load() as right)) as product, torch.float32) as total:
+            pass
+        case _:
+            return None
+    if left.guards or right.guards or left.access.indirect or right.access.indirect or product.dtype != total.dtype:
+        return None
+    if any(t.dtype is not torch.float32 for t in (left.access, right.access)):
+        return None
+    found = sides(kernel.axes, kernel.reduced, left.access.strides, right.access.strides)
+    if found is None:
+        return None
+    batch, rows, columns, inner = found
+    if kernel.stores[0].access.strides[rows] == 1:  # what lies along the lanes is written
+        left, right, rows, columns = right, left, columns, rows
+    return Contraction(total, left, right, batch, rows, columns, inner)
+
+
+def sides(
+    axes: Sequence[int], reduced: Sequence[bool], left: Sequence[int], right: Sequence[int]
+) -> tuple[tuple[int, ...], int, int, int] | None:
+    """The axes of a product whose factors move by these strides: of its batch, rows, columns, and the inner one."""
+    kinds: dict[tuple[bool, bool, bool], list[int]] = {}
+    for a, n in enumerate(axes):
+        if n > 1:
+            kinds.setdefault((reduced[a], bool(left[a]), bool(right[a])), []).append(a)
+    batch = kinds.pop((False, True, True), [])
+    match [kinds.pop(kind, []) for kind in ((False, True, False), (False, False, True), (True, True, True))]:
+        case [[rows], [columns], [inner]] if not kinds and min(axes[rows], axes[columns]) >= NARROW:
+            return tuple(batch), rows, columns, inner
+    return None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sizes of the blocks of a product.
+
+    Attributes:
+        depth: elements that are added up in one go.
+        rows, columns: of a unit.
+        units: how many units there are.
+    """
+
+    depth: int
+    rows: int
+    columns: int
+    units: int
+
+
+def tile(target: Target) -> tuple[int, int]:
+    """Rows and columns of the tile that is kept in registers; two vectors of columns, which a panel holds."""
+    lanes = target.lanes("f32")
+    many = lanes > 8 or target.triple.startswith("aarch64")
+    return 8 if many else 6, 2 * lanes
+
+
+def blocks(target: Target, batch: Sequence[int], rows: int, columns: int, inner: int) -> Blocks:
+    """For a target, and sizes of a product."""
+    height, width = tile(target)
+    block = _even(rows, ROWS, height)
+    others = math.prod(batch) * -(-rows // block)
+    panels = -(-columns // width)
+    most = max(1, SUMS // (block * width))
+    least = min(PANELS, max(1, panels * others // PROCESSORS))
+    per = _even(panels, min(most, max(least, panels * others // (UNITS * PROCESSORS))), 1)
+    depth = _even(inner, min(DEPTH, PANEL_BYTES // (4 * width)), 8)
+    return Blocks(depth, block, per * width, others * -(-panels // per))
+
+
+def _even(size: int, most: int, step: int) -> int:
+    """Of how many, a multiple of `step`, each part is, where parts of at most so many are about even."""
+    parts = -(-size // max(most, step))
+    return -(-size // (parts * step)) * step

@@ -1,0 +1,186 @@
+"""Which way to compute a product is the fastest on this machine: ATen's, oneDNN's, or a kernel of ours.
+
+ATen's products go to the BLAS that torch was built with; which is faster depends on the processor and on the shape. It
+is measured once a process for each shape, with right factors that lie outside of the caches, as a model's weights do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from primexec.executors.llvm import engine, layout, matmul, threads
+from primexec.executors.llvm.codes import Binding
+from primexec.executors.llvm.contraction import contraction
+from primexec.executors.llvm.emit import Emitter, ModuleText
+from primexec.executors.llvm.ir import Access, Kernel, Load, Op, Reduce, Store
+from primexec.executors.llvm.target import host
+
+SMALLEST = 1 << 22  # multiplications from which on oneDNN may be worth a call
+SMALLEST_KERNEL = 1 << 17  # from which on a measurement is worth its time
+ROWS, LARGEST = 1 << 11, 1 << 28  # of one measured run; larger products are measured in part
+GAIN = {torch.float32: 0.9, torch.bfloat16: 1.0}  # of ATen's time that oneDNN may take
+KERNEL_GAIN = 1.05  # of either's that a kernel may take, which ends no region and computes what follows as well
+ROUNDS = 2
+SECONDS = 0.03  # that one measurement takes, or four runs of each
+COLD_BYTES = 1 << 25  # factors of so many bytes together lie outside of most caches
+
+Product = Callable[[Tensor], Any]  # of a right factor
+
+
+@cache
+def linear() -> Any:
+    """oneDNN's product with a plain weight, called as `(x, weight, bias, "none", [], "")`; None where there is none."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return None
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return None if operator is None else operator.default
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the time of a product depends on.
+
+    Attributes:
+        left, right: strides of the factors, those of a batch apart.
+        batch: how many products there are.
+    """
+
+    batch: int
+    rows: int
+    inner: int
+    columns: int
+    left: tuple[int, int]
+    right: tuple[int, int]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor) -> Shape:
+        rows, inner = a.shape[-2:]
+        batch = a.shape[0] if a.dim() == 3 else 1
+        (r, k), (j, c) = (t.stride()[-2:] for t in (a, b))
+        return cls(batch, rows, inner, b.shape[-1], (r, k), (j, c), a.dtype)
+
+    @property
+    def size(self) -> int:
+        """Multiplications."""
+        return self.batch * self.rows * self.inner * self.columns
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the left factor is a transposed matrix, as in the gradient of a weight."""
+        return self.left != (self.inner, 1) and self.left == (1, self.rows)
+
+    @property
+    def fits_library(self) -> bool:
+        """Whether oneDNN takes the factors as they are, or the left one turned."""
+        is_left = self.is_turned or self.left == (self.inner, 1)
+        is_right = self.right in ((1, self.inner), (self.columns, 1))
+        return self.batch == 1 and is_left and is_right and self.size >= SMALLEST and linear() is not None
+
+
+def fastest(shape: Shape) -> str:
+    """`kernel`, `oneDNN` or `ATen`."""
+    rows = min(shape.rows, ROWS)
+    columns = max(1, min(shape.columns, LARGEST // (rows * shape.inner)))
+    batch = max(1, min(shape.batch, LARGEST // (rows * shape.inner * columns)))
+    return _fastest(replace(shape, rows=rows, columns=columns, batch=batch), shape.fits_library)
+
+
+@cache
+def _fastest(shape: Shape, with_library: bool) -> str:
+    """By medians, which what else the machine does moves little."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        ways: dict[str, Product] = {"ATen": _aten(shape)}
+        if with_library:
+            ways["oneDNN"] = _library(shape)
+        if shape.dtype is torch.float32 and shape.size >= SMALLEST_KERNEL and (made := _kernel(shape)):
+            ways["kernel"] = made
+        return _measured(ways, shape) if len(ways) > 1 else "ATen"
+
+
+def _measured(ways: dict[str, Product], shape: Shape) -> str:
+    count = max(1, min(16, COLD_BYTES // (shape.dtype.itemsize * shape.batch * shape.inner * shape.columns)))
+    weights = [_factor(shape.batch, shape.inner, shape.columns, shape.right, shape.dtype) for _ in range(count)]
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for function in ways.values():
+        function(weights[0])  # the first call prepares what later ones use
+    started = time.perf_counter()
+    for function in ways.values():
+        function(weights[0])
+    weights = weights[: max(2, int(SECONDS / ROUNDS / (time.perf_counter() - started)))]
+    for _ in range(ROUNDS):
+        for name, function in ways.items():
+            for weight in weights:
+                started = time.perf_counter()
+                function(weight)
+                seconds[name].append(time.perf_counter() - started)
+    found = {name: median(taken) for name, taken in seconds.items()}
+    best = "oneDNN" if found.get("oneDNN", found["ATen"]) < GAIN[shape.dtype] * found["ATen"] else "ATen"
+    return "kernel" if found.get("kernel", math.inf) < KERNEL_GAIN * found[best] else best
+
+
+def _factor(batch: int, rows: int, columns: int, strides: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Ones, laid out like a factor that is a matrix of its own or part of a larger one."""
+    size = max(1, (rows - 1) * strides[0] + (columns - 1) * strides[1] + 1)
+    t = torch.ones(batch * size, dtype=dtype).as_strided((batch, rows, columns), (size, *strides))
+    return t[0] if batch == 1 else t
+
+
+def _left(shape: Shape) -> Tensor:
+    return _factor(shape.batch, shape.rows, shape.inner, shape.left, shape.dtype)
+
+
+def _aten(shape: Shape) -> Product:
+    left, product = _left(shape), torch.mm if shape.batch == 1 else torch.bmm
+    return lambda w: product(left, w)
+
+
+def _library(shape: Shape) -> Product:
+    left, function = _left(shape), linear()
+    if shape.is_turned:  # a kernel turns it first, which takes as long as a copy
+        left = torch.ones(shape.rows, shape.inner, dtype=shape.dtype)
+        return lambda w: function(left.clone(), w.t(), None, "none", [], "")
+    return lambda w: function(left, w.t(), None, "none", [], "")
+
+
+def _kernel(shape: Shape) -> Product | None:
+    left, (rows, inner, columns) = _left(shape), (shape.rows, shape.inner, shape.columns)
+    right = _factor(shape.batch, inner, columns, shape.right, shape.dtype)
+    a, b = (t.stride() if shape.batch > 1 else (0, *t.stride()) for t in (left, right))
+    factors = [Load(Access(i, 0, s, shape.dtype), shape.dtype) for i, s in ((0, (*a, 0)), (1, (b[0], 0, *b[1:])))]
+    total = Reduce("sum", Op("mul", tuple(factors), shape.dtype), shape.dtype)
+    store = Store(Access(2, 0, (rows * columns, columns, 0, 1), shape.dtype), total)
+    kernel = Kernel("product", (shape.batch, rows, inner, columns), (False, False, True, False), (store,))
+    if contraction(kernel) is None:
+        return None
+    module, binding = ModuleText(host()), Binding.of(kernel, frozenset())
+    planned = layout.plan(kernel, module.target)
+    (part,) = matmul.ProductWriter(module, kernel, planned, True, binding).write()
+    threads.declare(module)
+    e = Emitter(module)
+    e.do(f"call void @{threads.PARALLEL}(ptr @{kernel.name}, ptr %args, i64 {part.units}, i64 1)")
+    e.do("ret void")
+    e.function("void @program(ptr %args)")
+    made = engine.compile_module(module.text(), symbols={**threads.symbols(), **matmul.symbols()})
+    program = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(made.address("program"))
+    places, held = list(binding.starts), (made, left)
+
+    def run(weight: Tensor) -> Tensor:
+        torch.get_num_threads()  # a thread that never ran ATen has not heard of torch.set_num_threads
+        result = torch.empty(shape.batch, rows, columns, dtype=shape.dtype)
+        pointers = [t.data_ptr() for t in (held[1], weight, result)]
+        program(struct.pack(f"{len(places)}P", *(pointers[i] for i in places)))
+        return result
+
+    return run
