@@ -12,10 +12,14 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import fx
 
 from primexec.executors.llvm.ir import Kernel, Load, Op, Reduce, roots_of, walk
+from primexec.executors.llvm.maps import VIEWS
+from primexec.executors.llvm.schedule import prim, reduced_axes, value
 from primexec.executors.llvm.target import Target
 
 LARGEST = 1 << 13  # multiplications of a product that is computed as a plain sum
@@ -85,6 +89,36 @@ def sides(
         case [[rows], [columns], [inner]] if not kinds and min(axes[rows], axes[columns]) >= NARROW:
             return tuple(batch), rows, columns, inner
     return None
+
+
+def factors(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What a sum that is computed as a product of matrices reads: its factors, views apart. Empty for others."""
+    if prim(node) != "sum" or value(node).dtype is not torch.float32:
+        return ()
+    made: Any = node.args[0]
+    operands: tuple[Any, ...] = made.args
+    if (
+        prim(made) != "mul"
+        or value(made).dtype is not torch.float32
+        or len(made.users) > 1
+        or not all(isinstance(n, fx.Node) for n in operands)
+    ):
+        return ()
+    shape, axes = tuple(value(made).shape), reduced_axes(node)
+    if value(made).numel() <= LARGEST or any(
+        value(n).shape != shape or value(n).dtype is not torch.float32 for n in operands
+    ):
+        return ()
+    left, right = (value(n).stride() for n in operands)
+    if sides(shape, [a in axes for a in range(len(shape))], left, right) is None:
+        return ()
+    return tuple(map(_base, operands))
+
+
+def _base(node: Any) -> fx.Node:
+    while prim(node) in VIEWS:
+        node = node.args[0]
+    return node  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

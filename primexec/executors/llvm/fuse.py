@@ -12,6 +12,7 @@ from torch import fx
 
 from primexec.executors.llvm import checks, maps
 from primexec.executors.llvm.build import Builder
+from primexec.executors.llvm.contraction import factors
 from primexec.executors.llvm.costs import ROOTS
 from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import DEAR, REDUCTIONS
@@ -19,7 +20,6 @@ from primexec.executors.llvm.layout import NARROW
 from primexec.executors.llvm.maps import VIEWS, Map
 from primexec.executors.llvm.materialize import materialized
 from primexec.executors.llvm.piecewise import PIECEWISE
-from primexec.executors.llvm.products import factors
 from primexec.executors.llvm.schedule import (
     ASSERTION,
     MOVES,

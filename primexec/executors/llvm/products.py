@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec.executors.llvm.contraction import LARGEST, sides
+from primexec.executors.llvm.contraction import LARGEST
 from primexec.executors.llvm.instructions import COPIES
 from primexec.executors.llvm.maps import VIEWS
 from primexec.executors.llvm.measured import Shape, fastest
-from primexec.executors.llvm.schedule import prim, reduced_axes, value
+from primexec.executors.llvm.schedule import prim, value
 
 
 def product(a: Tensor, b: Tensor) -> Any:
@@ -24,36 +24,6 @@ def product(a: Tensor, b: Tensor) -> Any:
     if a.dtype not in (torch.float32, torch.float64):
         return f"a product of {a.dtype} is the library's"
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
-
-
-def factors(node: fx.Node) -> tuple[fx.Node, ...]:
-    """What a sum that is computed as a product of matrices reads: its factors, views apart. Empty for others."""
-    if prim(node) != "sum" or value(node).dtype is not torch.float32:
-        return ()
-    made: Any = node.args[0]
-    operands: tuple[Any, ...] = made.args
-    if (
-        prim(made) != "mul"
-        or value(made).dtype is not torch.float32
-        or len(made.users) > 1
-        or not all(isinstance(n, fx.Node) for n in operands)
-    ):
-        return ()
-    shape, axes = tuple(value(made).shape), reduced_axes(node)
-    if value(made).numel() <= LARGEST or any(
-        value(n).shape != shape or value(n).dtype is not torch.float32 for n in operands
-    ):
-        return ()
-    left, right = (value(n).stride() for n in operands)
-    if sides(shape, [a in axes for a in range(len(shape))], left, right) is None:
-        return ()
-    return tuple(map(_base, operands))
-
-
-def _base(node: Any) -> fx.Node:
-    while prim(node) in VIEWS:
-        node = node.args[0]
-    return node  # type: ignore[no-any-return]
 
 
 def widened_from(operand: Any) -> torch.dtype | None:
