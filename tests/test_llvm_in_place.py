@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import primexec
 from benchmarks.memory import peak
 from primexec import make_traced
-from primexec.executors.llvm import in_place, launch, library
+from primexec.executors.llvm import in_place, launch
 from primexec.executors.llvm.schedule import Schedule
+from tests.ways import WAYS, compute_products_by
 
 BOTH = ("llvm", "aten")
 ROWS, WIDTH = 128, 256
@@ -24,10 +25,9 @@ BIAS = torch.randn(WIDTH)
 KERNELS = torch.randn(16, 8, 3, 3) / 8, torch.randn(8, 16, 3, 3) / 8
 
 
-@pytest.fixture(params=[False, True], ids=["aten's products", "oneDNN's products"])
+@pytest.fixture(params=WAYS[:2], ids=["aten's products", "oneDNN's products"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    gains = bool(request.param) and library._linear() is not None
-    monkeypatch.setattr(library, "_gains", lambda *_: gains)
+    compute_products_by(request.param, monkeypatch)
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import primexec
-from primexec.executors.llvm import library
+from primexec.executors.llvm import library, measured
 from tests.test_llvm_models import assert_as_near, floats, wide
+from tests.ways import WAYS, compute_products_by
 
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "SMALLEST", 0)
-    monkeypatch.setattr(library, "_gains", lambda *shape: True)
+    compute_products_by("oneDNN", monkeypatch)
 
 
 def mlp(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def test_the_gradient_of_a_weight_reads_rows() -> None:
 @torch.no_grad()
 def test_short_products_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs them, and only where oneDNN has code for them."""
-    monkeypatch.setattr(library, "_gains", lambda *shape: False)
+    compute_products_by("ATen", monkeypatch)
     x, w, b = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((3, 4), (5, 4), (5,)))
     for dtypes, product in (((torch.float32, torch.bfloat16), "1 aten.addmm"), ((torch.float32,), "1 aten.mm")):
         monkeypatch.setattr(library, "_dtypes", lambda dtypes=dtypes: dtypes)
@@ -131,9 +131,9 @@ def test_other_dtypes_stay_with_aten() -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@torch.no_grad()
 def test_a_measurement_leaves_random_state_alone(monkeypatch: pytest.MonkeyPatch, turned: bool) -> None:
     monkeypatch.undo()
     state = torch.get_rng_state()
-    assert library._gains(8, 8, 8, True, True, turned, torch.float32) in (True, False)
+    left = torch.ones(256, 128).t() if turned else torch.ones(128, 256)
+    assert measured.fastest(measured.Shape.of(left, torch.ones(256, 192))) in WAYS
     assert torch.equal(state, torch.get_rng_state())

@@ -13,7 +13,8 @@ from torch import Tensor
 import primexec
 from benchmarks.memory import peak
 from primexec import make_traced
-from primexec.executors.llvm import library, pool
+from primexec.executors.llvm import pool
+from tests.ways import WAYS, compute_products_by
 
 EXECUTORS: list[Any] = ["aten", ("llvm", "aten")]
 LAYERS = 8
@@ -61,7 +62,7 @@ def test_a_step_holds_no_more_than_eagers(executor: Any) -> None:
 
 @pytest.mark.parametrize("executor", EXECUTORS, ids=str)
 def test_later_steps_keep_nothing_for_one_another(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_gains", lambda *_: False)
+    compute_products_by("ATen", monkeypatch)
     rows = 8192  # tensors of 2 MiB
     ours, eagers = step(make_traced(deep, executor=executor), rows), step(deep, rows)
     primexec.empty_cache()
@@ -71,7 +72,7 @@ def test_later_steps_keep_nothing_for_one_another(executor: Any, monkeypatch: py
 
 
 def test_activations_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_gains", lambda *_: False)
+    compute_products_by("ATen", monkeypatch)
     rows = 8192
     ours, eagers = step(make_traced(activated, executor=("llvm", "aten")), rows), step(activated, rows)
     assert peak(ours) <= 0.5 * peak(eagers)
@@ -105,7 +106,7 @@ def third_calls_of(whole: Callable[..., Tensor]) -> float:
 
 
 def test_whole_steps_compute_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_gains", lambda *_: False)
+    compute_products_by("ATen", monkeypatch)
 
     def whole(x: Tensor, *weights: Tensor) -> Tensor:
         for _ in range(2):
@@ -116,7 +117,7 @@ def test_whole_steps_compute_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_whole_steps_keep_what_dropout_drew_as_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_gains", lambda *_: False)
+    compute_products_by("ATen", monkeypatch)
 
     def whole(x: Tensor, *weights: Tensor) -> Tensor:
         for w in weights:
@@ -126,9 +127,9 @@ def test_whole_steps_keep_what_dropout_drew_as_bits(monkeypatch: pytest.MonkeyPa
     assert third_calls_of(whole) <= 0.75
 
 
-@pytest.mark.parametrize("gains", [False, True])
-def test_what_is_needed_late_is_made_late(gains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_gains", lambda *_: gains and library._linear() is not None)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_needed_late_is_made_late(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_products_by(way, monkeypatch)
     x, *weights = (w.detach() for w in arguments(8192))
 
     def attending(x: Tensor) -> Tensor:

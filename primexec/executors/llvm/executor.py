@@ -102,7 +102,7 @@ class LlvmExecutor:
         return left.why(node)
 
     def empties(self, region: Region) -> bool:
-        return library.has_products(region.graph_module.graph)
+        return library.empties(region.graph_module.graph)
 
     def fingerprint(self) -> str:
         target = host()
@@ -128,7 +128,7 @@ class LlvmExecutor:
         def compiled(part: fx.Graph, donated: frozenset[int], kept: frozenset[int] | None) -> RegionFunction:
             return _compiled(part, donated, kept, region.name, chosen)
 
-        if library.has_products(graph):
+        if library.in_steps(region):
             return library.joined(region, compiled)
         return compiled(graph, region.donated, region.kept)
 

@@ -16,12 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from primexec import effects
 from primexec.executors.base import Region, RegionFunction
 from primexec.executors.llvm.launch import Operand
 from primexec.executors.llvm.measured import Shape, fastest, linear
 from primexec.executors.llvm.own import with_copies
-from primexec.executors.llvm.products import widened_from
+from primexec.executors.llvm.products import is_large, widened_from
 from primexec.placement import Group, is_free, place
+
+PART_BYTES = 1 << 19  # of inputs that are needed no more, for which a region is cut
+PARTS = 8  # into about as many at most
 
 _ADDMM, _MM = torch.ops.aten.addmm.default, torch.ops.aten.mm.default
 
@@ -121,7 +125,49 @@ def _by_rows(graph: fx.Graph) -> tuple[fx.Graph, set[fx.Node]]:
     return made, {copies[n] for n in chosen}
 
 
-def _split(graph: fx.Graph, products: set[fx.Node]) -> list[_Step]:
+def in_steps(region: Region) -> bool:
+    """Whether a region runs in steps, between which what is needed no more can go."""
+    graph = region.graph_module.graph
+    return has_products(graph) or (region.boxed and empties(graph))
+
+
+def empties(graph: fx.Graph) -> bool:
+    """Whether a region can free its inputs while it runs: it has products between which it can be cut."""
+    return has_products(graph) or (sum(map(is_large, graph.nodes)) > 1 and _given_bytes(graph) >= 2 * PART_BYTES)
+
+
+def _given_bytes(graph: fx.Graph) -> int:
+    return sum(effects.nbytes(n) for n in graph.find_nodes(op="placeholder"))
+
+
+def _cut(group: Group) -> list[Group]:
+    """Parts of a group of kernels: one ends before a product, if inputs of many bytes are needed no more by then."""
+    inputs = _inputs(group)
+    last = {a: n for n in group.nodes for a in n.all_input_nodes}
+    dead: dict[fx.Node, int] = {}
+    for a in inputs:
+        dead[last[a]] = dead.get(last[a], 0) + effects.nbytes(a)
+    least = max(PART_BYTES, sum(dead.values()) // PARTS)
+    parts, freed = [Group(group.executor)], 0
+    own, loose = set(group.own), set(group.nodes) - set(group.own)
+    for node in group.nodes:
+        if is_large(node) and freed >= least:
+            parts.append(Group(group.executor))
+            freed = 0
+        freed += dead.get(node, 0)
+        if node in own:
+            parts[-1].own.append(node)
+    for part in parts:
+        found, waiting = set(part.own), list(part.own)
+        while waiting:
+            more = [n for n in waiting.pop().all_input_nodes if n in loose and n not in found]
+            found.update(more)
+            waiting += more
+        part.nodes = [n for n in group.nodes if n in found]
+    return [part for part in parts if part.own]
+
+
+def _split(graph: fx.Graph, products: set[fx.Node], boxed: bool) -> list[_Step]:
     nodes = [n for n in graph.nodes if n.op == "call_function"]
     returned: tuple[fx.Node, ...] = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
     products = products | {n for n in returned if _base(n) in products}
@@ -131,6 +177,8 @@ def _split(graph: fx.Graph, products: set[fx.Node]) -> list[_Step]:
         if any(u in products or (u in fed and (_is_plain_view(u) or is_free(u))) for u in node.users):
             fed.add(node)
     groups = place(graph, homes, lambda n: _is_plain_view(n) or (n not in fed and is_free(n)), anywhere="product")
+    if boxed:
+        groups = [part for g in groups for part in (_cut(g) if g.executor == "kernels" else [g])]
     taken = [_inputs(group) for group in groups]
     wanted = set(returned).union(*taken)
     return [
@@ -150,7 +198,7 @@ def kernel_graphs(graph: fx.Graph, donated: Set[int]) -> list[tuple[fx.Graph, fr
     if not has_products(graph):
         return [(graph, frozenset(donated))]
     graph, products = _by_rows(graph)
-    steps = _split(graph, products)
+    steps = _split(graph, products, False)
     free = _free(graph, steps, donated)
     return [(s.graph(), _given(s, free)) for s in steps if not s.is_product]
 
@@ -183,7 +231,7 @@ def joined(region: Region, compile_kernels: CompileKernels) -> RegionFunction:
     returned: tuple[fx.Node, ...] = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
     scope: dict[str, Any] = {"linear": linear()}
     steps: list[tuple[str, tuple[fx.Node, ...], tuple[fx.Node, ...]]] = []
-    parts = _split(graph, products)
+    parts = _split(graph, products, region.boxed)
     free = _free(graph, parts, region.donated)
     ends = set(returned)
     kept = {_base(n) for i, n in enumerate(returned) if region.kept is None or i in region.kept}

@@ -18,6 +18,8 @@ from primexec.executors.llvm.maps import VIEWS
 from primexec.executors.llvm.measured import Shape, fastest
 from primexec.executors.llvm.schedule import prim, value
 
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+
 
 def product(a: Tensor, b: Tensor) -> Any:
     """The operators `mm` and `bmm`."""
@@ -38,14 +40,26 @@ def widened_from(operand: Any) -> torch.dtype | None:
     return source.dtype if source.dtype in (torch.bfloat16, torch.float16) else None
 
 
+def _operands(node: fx.Node) -> list[Tensor]:
+    arguments: Any = node.args
+    return [value(n) for n in arguments]
+
+
+def is_large(node: fx.Node) -> bool:
+    """Whether a node is a product of matrices that is no plain sum of products."""
+    if node.target not in _PRODUCTS:
+        return False
+    a, b = _operands(node)
+    return a.numel() * b.shape[-1] > LARGEST and 1 not in (a.shape[-2], b.shape[-1])
+
+
 def why_not(node: fx.Node) -> str:
     """Why the operands of a product are not for a kernel; empty where they may be."""
     if any(map(widened_from, node.all_input_nodes)):
         return "a product of 16-bit numbers is the library's"
-    arguments: Any = node.args
-    a, b = map(value, arguments)
-    if a.numel() * b.shape[-1] <= LARGEST or 1 in (a.shape[-2], b.shape[-1]):
+    if not is_large(node):
         return ""
+    a, b = _operands(node)
     if any(s == 0 for t in (a, b) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1):
         return "a factor repeats itself"
     found = fastest(Shape.of(a, b))
