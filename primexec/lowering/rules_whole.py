@@ -26,6 +26,13 @@ def _addbmm(a: Tensor, x: Tensor, y: Tensor, *, beta: Any = 1, alpha: Any = 1) -
     return product * alpha if beta == 0 else a * beta + product * alpha
 
 
+@rule("aten.addmm.default")
+def _addmm(a: Tensor, x: Tensor, y: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    product = torch.mm(x, y)
+    product = product if alpha == 1 else product * alpha
+    return product if beta == 0 else product + (a if beta == 1 else a * beta)
+
+
 def _product(a: Tensor, b: Tensor, few: int) -> Tensor:
     """Of `(batch, heads, rows, n)` and `(batch * few, n, columns)`: the heads of a group share one matrix."""
     batch, heads, rows, n = a.shape
