@@ -133,15 +133,32 @@ def _groups(
     return placed() if idle else groups
 
 
+SMALL_PRODUCT = 1 << 22  # multiplications
+
+
 def gains_nothing(nodes: Iterable[fx.Node], claims: dict[fx.Node, Claim]) -> bool:
-    """Whether the nodes of a region are one cheap operator, which ATen runs as fast."""
+    """Whether the nodes of a region are one cheap operator, which ATen runs as fast, and small products of matrices.
+
+    On these another executor gains less than a node of autograd costs.
+    """
     working = [n for n in nodes if not is_free(n)]
-    if len(working) > 1:
+    if sum(not _is_small_product(n) for n in working) > 1:
         return False
     expansions = [claims[n].expansion for n in working]
     prims = [p for e, n in zip(expansions, working, strict=True) for p in (e.prims if e else (n,))]
-    costs = [row.recompute if (row := lookup(p.target)) else "dear" for p in prims if _is_work(p)]
+    costs = [
+        row.recompute if (row := lookup(p.target)) else "dear"
+        for p in prims
+        if _is_work(p) and not _is_small_product(p)
+    ]
     return "dear" not in costs and costs.count("cheap") <= CHEAP_PRIMS
+
+
+def _is_small_product(node: fx.Node) -> bool:
+    if base_name(node) not in ("mm", "bmm"):
+        return False
+    a, b = (n.meta["val"] for n in node.all_input_nodes[:1] + node.all_input_nodes[-1:])
+    return bool(a.numel() * b.shape[-1] < SMALL_PRODUCT)
 
 
 def _is_work(prim: fx.Node) -> bool:

@@ -83,11 +83,11 @@ def test_refusal_inside_a_layer_of_torch() -> None:
             return self.inner(x)
 
         def inner(self, x: Tensor) -> Tensor:
-            return x * round(x.sum().item())
+            return x * float(x.sum())
 
     error = refusal(nn.Sequential(nn.ReLU(), Odd()), X)
     assert error.source is not None
-    assert error.source.text == "return x * round(x.sum().item())"
+    assert error.source.text == "return x * float(x.sum())"
 
 
 def test_refusal_without_a_line_names_the_function() -> None:
@@ -112,7 +112,7 @@ def test_no_tensor_hangs_in_a_cycle_after_a_trace(fn: Any, monkeypatch: pytest.M
 
 def swallow(x: Tensor) -> Tensor:
     try:
-        return x * round(x.sum().item())
+        return x * float(x.sum())
     except Exception:
         return x
 
@@ -128,7 +128,7 @@ def swallow_all(x: Tensor) -> Tensor:
 def swallow_in_finally(x: Tensor) -> Tensor:
     for _ in range(1):
         try:
-            list(map(round, x.flatten().tolist()))
+            float(x.sum())
         finally:
             break  # noqa: B012
     return x

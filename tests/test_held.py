@@ -178,7 +178,7 @@ DRAWS: dict[str, Callable[[Tensor], Any]] = {
     "function": lambda x: x * normalvariate(0, 1),
     "bits": lambda x: x * getrandbits(8),
     "numpy_function": lambda x: x * rand(),
-    "numpy_module": lambda x: x * of_numpy.rand(),
+    "numpy_module": lambda x: x * of_numpy.randint(5),
     "from_an_import": from_an_import,
     "partial": functools.partial(lambda draw, x: x * draw(), functools.partial(random.gauss, 0, 1)),
     "generator_in_list": lambda x: x * GENERATOR[0].normal(),

@@ -140,8 +140,9 @@ def test_values(fn: Callable[[Tensor], Any], places: list[int]) -> None:
     assert bool(sum(places)) == (fn in TAKEN)
 
 
-@pytest.mark.usefixtures("products")
-def test_memory() -> None:
+@pytest.mark.parametrize("way", ["ATen", "kernel"])  # oneDNN asks for memory of its own
+def test_memory(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_products_by(way, monkeypatch)
     traced, x = make_traced(perceptron, executor=BOTH), torch.randn(ROWS, WIDTH)
     traced(x)
     primexec.empty_cache()

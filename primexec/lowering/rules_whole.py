@@ -28,6 +28,8 @@ def _addbmm(a: Tensor, x: Tensor, y: Tensor, *, beta: Any = 1, alpha: Any = 1) -
 
 @rule("aten.addmm.default")
 def _addmm(a: Tensor, x: Tensor, y: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    if a.dtype in (torch.bfloat16, torch.float16):  # rounded once
+        return _addmm(a.float(), x.float(), y.float(), beta=beta, alpha=alpha).to(a.dtype)
     product = torch.mm(x, y)
     product = product if alpha == 1 else product * alpha
     return product if beta == 0 else product + (a if beta == 1 else a * beta)

@@ -22,14 +22,12 @@ LOG: list[Any] = []
 # A value as a Python number: the text of the line is the text of the lambda.
 VALUES: dict[str, Any] = {
     "float": (lambda x: x * float(x.sum()), "float(x.sum())"),
-    "int": (lambda x: x * int(x.sum()), "int(x.sum())"),
     "complex": (lambda x: x * complex(x.sum()), "complex(x.sum())"),
     "numpy": (lambda x: x.numpy(), "x.numpy()"),
     "numpy_detached": (lambda x: x.detach().numpy().sum(), "x.detach().numpy()"),
     "np_asarray": (lambda x: np.asarray(x).sum(), "np.asarray(x)"),
     "np_function": (lambda x: np.abs(x), "np.abs(x)"),
     "format": (lambda x: f"{x.sum():.2f}", 'f"{x.sum():.2f}"'),
-    "math": (lambda x: x * round(x.sum().item(), 2), "round(x.sum().item(), 2)"),
     "exact_type": (lambda x: x * 2 if type(x) is Tensor else x * 3, "type(x) is Tensor"),
     "data_ptr": (lambda x: x.data_ptr(), "x.data_ptr()"),
     "repr": (lambda x: repr(x), "repr(x)"),
@@ -200,12 +198,6 @@ def module_program(line: str) -> Any:
     return register
 
 
-@module_program("self.calls += 1")
-def module_counter(self: Any, x: Tensor) -> Tensor:
-    self.calls += 1
-    return x * 2 if self.calls > 1 else x
-
-
 @module_program("self.history.append(x)")
 def module_appends(self: Any, x: Tensor) -> Tensor:
     self.history.append(x)
@@ -218,25 +210,11 @@ def module_toggles_training(self: Any, x: Tensor) -> Tensor:
     return x + 1
 
 
-class Tally:
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.count += 1
-        return x + 1 if self.count > 1 else x
-
-
-FAMILY.add_factory("object_counter", Tally, X, line="self.count += 1")
-FAMILY.add_factory("object_counter_method", lambda: Tally().__call__, X, line="self.count += 1")
-
 # Random numbers that are not torch's, and torch's seeds.
 RANDOM: dict[str, Any] = {
-    "python": (lambda x: x * random.random(), "random.random()"),
     "python_int": (lambda x: x * random.randint(1, 9), "random.randint(1, 9)"),
     "python_choice": (lambda x: random.choice([x, -x]), "random.choice([x, -x])"),
     "python_shuffle": (lambda x: random.sample(range(3), 3), "random.sample(range(3), 3)"),
-    "numpy": (lambda x: x * np.random.rand(), "np.random.rand()"),
     "numpy_normal": (lambda x: x + np.random.normal(), "np.random.normal()"),
     "manual_seed": (lambda x: (torch.manual_seed(0), x + torch.rand(4))[1], "torch.manual_seed(0)"),
     "seed": (lambda x: (torch.seed(), x + torch.rand(4)), "torch.seed()"),

@@ -24,8 +24,8 @@ from primexec.executors.llvm.own import with_copies
 from primexec.executors.llvm.products import is_large, widened_from
 from primexec.placement import Group, is_free, place
 
-PART_BYTES = 1 << 19  # of inputs that are needed no more, for which a region is cut
-PARTS = 8  # into about as many at most
+PART_BYTES = 1 << 18  # of inputs that are needed no more, for which a region is cut
+PARTS = 32  # into about as many at most
 
 _ADDMM, _MM = torch.ops.aten.addmm.default, torch.ops.aten.mm.default
 
