@@ -110,15 +110,19 @@ def _fastest(shape: Shape, with_library: bool) -> str:
 
 
 def _measured(ways: dict[str, Product], shape: Shape) -> str:
-    count = max(1, min(16, COLD_BYTES // (shape.dtype.itemsize * shape.batch * shape.inner * shape.columns)))
-    weights = [_factor(shape.batch, shape.inner, shape.columns, shape.right, shape.dtype) for _ in range(count)]
+    def factor() -> Tensor:
+        return _factor(shape.batch, shape.inner, shape.columns, shape.right, shape.dtype)
+
+    weights = [factor()]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for function in ways.values():
         function(weights[0])  # the first call prepares what later ones use
     started = time.perf_counter()
     for function in ways.values():
         function(weights[0])
-    weights = weights[: max(2, int(SECONDS / ROUNDS / (time.perf_counter() - started)))]
+    cold = COLD_BYTES // (shape.dtype.itemsize * shape.batch * shape.inner * shape.columns)
+    count = max(2, min(16, cold, int(SECONDS / ROUNDS / (time.perf_counter() - started))))
+    weights += [factor() for _ in range(1, count)]
     for _ in range(ROUNDS):
         for name, function in ways.items():
             for weight in weights:
@@ -132,9 +136,14 @@ def _measured(ways: dict[str, Product], shape: Shape) -> str:
 
 def _factor(batch: int, rows: int, columns: int, strides: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Ones, laid out like a factor that is a matrix of its own or part of a larger one."""
-    size = max(1, (rows - 1) * strides[0] + (columns - 1) * strides[1] + 1)
+    size = _extent(rows, columns, strides)
     t = torch.ones(batch * size, dtype=dtype).as_strided((batch, rows, columns), (size, *strides))
     return t[0] if batch == 1 else t
+
+
+def _extent(rows: int, columns: int, strides: tuple[int, int]) -> int:
+    """Elements from the first one of a matrix to its last."""
+    return max(1, (rows - 1) * strides[0] + (columns - 1) * strides[1] + 1)
 
 
 def _left(shape: Shape) -> Tensor:
@@ -156,9 +165,11 @@ def _library(shape: Shape) -> Product:
 
 def _kernel(shape: Shape) -> Product | None:
     left, (rows, inner, columns) = _left(shape), (shape.rows, shape.inner, shape.columns)
-    right = _factor(shape.batch, inner, columns, shape.right, shape.dtype)
-    a, b = (t.stride() if shape.batch > 1 else (0, *t.stride()) for t in (left, right))
-    factors = [Load(Access(i, 0, s, shape.dtype), shape.dtype) for i, s in ((0, (*a, 0)), (1, (b[0], 0, *b[1:])))]
+    strides = (
+        (_extent(rows, inner, shape.left), *shape.left, 0),
+        (_extent(inner, columns, shape.right), 0, *shape.right),
+    )
+    factors = [Load(Access(i, 0, s, shape.dtype), shape.dtype) for i, s in enumerate(strides)]
     total = Reduce("sum", Op("mul", tuple(factors), shape.dtype), shape.dtype)
     store = Store(Access(2, 0, (rows * columns, columns, 0, 1), shape.dtype), total)
     kernel = Kernel("product", (shape.batch, rows, inner, columns), (False, False, True, False), (store,))
