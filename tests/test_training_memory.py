@@ -51,8 +51,10 @@ def step(function: Callable[..., Tensor], rows: int = 1024) -> Callable[[], None
     return run
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("executor", EXECUTORS, ids=str)
-def test_a_step_holds_no_more_than_eagers(executor: Any) -> None:
+def test_a_step_holds_no_more_than_eagers(executor: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_products_by(way, monkeypatch)
     traced = make_traced(deep, executor=executor)
     ours, eagers = step(traced), step(deep)
     primexec.empty_cache()
