@@ -21,6 +21,7 @@ from primexec.executors.llvm.memory import Positions
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import transposed
 
+LINE = 16  # float32 of a line of the cache
 Body = Callable[[str, list[str]], Sequence[str]]
 
 
@@ -130,10 +131,14 @@ def _pack(e: Floats) -> None:
 
 
 def _pack_rows(e: Floats) -> None:
-    lanes = e.target.lanes("f32")
+    """Rows, and asks for what lies behind them: the next panel's."""
+    lanes, width = e.target.lanes("f32"), tile(e.target)[1]
 
     def step(k: str) -> None:
         source, place = e.place("%from", e.times(k, "%along")), e.place("%to", e.times(k, "%step"))
+        behind = e.place(source, "%width")
+        for line in range(0, width, LINE):
+            e.prefetch(e.place(behind, line))
         whole = e.emit(f"and i64 %width, {-lanes}")
 
         def copy(count: int) -> Callable[[str], None]:
