@@ -191,3 +191,8 @@ def storage_bytes(shape: Sequence[int], strides: Sequence[int], dtype: torch.dty
     if math.prod(shape) == 0:
         return 0
     return (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * dtype.itemsize
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor."""
+    return tuple(math.prod(max(n, 1) for n in shape[i + 1 :]) for i in range(len(shape)))

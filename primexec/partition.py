@@ -157,7 +157,8 @@ def gains_nothing(nodes: Iterable[fx.Node], claims: dict[fx.Node, Claim]) -> boo
 def _is_small_product(node: fx.Node) -> bool:
     if base_name(node) not in ("mm", "bmm"):
         return False
-    a, b = (n.meta["val"] for n in node.all_input_nodes[:1] + node.all_input_nodes[-1:])
+    arguments: Any = node.args
+    a, b = (n.meta["val"] for n in arguments)
     return bool(a.numel() * b.shape[-1] < SMALL_PRODUCT)
 
 

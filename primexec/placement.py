@@ -8,7 +8,7 @@ tensor, has no region of its own: each region makes what it uses.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Reversible, Set
+from collections.abc import Callable, Iterable, Mapping, Reversible, Set
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -90,7 +90,8 @@ class _Placer:
                 made[self.region[node]].own.append(node)
         number = {n: i for i, n in enumerate(self.nodes)}
         for i, group in enumerate(made):
-            group.nodes = sorted(self._with_free(group, again.get(i, set())), key=number.__getitem__)
+            found = with_what_is_made_again(group.own, self.free, again.get(i, set()))
+            group.nodes = sorted(found, key=number.__getitem__)
         return _joined([g for g in made if g.own])
 
     def _place_early(self) -> None:
@@ -233,15 +234,16 @@ class _Placer:
             found |= self._operands(n) if n in self.free else {n}
         return found
 
-    def _with_free(self, group: Group, again: Set[fx.Node]) -> set[fx.Node]:
-        found = set(group.own)
-        waiting = list(group.own)
-        while waiting:
-            for n in waiting.pop().all_input_nodes:
-                if (n in self.free or n in again) and n not in found:
-                    found.add(n)
-                    waiting.append(n)
-        return found
+
+def with_what_is_made_again(own: Iterable[fx.Node], *again: Set[fx.Node]) -> set[fx.Node]:
+    """Nodes of a region, and what they use of those that may be made again."""
+    found = set(own)
+    waiting = list(found)
+    while waiting:
+        more = [n for n in waiting.pop().all_input_nodes if n not in found and any(n in nodes for nodes in again)]
+        found.update(more)
+        waiting += more
+    return found
 
 
 def _joined(groups: list[Group]) -> list[Group]:

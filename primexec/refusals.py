@@ -96,7 +96,9 @@ def _asked(node: fx.Node, given: dict[str, Any], tensors: list[Tensor]) -> bool 
     elif refused is None and known:  # one image will do
         few = [(1, 1, *t.shape[2:]) for t in tensors if t.dim() > 2]
         if len(few) == len(tensors) and sum(map(math.prod, few)) <= _SMALL:
-            specs = tuple((t.dtype, s, (0, 0, *_row_major(s[2:])), t.device) for t, s in zip(tensors, few, strict=True))
+            specs = tuple(
+                (t.dtype, s, (0, 0, *effects.row_major(s[2:])), t.device) for t, s in zip(tensors, few, strict=True)
+            )
             refused = _refused(node.target, tree, tuple(leaves), specs, repr(leaves))
     return refused
 
@@ -107,10 +109,6 @@ class _Operand(int):
 
 class _Small(int):
     """A size of what a number fills."""
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _dense(size: int, dim: int) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """What Python decides by numbers that keep changing: a program for each way, not for each number."""
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from primexec import RetraceWarning, make_traced
 from tests.test_varying import FIRST, X, same
+from tests.test_varying_state import scheduled
 
 
 def branches(x: Tensor, a: float) -> Tensor:
@@ -231,32 +231,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 @pytest.mark.parametrize("executor", ["aten", "auto"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_schedule_that_changes_momentum(name: str, executor: str) -> None:
-    torch.manual_seed(0)
-    models = [nn.Linear(4, 2), nn.Linear(4, 2)]
-    models[1].load_state_dict(models[0].state_dict())
-    optimizers = [OPTIMIZERS[name](m.parameters()) for m in models]
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=20) for o in optimizers]
-
-    def step_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], Tensor]:
-        def step(x: Tensor) -> Tensor:
-            optimizer.zero_grad()
-            loss: Tensor = model(x).square().sum()
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        return step
-
-    eager, traced = step_of(models[0], optimizers[0]), make_traced(step_of(models[1], optimizers[1]), executor=executor)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RetraceWarning)
-        for _ in range(12):
-            x = torch.randn(3, 4)
-            same(traced(x), eager(x), executor == "aten")
-            for schedule in schedules:
-                schedule.step()
-    assert traced.cache_info().traces == FIRST + 1
-    same([p.detach() for p in models[1].parameters()], [p.detach() for p in models[0].parameters()], executor == "aten")
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    optimizers = scheduled(OPTIMIZERS[name], lambda o: one_cycle(o, max_lr=0.2, total_steps=20), executor)
     groups = [copy.copy(o.param_groups[0]) for o in optimizers]
     assert all(g.pop("params") for g in groups)
     assert groups[0] == groups[1]

@@ -176,14 +176,18 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-@pytest.mark.parametrize("executor", ["aten", "auto"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_learning_rates(name: str, executor: str) -> None:
+Scheduler = torch.optim.lr_scheduler.LRScheduler
+
+
+def scheduled(
+    optimizer: Callable[..., torch.optim.Optimizer], schedule: Callable[..., Scheduler], executor: str
+) -> list[torch.optim.Optimizer]:
+    """Steps in eager mode and traced ones, alike and of one program while the schedule goes on; both optimizers."""
     torch.manual_seed(0)
     models = [nn.Linear(4, 2), nn.Linear(4, 2)]
     models[1].load_state_dict(models[0].state_dict())
-    optimizers = [OPTIMIZERS[name](m.parameters()) for m in models]
-    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 20) for o in optimizers]
+    optimizers = [optimizer(m.parameters()) for m in models]
+    schedules = [schedule(o) for o in optimizers]
 
     def step_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], Tensor]:
         def step(x: Tensor) -> Tensor:
@@ -202,8 +206,15 @@ def test_learning_rates(name: str, executor: str) -> None:
         for _ in range(12):
             x = torch.randn(3, 4)
             same(traced(x), eager(x), executor == "aten")
-            for schedule in schedules:
-                schedule.step()
+            for s in schedules:
+                s.step()
     assert traced.cache_info().traces == FIRST + 1  # the first one sets the optimizer up
     same(list(models[1].parameters()), list(models[0].parameters()), executor == "aten")
-    assert type(optimizers[1].param_groups[0]["lr"]) is float
+    return optimizers
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learning_rates(name: str, executor: str) -> None:
+    _, traced = scheduled(OPTIMIZERS[name], lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20), executor)
+    assert type(traced.param_groups[0]["lr"]) is float

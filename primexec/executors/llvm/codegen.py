@@ -155,7 +155,7 @@ class KernelWriter(Memory):
         assert axis is not None
         self._row_values([s.value for s in self.kernel.stores])
         begin = e.emit(f"mul i64 %begin, {self.layout.width}")
-        end = self._least(e.emit(f"mul i64 %end, {self.layout.width}"), axis.size)
+        end = self.e.least(e.emit(f"mul i64 %end, {self.layout.width}"), axis.size)
 
         def body(span: Span) -> Callable[[str, list[str]], Sequence[str]]:
             def one(i: str, _: list[str]) -> Sequence[str]:
@@ -181,7 +181,7 @@ class KernelWriter(Memory):
                     yield str(max(int(begin), low)), str(min(int(end), high))
             else:
                 start = self.e.call("i64", "llvm.smax.i64", [("i64", begin), ("i64", str(low))])
-                stop = self.e.call("i64", "llvm.smax.i64", [("i64", start), ("i64", self._least(end, high))])
+                stop = self.e.call("i64", "llvm.smax.i64", [("i64", start), ("i64", self.e.least(end, high))])
                 yield start, stop
         self.known = before
 
@@ -206,9 +206,6 @@ class KernelWriter(Memory):
                 self.e.start(following)
         self.known = before
         self.e.start(join)
-
-    def _least(self, name: str, limit: int) -> str:
-        return self.e.call("i64", "llvm.smin.i64", [("i64", name), ("i64", str(limit))])
 
     def _unit(self, unit: str, _: list[str]) -> Sequence[str]:
         layout, e = self.layout, self.e
@@ -302,7 +299,7 @@ class KernelWriter(Memory):
         if self.pieces == 1 or axis is not self.layout.inner[0]:
             return "0", str(axis.size)
         begin = self.e.emit(f"mul i64 {self.piece}, {self.layout.chunk}")
-        return begin, self._least(self.e.emit(f"add i64 {begin}, {self.layout.chunk}"), axis.size)
+        return begin, self.e.least(self.e.emit(f"add i64 {begin}, {self.layout.chunk}"), axis.size)
 
     def _loops(self, number: int) -> None:
         reductions, widths = self._reductions(number), [self.layout.lanes, 1]

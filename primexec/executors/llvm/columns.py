@@ -63,7 +63,7 @@ class ColumnWriter(KernelWriter):
         axis = self.layout.lane
         assert axis is not None
         self.first = self.e.emit(f"mul i64 {block}, {self.layout.width}")
-        self.last = self._least(self.e.emit(f"add i64 {self.first}, {self.layout.width}"), axis.size)
+        self.last = self.e.least(self.e.emit(f"add i64 {self.first}, {self.layout.width}"), axis.size)
         self.row, self.filled = {}, set()
         for number in self.passes:
             self._pass(number)

@@ -59,13 +59,11 @@ def contraction(kernel: Kernel) -> Contraction | None:
     if len(totals) != 1 or kernel.ordered or math.prod(kernel.axes) <= LARGEST:
         return None
     match totals[0]:
-        case Reduce("sum", Op("mul", (Load() as left, Load() as right)) as product, torch.float32) as total:
+        case Reduce("sum", Op("mul", (Load() as left, Load() as right)), torch.float32) as total:
             pass
         case _:
             return None
-    if left.guards or right.guards or left.access.indirect or right.access.indirect or product.dtype != total.dtype:
-        return None
-    if any(t.dtype is not torch.float32 for t in (left.access, right.access)):
+    if any(f.guards or f.access.indirect or f.dtype is not torch.float32 for f in (left, right)):
         return None
     found = sides(kernel.axes, kernel.reduced, left.access.strides, right.access.strides)
     if found is None:
@@ -97,17 +95,11 @@ def factors(node: fx.Node) -> tuple[fx.Node, ...]:
         return ()
     made: Any = node.args[0]
     operands: tuple[Any, ...] = made.args
-    if (
-        prim(made) != "mul"
-        or value(made).dtype is not torch.float32
-        or len(made.users) > 1
-        or not all(isinstance(n, fx.Node) for n in operands)
-    ):
+    if prim(made) != "mul" or len(made.users) > 1 or not all(isinstance(n, fx.Node) for n in operands):
         return ()
     shape, axes = tuple(value(made).shape), reduced_axes(node)
-    if value(made).numel() <= LARGEST or any(
-        value(n).shape != shape or value(n).dtype is not torch.float32 for n in operands
-    ):
+    alike = all(value(n).shape == shape and value(n).dtype is torch.float32 for n in operands)
+    if not alike or value(made).numel() <= LARGEST:
         return ()
     left, right = (value(n).stride() for n in operands)
     if sides(shape, [a in axes for a in range(len(shape))], left, right) is None:

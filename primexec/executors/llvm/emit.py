@@ -147,6 +147,14 @@ class Emitter:
             return ""
         return self.emit(text)
 
+    def least(self, a: str, b: str | int) -> str:
+        """The smaller of two i64."""
+        return self.call("i64", "llvm.smin.i64", [("i64", a), ("i64", str(b))])
+
+    def prefetch(self, place: str, cache: int) -> None:
+        """Asks for a line of memory, to come into the first or the second cache."""
+        self.call("void", "llvm.prefetch.p0", [("ptr", place), *(("i32", n) for n in ("0", str(4 - cache), "1"))])
+
     def loop(
         self,
         begin: str,

@@ -128,7 +128,7 @@ class LlvmExecutor:
         def compiled(part: fx.Graph, donated: frozenset[int], kept: frozenset[int] | None) -> RegionFunction:
             return _compiled(part, donated, kept, region.name, chosen)
 
-        if library.in_steps(region):
+        if region.boxed or library.has_products(graph):
             return library.joined(region, compiled)
         return compiled(graph, region.donated, region.kept)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from primexec import effects
 from primexec.executors.llvm import checks, maps
 from primexec.executors.llvm.build import Builder
 from primexec.executors.llvm.contraction import factors
@@ -89,7 +90,7 @@ class Scheduler(State):
 
     def _buffer(self, kind: str, t: torch.Tensor) -> int:
         packed = kind != "arena" or torch.ops.aten.is_non_overlapping_and_dense.default(t)
-        strides = t.stride() if packed else maps.row_major(t.shape)
+        strides = t.stride() if packed else effects.row_major(t.shape)
         self.buffers.append(Buffer(kind, tuple(t.shape), tuple(strides), t.dtype))
         return len(self.buffers) - 1
 

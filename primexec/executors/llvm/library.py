@@ -22,7 +22,7 @@ from primexec.executors.llvm.launch import Operand
 from primexec.executors.llvm.measured import Shape, fastest, linear
 from primexec.executors.llvm.own import with_copies
 from primexec.executors.llvm.products import is_large, widened_from
-from primexec.placement import Group, is_free, place
+from primexec.placement import Group, is_free, place, with_what_is_made_again
 
 PART_BYTES = 1 << 18  # of inputs that are needed no more, for which a region is cut
 PARTS = 32  # into about as many at most
@@ -48,10 +48,10 @@ def takes(node: fx.Node) -> bool:
     sources = {widened_from(n) for n in node.args} - {None}
     if sources & {*_dtypes()}:  # the product of the 16-bit numbers is the faster one
         return False
-    bias, x, weight = [None, *operands][-3:]
+    bias, _, weight = [None, *operands][-3:]
     if bias is not None and (tuple(bias.shape) != (weight.shape[1],) or bias.stride() != (1,)):  # type: ignore[union-attr]
         return False
-    shape = Shape.of(x, weight)  # type: ignore[arg-type]
+    shape = _shape(node)
     if not shape.fits_library or (shape.is_turned and node.target is not _MM):
         return False
     if sources:  # without such code in oneDNN, ATen's product of 16-bit numbers takes several times as long
@@ -59,17 +59,14 @@ def takes(node: fx.Node) -> bool:
     return fastest(shape) == "oneDNN"
 
 
+def _shape(node: fx.Node) -> Shape:
+    arguments: Any = node.args
+    return Shape.of(*(n.meta["val"] for n in arguments[-2:]))
+
+
 def has_products(graph: fx.Graph) -> bool:
     """Whether a region holds a product that oneDNN computes faster."""
     return any(map(takes, graph.nodes))
-
-
-def _is_turned(node: fx.Node) -> bool:
-    """Whether a product's left operand is a transposed matrix, as in the gradient of a weight."""
-    if node.target is not _MM:
-        return False
-    x: Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
-    return not x.is_contiguous() and x.stride() == (1, len(x))
 
 
 def _fit(t: Any) -> bool:
@@ -119,16 +116,10 @@ def _by_rows(graph: fx.Graph) -> tuple[fx.Graph, set[fx.Node]]:
     chosen = {n for n in graph.nodes if takes(n)}
     made, copies = with_copies(
         graph,
-        lambda n: n in chosen and _is_turned(n),
+        lambda n: n in chosen and _shape(n).is_turned,
         lambda n: n.args[0].meta["val"].contiguous(),  # type: ignore[union-attr]
     )
     return made, {copies[n] for n in chosen}
-
-
-def in_steps(region: Region) -> bool:
-    """Whether a region runs in steps, between which what is needed no more can go."""
-    graph = region.graph_module.graph
-    return has_products(graph) or (region.boxed and empties(graph))
 
 
 def empties(graph: fx.Graph) -> bool:
@@ -158,11 +149,7 @@ def _cut(group: Group) -> list[Group]:
         if node in own:
             parts[-1].own.append(node)
     for part in parts:
-        found, waiting = set(part.own), list(part.own)
-        while waiting:
-            more = [n for n in waiting.pop().all_input_nodes if n in loose and n not in found]
-            found.update(more)
-            waiting += more
+        found = with_what_is_made_again(part.own, loose)
         part.nodes = [n for n in group.nodes if n in found]
     return [part for part in parts if part.own]
 

@@ -76,11 +76,6 @@ def linear(index: Map, strides: Sequence[int], rank: int) -> Term:
     return total
 
 
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a contiguous tensor."""
-    return tuple(math.prod(max(n, 1) for n in shape[i + 1 :]) for i in range(len(shape)))
-
-
 def reads_of(index: Map) -> Iterator[Read]:
     """The indices among the data that a map depends on, those of these indices left out."""
     for term in index:

@@ -17,11 +17,10 @@ from primexec.executors.llvm.contraction import blocks, contraction, tile
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import splat
 from primexec.executors.llvm.ir import Access, Place
-from primexec.executors.llvm.memory import Positions
+from primexec.executors.llvm.memory import CACHE_LINE, Positions
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import transposed
 
-LINE = 16  # float32 of a line of the cache
 Body = Callable[[str, list[str]], Sequence[str]]
 
 
@@ -46,16 +45,9 @@ class Floats(Emitter):
     def times(self, a: str, b: str | int) -> str:
         return a if str(b) == "1" else self.emit(f"mul i64 {a}, {b}")
 
-    def least(self, a: str, b: str | int) -> str:
-        return self.call("i64", "llvm.smin.i64", [("i64", a), ("i64", str(b))])
-
     def parts(self, a: str, size: int) -> tuple[str, str]:
         """A number's quotient and remainder."""
         return self.emit(f"udiv i64 {a}, {size}"), self.emit(f"urem i64 {a}, {size}")
-
-    def prefetch(self, place: str) -> None:
-        """Asks for a line of the cache, to come into the second one."""
-        self.call("void", "llvm.prefetch.p0", [("ptr", place), ("i32", "0"), ("i32", "2"), ("i32", "1")])
 
     def each(self, begin: str, end: str, step: int, body: Callable[[str], object]) -> None:
         """A loop that carries nothing."""
@@ -137,8 +129,8 @@ def _pack_rows(e: Floats) -> None:
     def step(k: str) -> None:
         source, place = e.place("%from", e.times(k, "%along")), e.place("%to", e.times(k, "%step"))
         behind = e.place(source, "%width")
-        for line in range(0, width, LINE):
-            e.prefetch(e.place(behind, line))
+        for line in range(0, width, CACHE_LINE // 4):
+            e.prefetch(e.place(behind, line), 2)
         whole = e.emit(f"and i64 %width, {-lanes}")
 
         def copy(count: int) -> Callable[[str], None]:
@@ -168,7 +160,7 @@ def _pack_turned(e: Floats) -> None:
         def square(k: str) -> None:
             place = e.place(to, e.times(k, width))
             for c in further:
-                e.prefetch(e.place(c, k))
+                e.prefetch(e.place(c, k), 2)
             for s, v in enumerate(transposed([e.read(e.place(c, k), side) for c in columns])):
                 e.write(v, e.place(place, s * width))
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from primexec.effects import storage_bytes
 from primexec.executors.llvm import engine, layout, matmul, threads
 from primexec.executors.llvm.codes import Binding
 from primexec.executors.llvm.contraction import contraction
@@ -143,7 +144,7 @@ def _factor(batch: int, rows: int, columns: int, strides: tuple[int, int], dtype
 
 def _extent(rows: int, columns: int, strides: tuple[int, int]) -> int:
     """Elements from the first one of a matrix to its last."""
-    return max(1, (rows - 1) * strides[0] + (columns - 1) * strides[1] + 1)
+    return storage_bytes((rows, columns), strides, torch.int8)
 
 
 def _left(shape: Shape) -> Tensor:

@@ -216,7 +216,7 @@ class Memory:
             index = self.e.emit(f"add i64 {total}, {distance + line // size}")
             start = f"ptr {self.pointers[access.buffer]}"
             place = self.e.emit(f"getelementptr {type_of(MEMORY[access.dtype])}, {start}, i64 {index}")
-            self.e.call("void", "llvm.prefetch.p0", [("ptr", place), *(("i32", n) for n in ("0", str(4 - cache), "1"))])
+            self.e.prefetch(place, cache)
 
 
 def may_part(kernel: Kernel, layout: Layout) -> bool:

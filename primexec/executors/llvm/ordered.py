@@ -97,7 +97,7 @@ class OrderedWriter(KernelWriter):
     def _write_rows(self, block: str, axis: Axis) -> None:
         """The ordered axes, and at each of their points a part of a row."""
         start = self.e.emit(f"mul i64 {block}, {self.layout.width}")
-        stop = self._least(self.e.emit(f"add i64 {start}, {self.layout.width}"), axis.size)
+        stop = self.e.least(self.e.emit(f"add i64 {start}, {self.layout.width}"), axis.size)
         parts = spans.once(self.e, start, stop, self.layout.lanes, masked=False)
 
         def row(at: Positions, names: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from primexec import effects
 from primexec.executors.llvm import maps, products, windows
 from primexec.executors.llvm.late_views import move_views
 from primexec.executors.llvm.schedule import SCANS, prim, step, value
@@ -220,7 +221,7 @@ def _write_slices(graph: fx.Graph) -> None:
             base, part = cast(tuple[fx.Node, fx.Node], part.args[:2])
         if not node.users or all(by == 1 for *_, by in chain) or not value(part).numel():
             continue
-        strides, offset = list(maps.row_major(value(whole).shape)), 0
+        strides, offset = list(effects.row_major(value(whole).shape)), 0
         for dim, start, _, by in chain:
             offset += start * strides[dim]
             strides[dim] *= by

@@ -56,7 +56,7 @@ class TileWriter(KernelWriter):
             self.e.emit(f"mul i64 {self.e.emit(f'{how} i64 {block}, {columns}')}, {TILE}") for how in ("udiv", "urem")
         )
         ends = [self.e.emit(f"add i64 {start}, {TILE}") for start in self.corner]
-        self.ends = tuple(self._least(end, axis.size) for end, axis in zip(ends, (across, lane), strict=True))
+        self.ends = tuple(self.e.least(end, axis.size) for end, axis in zip(ends, (across, lane), strict=True))
         self.row = {}
         self._row_values([s.value for s in self.kernel.stores])
         loads = {id(a): a for a in accesses(self.kernel)[len(self.kernel.stores) :]}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from primexec import effects
 from primexec.executors.llvm import indirect, maps
 from primexec.executors.llvm.maps import Map, Read, Term
 
@@ -79,7 +80,7 @@ def _slices(node: fx.Node) -> list[tuple[int, int]] | None:
     found: list[tuple[int, int]] = []
     if len(sizes) != len(shape):
         return None
-    for extent, step, size, stride in zip(shape, maps.row_major(shape), sizes, strides, strict=True):
+    for extent, step, size, stride in zip(shape, effects.row_major(shape), sizes, strides, strict=True):
         start, offset = divmod(offset, step) if extent > 1 else (0, offset)
         by, across = divmod(stride, step) if size > 1 else (1, 0)
         if across or by < 1 or start + by * (size - 1) >= extent:
