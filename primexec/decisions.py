@@ -95,7 +95,7 @@ def take_for_granted(graph: fx.Graph) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """What a program changes before its last decision.
+    """What a program changes before its last decision, or before the last check of a value.
 
     Attributes:
         written: names of inputs that are written to.
@@ -110,9 +110,9 @@ class Undo:
     outside: bool = False
 
     @classmethod
-    def of(cls, graph: fx.Graph) -> Undo:
+    def of(cls, graph: fx.Graph, asks: Any = decide) -> Undo:
         nodes = list(graph.nodes)
-        last = max((i for i, n in enumerate(nodes) if n.target is decide), default=0)
+        last = max((i for i, n in enumerate(nodes) if n.target is asks), default=0)
         before = [n for n in nodes[:last] if n.op == "call_function"]
         inputs = [n for n in nodes if n.op == "placeholder"]
         written = {effects.storage_of(w) for n in before for w in effects.writes(n)}
@@ -176,7 +176,7 @@ class Deciding:
     def _can_be_left(self) -> bool:
         """Whether what was recorded so far changes nothing but memory and generators that can be put back."""
         for node in following(self._tracer.graph, self._judged):
-            if not _can_be_undone(node):
+            if not can_be_undone(node):
                 return False
             self._judged = node
         return True
@@ -186,7 +186,7 @@ _KNOWN = frozenset({"aten", "prims", "primexec"})
 _ANYWHERE = frozenset({"as_strided", "as_strided_", "set_"})  # reach memory beyond the tensor that they are given
 
 
-def _can_be_undone(node: fx.Node) -> bool:
+def can_be_undone(node: fx.Node) -> bool:
     op: Any = node.target
     if not isinstance(op, _torch.OpOverload):  # arithmetic of Python's has no effects
         return not isinstance(op, _torch.HigherOrderOperator)

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from primexec import _torch, _torch_autograd, draws, numbers, statics
 from primexec._torch import pytree
-from primexec.again import changes_nothing_outside, raised_by_an_operator
+from primexec.again import changed_before_checks, changes_nothing_outside, raised_by_a_check, raised_by_an_operator
 from primexec.bytecode import IDENTITY
 from primexec.captured import Captured, Way
 from primexec.contents import Contents
 from primexec.decided_first import Apart, arranged
-from primexec.decisions import Before, DecidedOtherwiseError
+from primexec.decisions import Before, DecidedOtherwiseError, Undo
 from primexec.descriptions import Key
 from primexec.errors import PrimexecError
 from primexec.gradients import GradientOf, read_place
@@ -382,12 +382,9 @@ class _Writer:
             after.append(f"{set_autocast}({device!r}, True)")
         running = [*before, "try:", f"  {run}", "finally:", *(f"  {line}" for line in after)] if before else [run]
         if changes_nothing_outside(program):  # then eager's exception, or what its handler does, can still be had
-            fn, genuine = self._constant(self.captured.reads.fn), self._constant(raised_by_an_operator)
-            running = [
-                "try:", *(f"  {line}" for line in running),
-                "except Exception as error:", f"  if not {genuine}(error): raise", "  out = None",
-                f"if out is None: return {fn}(*args, **kwargs)",
-            ]  # fmt: skip
+            running = self._run_again(running, raised_by_an_operator, Undo())
+        elif (undo := changed_before_checks(program, bool(self.captured.stores))) is not None:
+            running = self._run_again(running, raised_by_a_check, undo)
         if self.captured.decisions:
             running = self._left_where_decided_otherwise(running)
         self.lines += running
@@ -415,18 +412,34 @@ class _Writer:
                 self.lines.append(f"{self._constant(store.held)}({value})")
         self.lines.append(f"return {self._result(program.output_tree, iter(program.output_leaves))}")
 
+    def _run_again(self, running: list[str], genuine: Callable[[Exception], bool], undo: Undo) -> list[str]:
+        """The lines that run the program; where it raises, what it changed is put back, and the function runs."""
+        before = self._before("then", undo)
+        return [
+            *before, "try:", *(f"  {line}" for line in running),
+            "except Exception as error:", f"  if not {self._constant(genuine)}(error): raise", "  out = None",
+            "if out is None:", *["  then.put_back()"] * bool(before),
+            f"  return {self._constant(self.captured.reads.fn)}(*args, **kwargs)",
+        ]  # fmt: skip
+
+    def _before(self, variable: str, undo: Undo) -> list[str]:
+        """The line that keeps what a program changes, if it changes anything."""
+        tensors = [self.variables[name] for name in undo.written]
+        generators = [self.variables[name] for name in undo.generators]
+        generators += [self._constant(torch.default_generator)] if undo.draws else []
+        generators += map(self._constant, draws.generators() if undo.outside else [])
+        line = f"{variable} = {self._constant(Before)}([{', '.join(tensors)}], [{', '.join(generators)}])"
+        return [line] if undo else []
+
     def _left_where_decided_otherwise(self, running: list[str]) -> list[str]:
         """The lines that run the program; where it is left, what it changed is put back."""
-        undo = self.captured.undo
-        left = self._constant(DecidedOtherwiseError)
-        lines = ["try:", *(f"  {line}" for line in running), f"except {left} as error:"]
-        if undo:
-            tensors = [self.variables[name] for name in undo.written]
-            generators = [self.variables[name] for name in undo.generators]
-            generators += [self._constant(torch.default_generator)] if undo.draws else []
-            generators += map(self._constant, draws.generators() if undo.outside else [])
-            before = f"{self._constant(Before)}([{', '.join(tensors)}], [{', '.join(generators)}])"
-            lines = [f"before = {before}", *lines, "  before.put_back()"]
+        lines = [
+            "try:",
+            *(f"  {line}" for line in running),
+            f"except {self._constant(DecidedOtherwiseError)} as error:",
+        ]
+        if before := self._before("before", self.captured.undo):
+            lines = [*before, *lines, "  before.put_back()"]
         return [*lines, f"  raise error.of({self._constant(self.captured.decisions)})"]
 
     def _result(self, tree: Any, leaves: Any) -> str:

@@ -34,12 +34,13 @@ _BUILT_IN = frozenset(c for c in vars(builtins).values() if isinstance(c, type) 
 _LOAD_LOCAL = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_DEREF"})
 
 
-def _check(value: Tensor, fails: bool, kind: str, arguments: list[str]) -> None:
+def check(value: Tensor, fails: bool, kind: str, arguments: list[str]) -> None:
+    """Raise where a truth value is the one that fails."""
     if bool(value) == fails:
         raise pkgutil.resolve_name(kind)(*arguments)
 
 
-_LIBRARY.impl("check", _check, "CompositeExplicitAutograd")
+_LIBRARY.impl("check", check, "CompositeExplicitAutograd")
 CHECK = torch.ops.primexec.check.default
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from primexec import make_traced
 from tests import checked
@@ -88,6 +89,41 @@ def test_gradients_pass_a_check() -> None:
     x = X.clone().requires_grad_()
     traced(x).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
+
+
+class Counting(nn.Module):
+    """Leaves something in attributes, a buffer and the generator before a check, and writes once more behind it."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.writes = writes
+        self.register_buffer("count", torch.zeros(()))
+        self.last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.writes:
+            self.count.add_(1)
+            x.mul_(torch.rand(3))
+        self.last, self.seen = x * 2, x.shape
+        if (x > 100).any():
+            raise ValueError(f"{x.sum()} with {self.count}")
+        self.count.mul_(2)
+        return x + self.count
+
+
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")])
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_was_assigned_before_a_check_fails(writes: bool, executor: Any) -> None:
+    eager, module = Counting(writes), Counting(writes)
+    traced = make_traced(module, executor=executor)
+    for rows, scale in ((2, 1), (2, 1), (2, 1000), (1, 1), (2, 1), (1, 1000), (2, 2000)):
+        found = []
+        for fn, of in ((eager, eager), (traced, module)):
+            torch.manual_seed(rows)
+            facts = outcome(fn, X[:rows] * scale), of.last, of.count.clone(), of.seen, torch.get_rng_state()
+            found.append(pytree.tree_leaves(facts))
+        for expected, got in zip(*found, strict=True):
+            assert torch.equal(got, expected) if isinstance(expected, Tensor) else got == expected
 
 
 @pytest.mark.parametrize("fn", BRANCHES)
