@@ -36,6 +36,7 @@ _LAYOUT_QUESTIONS: frozenset[Any] = frozenset(
     {Tensor.storage_offset, Tensor.untyped_storage, Tensor.storage, Tensor._is_view}
     | {_properties.is_leaf.__get__, _properties.grad_fn.__get__}
 )
+_DATA = _properties.data.__get__  # no autocast changes it, and its operator, `detach`, shares the version counter
 _TRUTHS: frozenset[Any] = frozenset({Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero})
 _HOOKS: frozenset[Any] = frozenset(
     {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad, _properties.grad_fn.__get__}
@@ -115,7 +116,7 @@ class Calls(_torch.TorchFunctionMode):
             self._check_out(fn, kwargs["out"], before)
         if given_later:
             self._give(given_later, before)
-        elif before is not graph._root.prev and isinstance(fn, _BINDINGS) and not _autocast_enabled():
+        elif before is not graph._root.prev and isinstance(fn, _BINDINGS) and not (_autocast_enabled() and fn != _DATA):
             self._remember(fn, args, kwargs, before, out)
         return given[0] if args and out is args[0] else out  # `weight.to(dtype) is weight`
 

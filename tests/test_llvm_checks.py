@@ -122,6 +122,7 @@ INTEGERS: dict[str, Callable[[Tensor], Tensor]] = {
     "unfold": lambda x: F.unfold(x, 3, padding=1),
     "average": lambda x: F.adaptive_avg_pool2d(x, (2, 2)),
     "softmax": lambda x: x.softmax(1),
+    "max_pool1d": lambda x: torch.max_pool1d(input=x[0, 0], kernel_size=2) + 1,
 }
 
 

@@ -55,6 +55,22 @@ def test_data_that_is_set_to_itself() -> None:
     assert traced.cache_info().traces == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_versions_after_writes_to_data(executor: Any, autocast: bool) -> None:
+    def run(x: Tensor) -> Tensor:
+        x.data.add_(1)
+        x.detach().mul_(2)
+        return x @ x
+
+    traced, x, y = primexec.make_traced(run, executor=executor), torch.ones(2, 2), torch.ones(2, 2)
+    with torch.autocast("cpu", enabled=autocast):
+        for count in (1, 2):
+            torch.testing.assert_close(traced(x), run(y))
+            assert torch.equal(x, y)
+            assert x._version == y._version == count
+
+
 @pytest.mark.parametrize("change", [lambda w: w.data * 2, lambda w: w.data.t(), lambda w: w.data.double()])
 def test_data_that_is_replaced_is_refused(change: Callable[[Tensor], Tensor]) -> None:
     def run(w: Tensor) -> Tensor:
