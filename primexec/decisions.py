@@ -187,6 +187,7 @@ _ANYWHERE = frozenset({"as_strided", "as_strided_", "set_"})  # reach memory bey
 
 
 def can_be_undone(node: fx.Node) -> bool:
+    """Whether a node changes nothing but memory and generators that can be put back."""
     op: Any = node.target
     if not isinstance(op, _torch.OpOverload):  # arithmetic of Python's has no effects
         return not isinstance(op, _torch.HigherOrderOperator)

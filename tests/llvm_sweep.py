@@ -204,8 +204,8 @@ CANCELLING = frozenset({
     "_softmax_backward_data", "addmm", "corrcoef", "nn.functional.cross_entropy", "nn.functional.instance_norm",
     "nn.functional.layer_norm", "nn.functional.normalize", "nn.functional.scaled_dot_product_attention", "softmax",
 })  # fmt: skip
-# Results that blow up rounding errors of what they are made of: exponentials of scores around 70. Over 300 sets of values
-# our largest error is 0.87 of eager's in the mean, more than twice as large in 5 % of them and less than half in 11 %.
+# Results that blow up rounding errors of what they are made of: exponentials of scores around 70. Over 300 sets of
+# values our largest error is 0.87 of eager's in the mean, more than twice as large in 5 % and less than half in 11 %.
 AMPLIFYING = frozenset({"nn.functional.scaled_dot_product_attention"})
 # Where eager's float64 itself is no judge: its error near -4 is 1e-11, that of the expansion 1e-15 (against mpmath).
 LOOSE64 = {"special.airy_ai": 1e-10, "special.bessel_y0": 1e-7, "special.bessel_y1": 1e-6}
