@@ -49,13 +49,16 @@ def compile_plan(
     regions = [
         replace(
             region,
-            boxed=(boxed or not is_whole) and _empties(executors[region.executor], region),
+            freed=freed,
             training=training,
             donated=donated,
             kept=kept,
         )
-        for region, donated, kept in zip(plan.regions, _donated(plan), _kept(plan), strict=True)
+        for region, freed, donated, kept in zip(
+            plan.regions, _freed(plan, boxed), _donated(plan), _kept(plan), strict=True
+        )
     ]
+    regions = [replace(r, boxed=bool(r.freed) and _empties(executors[r.executor], r)) for r in regions]
     with closing(progress.shown(regions, f"compiling {plan.program.name}")) as shown:
         functions = [_compile(region, executors[region.executor], options) for region in shown]
     if is_whole and regions[0].boxed == boxed:
@@ -65,6 +68,16 @@ def compile_plan(
 
 def _empties(executor: Executor, region: Region) -> bool:
     return getattr(executor, "empties", lambda _: False)(region)
+
+
+def _freed(plan: Plan, boxed: bool) -> list[frozenset[int]]:
+    """For each region the positions of inputs that only it still refers to while it runs."""
+    last = {n: i for i, inputs in enumerate(plan.inputs) for n in inputs}
+    held = {n for n in last if n.op == "placeholder" and not boxed} | set(plan.program.outputs)
+    return [
+        frozenset(k for k, n in enumerate(inputs) if last[n] == i and n not in held)
+        for i, inputs in enumerate(plan.inputs)
+    ]
 
 
 # Operators whose result is always in memory of its own.

@@ -1,4 +1,4 @@
-"""Intermediates that are not needed at the same time share their places in the arena."""
+"""Intermediates that are not needed at the same time share their places, in the arena and in results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import primexec
+from benchmarks.memory import peak
 from primexec.executors.llvm import arena, pool
 from primexec.executors.llvm.executor import Compiled
 from tests.test_llvm import compiled, data, run  # noqa: F401
+from tests.ways import compute_products_by
 
 N = 96
 
@@ -35,20 +38,43 @@ def written_at_places(x: Tensor) -> Any:
     return made.cumsum(1).softmax(0)
 
 
-@pytest.mark.parametrize("fn", [stages, held_to_the_end, written_at_places], ids=lambda f: f.__name__)
-def test_places(fn: Callable[[Tensor], Tensor], compiled: list[Compiled]) -> None:  # noqa: F811
+def repeated(x: Tensor) -> Tensor:
+    return stages(x) * torch.arange(20.0, dtype=x.dtype)[:, None, None]
+
+
+def repeated_twice(x: Tensor) -> Any:
+    first = stages(x)
+    return repeated(x), stages(first.t())[None] - repeated(first)
+
+
+FUNCTIONS = [stages, held_to_the_end, written_at_places, repeated, repeated_twice]
+
+
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda f: f.__name__)
+def test_places(fn: Callable[[Tensor], Any], compiled: list[Compiled]) -> None:  # noqa: F811
     x = data(N, N)
-    torch.testing.assert_close(run(fn, x).double(), fn(x.double()), rtol=1e-5, atol=1e-7)
+    got, want = run(fn, x), fn(x.double())
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6, check_dtype=False)
     (made,) = compiled
     schedule = made.schedule
     offsets, size = arena.slots(schedule)
     numbers = [i for i, b in enumerate(schedule.buffers) if b.kind == "arena"]
-    kept = {i: (o, o + _nbytes(made, i)) for i, o in zip(numbers, offsets, strict=True)}
-    lives = {i: [k for k, kernel in enumerate(schedule.kernels) if i in arena.touched(kernel)] for i in numbers}
-    for a, b in combinations(numbers, 2):
-        apart = kept[a][1] <= kept[b][0] or kept[b][1] <= kept[a][0]
+    inside = {i: (schedule.places[i], start) for i, start in schedule.starts.items()}
+    assert bool(inside) == fn.__name__.startswith("repeated")
+    places = {**{i: (-1, o) for i, o in zip(numbers, offsets, strict=True)}, **inside}
+    places |= {i: (i, 0) for i, b in enumerate(schedule.buffers) if b.kind == "output"}
+    lives = {i: [k for k, kernel in enumerate(schedule.kernels) if i in arena.touched(kernel)] for i in places}
+    for a, b in combinations(places, 2):
+        apart = _end(made, a, places) <= places[b] or _end(made, b, places) <= places[a]
         assert apart or max(lives[a]) < min(lives[b]) or max(lives[b]) < min(lives[a])
-    assert all(o % pool.ALIGNMENT == 0 and end <= size for o, end in kept.values())
+    for i, (where, start) in places.items():
+        assert start % pool.ALIGNMENT == 0
+        assert _end(made, i, places)[1] <= (size if where < 0 else _nbytes(made, where))
+
+
+def _end(made: Compiled, number: int, places: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    where, start = places[number]
+    return where, start + _nbytes(made, number)
 
 
 def _nbytes(made: Compiled, number: int) -> int:
@@ -85,3 +111,30 @@ def test_programs_that_run_one_after_another_share_a_block() -> None:
     assert own.take(50_000) is first
     own.clear()
     assert not own._free
+
+
+class Words(nn.Module):
+    """Layers, and scores of many words at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Embedding(50, 256)
+        self.layers = nn.Sequential(
+            *(nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256)) for _ in "abcd")
+        )
+        self.words = nn.Linear(256, 4096)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.words(self.layers(self.first(x)))
+
+
+def test_the_memory_of_layers_is_that_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_products_by("kernel", monkeypatch)
+    torch.manual_seed(0)
+    model, x = Words(), torch.randint(50, (64,))
+    traced = primexec.make_traced(model)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
+        traced(x)
+        primexec.empty_cache()
+        assert peak(lambda: traced(x)) < 4 * 64 * (4096 + 2 * 256) + 4096

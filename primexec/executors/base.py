@@ -48,6 +48,7 @@ class Region:
         ambient_inference: whether the program is called inside inference mode.
         boxed: for executors that say so: the callable takes its inputs in one list and empties it, so that they can
             be freed while it runs. Arguments of a call are held by the caller.
+        freed: positions of inputs that are freed with the last reference of the region to them.
         training: whether the program takes part in autograd: what it returns is kept for backward, or made there.
         donated: positions of inputs that nobody needs afterwards, in memory of their own: results may be written there.
         kept: positions of results that somebody outside of the program may see; None: all of them.
@@ -59,6 +60,7 @@ class Region:
     calls: tuple[ApiCall, ...] = ()
     ambient_inference: bool = False
     boxed: bool = False
+    freed: frozenset[int] = frozenset()
     training: bool = False
     donated: frozenset[int] = frozenset()
     kept: frozenset[int] | None = None

@@ -102,7 +102,7 @@ class LlvmExecutor:
         return left.why(node)
 
     def empties(self, region: Region) -> bool:
-        return library.empties(region.graph_module.graph)
+        return library.empties(region)
 
     def fingerprint(self) -> str:
         target = host()
@@ -152,7 +152,7 @@ def _compiled(
 
 def _scheduled(graph: fx.Graph, donated: Set[int], options: Mapping[str, Any]) -> Schedule:
     schedule = Scheduler(own.rewritten(graph), options.get("fuel")).schedule()
-    return in_place.in_place(in_place.without_copies(schedule), donated)
+    return arena.in_results(in_place.in_place(in_place.without_copies(schedule), donated))
 
 
 def lower(
@@ -250,7 +250,7 @@ def _write_program(module: ModuleText, schedule: Schedule, runs: list[_Run], roo
     ]
     table = module.constant("runs", f"[{len(rows)} x {_ROW}] [{', '.join(rows)}]")
     begins = [
-        (order[b], start * schedule.buffers[b].dtype.itemsize)
+        (order[b], schedule.starts.get(b, 0) + start * schedule.buffers[b].dtype.itemsize)
         for run in runs
         for b, start in run.binding.starts.items()
     ]

@@ -122,21 +122,26 @@ def _by_rows(graph: fx.Graph) -> tuple[fx.Graph, set[fx.Node]]:
     return made, {copies[n] for n in chosen}
 
 
-def empties(graph: fx.Graph) -> bool:
+def empties(region: Region) -> bool:
     """Whether a region can free its inputs while it runs: it has products between which it can be cut."""
-    return has_products(graph) or (sum(map(is_large, graph.nodes)) > 1 and _given_bytes(graph) >= 2 * PART_BYTES)
+    graph = region.graph_module.graph
+    if has_products(graph):
+        return True
+    given = sum(effects.nbytes(n) for n in _freed(region, graph))
+    return given >= 2 * PART_BYTES and sum(map(is_large, graph.nodes)) > 1
 
 
-def _given_bytes(graph: fx.Graph) -> int:
-    return sum(effects.nbytes(n) for n in graph.find_nodes(op="placeholder"))
+def _freed(region: Region, graph: fx.Graph) -> frozenset[fx.Node]:
+    """The inputs that are freed, in the region's graph or a copy of it."""
+    inputs = graph.find_nodes(op="placeholder")
+    return frozenset(inputs[i] for i in region.freed)
 
 
-def _cut(group: Group) -> list[Group]:
+def _cut(group: Group, freed: Set[fx.Node]) -> list[Group]:
     """Parts of a group of kernels: one ends before a product, if inputs of many bytes are needed no more by then."""
-    inputs = _inputs(group)
     last = {a: n for n in group.nodes for a in n.all_input_nodes}
     dead: dict[fx.Node, int] = {}
-    for a in inputs:
+    for a in freed & last.keys():
         dead[last[a]] = dead.get(last[a], 0) + effects.nbytes(a)
     least = max(PART_BYTES, sum(dead.values()) // PARTS)
     parts, freed = [Group(group.executor)], 0
@@ -154,7 +159,7 @@ def _cut(group: Group) -> list[Group]:
     return [part for part in parts if part.own]
 
 
-def _split(graph: fx.Graph, products: set[fx.Node], boxed: bool) -> list[_Step]:
+def _split(graph: fx.Graph, products: set[fx.Node], freed: Set[fx.Node] = frozenset()) -> list[_Step]:
     nodes = [n for n in graph.nodes if n.op == "call_function"]
     returned: tuple[fx.Node, ...] = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
     products = products | {n for n in returned if _base(n) in products}
@@ -164,8 +169,8 @@ def _split(graph: fx.Graph, products: set[fx.Node], boxed: bool) -> list[_Step]:
         if any(u in products or (u in fed and (_is_plain_view(u) or is_free(u))) for u in node.users):
             fed.add(node)
     groups = place(graph, homes, lambda n: _is_plain_view(n) or (n not in fed and is_free(n)), anywhere="product")
-    if boxed:
-        groups = [part for g in groups for part in (_cut(g) if g.executor == "kernels" else [g])]
+    if freed:
+        groups = [part for g in groups for part in (_cut(g, freed) if g.executor == "kernels" else [g])]
     taken = [_inputs(group) for group in groups]
     wanted = set(returned).union(*taken)
     return [
@@ -185,7 +190,7 @@ def kernel_graphs(graph: fx.Graph, donated: Set[int]) -> list[tuple[fx.Graph, fr
     if not has_products(graph):
         return [(graph, frozenset(donated))]
     graph, products = _by_rows(graph)
-    steps = _split(graph, products, False)
+    steps = _split(graph, products)
     free = _free(graph, steps, donated)
     return [(s.graph(), _given(s, free)) for s in steps if not s.is_product]
 
@@ -218,7 +223,7 @@ def joined(region: Region, compile_kernels: CompileKernels) -> RegionFunction:
     returned: tuple[fx.Node, ...] = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
     scope: dict[str, Any] = {"linear": linear()}
     steps: list[tuple[str, tuple[fx.Node, ...], tuple[fx.Node, ...]]] = []
-    parts = _split(graph, products, region.boxed)
+    parts = _split(graph, products, _freed(region, graph) if region.boxed else frozenset())
     free = _free(graph, parts, region.donated)
     ends = set(returned)
     kept = {_base(n) for i, n in enumerate(returned) if region.kept is None or i in region.kept}

@@ -64,6 +64,7 @@ class Schedule:
     Attributes:
         outputs: for each result of the region the number of its buffer.
         places: for each buffer in the place of an input, or of a result, the number of that.
+        starts: of those, the byte of a result at which they begin, where it is not its first.
         checks: what indices that are data must fit, by their numbers.
     """
 
@@ -72,6 +73,7 @@ class Schedule:
     outputs: tuple[int, ...]
     checks: tuple[Check, ...] = ()
     places: Mapping[int, int] = field(default_factory=dict)
+    starts: Mapping[int, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
