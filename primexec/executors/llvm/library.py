@@ -137,11 +137,11 @@ def _freed(region: Region, graph: fx.Graph) -> frozenset[fx.Node]:
     return frozenset(inputs[i] for i in region.freed)
 
 
-def _cut(group: Group, freed: Set[fx.Node]) -> list[Group]:
+def _cut(group: Group, given: Set[fx.Node]) -> list[Group]:
     """Parts of a group of kernels: one ends before a product, if inputs of many bytes are needed no more by then."""
     last = {a: n for n in group.nodes for a in n.all_input_nodes}
     dead: dict[fx.Node, int] = {}
-    for a in freed & last.keys():
+    for a in given & last.keys():
         dead[last[a]] = dead.get(last[a], 0) + effects.nbytes(a)
     least = max(PART_BYTES, sum(dead.values()) // PARTS)
     parts, freed = [Group(group.executor)], 0
