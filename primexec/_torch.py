@@ -43,7 +43,7 @@ def private(path: str) -> Any:
     )
 
 
-def _late(path: str) -> Any:
+def late(path: str) -> Any:
     """As `private`; where there is no such name, a class that says so when it is used, not on import."""
     try:
         return private(path)
@@ -60,16 +60,16 @@ def _missing(error: PrimexecError) -> Any:
     return meta.__new__(meta, "Missing", (), {})
 
 
-pytree = _late("torch.utils._pytree")
-TorchDispatchMode = _late("torch.utils._python_dispatch.TorchDispatchMode")
-OpOverload = _late("torch._ops.OpOverload")
-HigherOrderOperator = _late("torch._ops.HigherOrderOperator")
-empty_strided_cpu: Callable[..., Tensor] = _late("torch._C._dynamo.guards._empty_strided_cpu")
-set_version_counter: Callable[..., None] = _late("torch._C._autograd._unsafe_set_version_counter")
-storage_use_count: Callable[[int], int] = _late("torch._C._storage_Use_Count")
-function_mode_depth: Callable[[], int] = _late("torch._C._len_torch_function_stack")
-any_autocast_enabled: Callable[[], bool] = _late("torch._C._is_any_autocast_enabled")
-set_grad_enabled: Callable[[bool], None] = _late("torch._C._set_grad_enabled")
+pytree = late("torch.utils._pytree")
+TorchDispatchMode = late("torch.utils._python_dispatch.TorchDispatchMode")
+OpOverload = late("torch._ops.OpOverload")
+HigherOrderOperator = late("torch._ops.HigherOrderOperator")
+empty_strided_cpu: Callable[..., Tensor] = late("torch._C._dynamo.guards._empty_strided_cpu")
+set_version_counter: Callable[..., None] = late("torch._C._autograd._unsafe_set_version_counter")
+storage_use_count: Callable[[int], int] = late("torch._C._storage_Use_Count")
+function_mode_depth: Callable[[], int] = late("torch._C._len_torch_function_stack")
+any_autocast_enabled: Callable[[], bool] = late("torch._C._is_any_autocast_enabled")
+set_grad_enabled: Callable[[bool], None] = late("torch._C._set_grad_enabled")
 
 
 # Pytrees ------------------------------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from primexec._torch import private, pytree, storage_key
+from primexec._torch import late, private, pytree, storage_key
 
 
 def sequence_number() -> int:
@@ -90,19 +90,27 @@ def saved_by_autograd(roots: Sequence[Tensor]) -> dict[int, int]:
     return kept
 
 
+_executes: Callable[[Any], bool] = late("torch._C._will_engine_execute_node")
+
+
 def needed_gradients(ctx: Any) -> tuple[bool, ...]:
     """Which gradients of a custom function's tensors the backward pass that runs asks for."""
-    following = [node for node, _ in ctx.next_functions]
-    if sum(node is not None for node in following) == 1:  # else this one would not run
+    following = next(zip(*ctx.next_functions, strict=True))
+    if len(following) - following.count(None) == 1:  # else this one would not run
         return tuple([node is not None for node in following])
-    executes = private("torch._C._will_engine_execute_node")
-    needed = []
-    for node in following:
+    needed: list[bool] = []
+    asked = map(_executes, following)
+    while len(needed) < len(following):
         try:
-            needed.append(node is not None and executes(node))
+            needed.extend(asked)
         except RuntimeError:  # 20 µs: PyTorch does not say it of a leaf whose gradient is what is asked for
-            needed.append(True)
+            needed.append(following[len(needed)] is not None)
     return tuple(needed)
+
+
+def call_directly(function: Any) -> None:
+    """Let autograd's engine call a custom function's `backward` without PyTorch's two methods between (1.5 µs)."""
+    function._backward_cls.apply = function.backward
 
 
 def take_saved(ctx: Any) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ Compile = Callable[..., Executable]  # of a program, perhaps `boxed`
 
 
 # From the saved values, in a list that is emptied, and the gradients of the roots to what `Function.backward` returns.
-Backward = Callable[[list[Tensor], Sequence[Tensor | None]], Sequence[Tensor | None]]
+Backward = Callable[..., Sequence[Tensor | None]]
 _NOT_DIFFERENTIABLE = 3  # leading arguments of `Function.forward`
 
 
@@ -30,7 +30,7 @@ class Training:
     """Runs a program, and its backward programs once gradients arrive."""
 
     def __init__(self, joint: Joint, forward: Executable, compile_: Compile) -> None:
-        self.joint, self.forward, self.compile = joint, forward.run, compile_
+        self.joint, self.forward, self.compile = joint, forward, compile_
         self.plans: list[Plan] = []  # of the backward programs, the one that decided what is saved first
         self.compiles = 0
         self.program = forward.plan.program
@@ -39,9 +39,9 @@ class Training:
         self._positions = {name: i for i, (name, _, _) in enumerate(self.saved)}
         self._backward: dict[tuple[Gradients, tuple[bool, ...]], Backward] = {}
         recorder = self.joint.recorder
-        self._unknown = [i for i, unknown in enumerate(recorder.unknown) if unknown]
         self._backward[recorder.gradients, recorder.needed] = self._prepare(backward, recorder.gradients)
         self.enter = self._write_forward()
+        self.leave = self._write_backward()
 
     def saved_bytes(self) -> tuple[int, int]:
         """How many bytes are kept for backward, and how many eager keeps; memory that is shared counts once."""
@@ -66,7 +66,7 @@ class Training:
             roots = ", ".join(f"r{n}" for n in joint.roots)
             lines.append(f"  made = []; [{roots}] = apply({', '.join(['training', _tuple(names), 'made', *tied])})")
         else:  # nothing but views of inputs
-            namespace |= {"no_grad": torch.no_grad, "forward": self.forward}
+            namespace |= {"no_grad": torch.no_grad, "forward": self.forward.run}
             lines += ["  with no_grad():", f"    made = forward({', '.join(names)})"]
         results = []
         for number, result in enumerate(joint.results):
@@ -86,17 +86,14 @@ class Training:
     def _write_forward(self) -> Callable[..., tuple[Tensor, ...]]:
         """Runs the program inside of `Function.forward`, and saves what backward takes."""
         made = [f"o{n}" for n in range(len(self.program.outputs))]
-        inputs = [f"i{n}" for n in range(len(self.program.inputs))]
-        saved = ", ".join((inputs if is_input else made)[i] for _, is_input, i in self.saved)
-        # Some kernels do more under grad mode (an LSTM keeps its workspace), so it is on, as in eager. Where one of
-        # them raises, what called `forward` sets it back.
+        saved = ", ".join(f"inputs[{i}]" if is_input else made[i] for _, is_input, i in self.saved)
+        # As in eager, grad mode is on for kernels. Where one raises, what called `forward` sets it back.
+        asks = self.forward.asks_grad_mode
         lines = [
             "def enter(context, inputs, made):",
-            f"  [{', '.join(inputs)}] = inputs" if inputs else "",
-            "  set_grad(True)",
-            "  with below_autograd():",
-            "    made += forward(*inputs)",
-            "  set_grad(False)",
+            "  set_grad(True)" if asks else "",
+            f"  {'with below_autograd(): ' * asks}made += forward(*inputs)",
+            "  set_grad(False)" if asks else "",
             f"  [{', '.join(made)}] = made",
             *(f"  if {made[i]}._is_view(): {made[i]} = alone({made[i]})" for i in self._alone()),
             "  context.set_materialize_grads(False)",
@@ -105,7 +102,7 @@ class Training:
         ]
         namespace = {"below_autograd": _torch_autograd.below_autograd(), "set_grad": _torch.set_grad_enabled}
         namespace["alone"] = _torch.alone
-        return _written("enter", lines, {"forward": self.forward, **namespace})
+        return _written("enter", lines, {"forward": self.forward.run, **namespace})
 
     def _alone(self) -> list[int]:
         """Positions of the roots whose memory is no other output's or input's."""
@@ -114,23 +111,42 @@ class Training:
         uses = Counter(map(effects.storage_of, nodes))
         return [i for i in self.joint.roots if uses[effects.storage_of(nodes[i])] == 1]
 
-    def backward(self, context: Any, gradients: Sequence[Tensor | None], needed: tuple[bool, ...]) -> Any:
-        strides = [None if g is None else g.stride() for g in gradients]
-        for i in self._unknown:
-            g = gradients[i]
-            strides[i] = CONTIGUOUS if g is not None and g.is_contiguous() else strides[i]
-        key = tuple(strides), needed
-        compiled = self._backward.get(key)
-        if compiled is None:
-            with capture_lock():
-                program = self.joint.recorder.record(*key)
-                self.joint.recorder.tracer.complete_metadata([program.graph_module.graph])
-                compiled = self._backward[key] = self._prepare(program, key[0])
-        saved = _torch_autograd.take_saved(context)
-        if _torch.any_autocast_enabled():
-            with _torch_autograd.autocast_off():
-                return compiled(saved, gradients)
-        return compiled(saved, gradients)
+    def _write_backward(self) -> Callable[..., Sequence[Tensor | None]]:
+        """What `Function.backward` does: finds the program for the gradients that it gets, and those asked for."""
+        given = [f"g{n}" for n in range(len(self.joint.roots))]
+        unknown = self.joint.recorder.unknown
+        strides = [f"strides({g})" if u else f"{g}.stride()" for g, u in zip(given, unknown, strict=True)]
+        found = _tuple([f"None if {g} is None else {s}" for g, s in zip(given, strides, strict=True)])
+        # The node would not run if the gradient of its only input were not asked for.
+        needed = "(True,)" if len(self.joint.inputs) == 1 else "needed(context)"
+        run = f"run(take_saved(context), {', '.join(given)})"
+        lines = [
+            f"def leave(context, {', '.join(given)}):",
+            "  if is_grad_enabled(): context.training.refuse()",
+            f"  key = {found}, {needed}",
+            "  run = programs.get(key) or context.training.record(*key)",
+            f"  if not any_autocast_enabled(): return {run}",
+            f"  with autocast_off(): return {run}",
+        ]
+        namespace = {"programs": self._backward, "strides": _strides, "is_grad_enabled": torch.is_grad_enabled}
+        namespace |= {"needed": _torch_autograd.needed_gradients, "take_saved": _torch_autograd.take_saved}
+        namespace |= {"any_autocast_enabled": _torch.any_autocast_enabled, "autocast_off": _torch_autograd.autocast_off}
+        return _written("leave", lines, namespace)
+
+    def refuse(self) -> NoReturn:
+        raise PrimexecError(
+            f"gradients of the traced function {self.joint.recorder.name} are asked for with create_graph=True, and "
+            "its backward program cannot be differentiated\nWhat to do: call the function inside "
+            "`with primexec.disable():` where second derivatives are needed"
+        )
+
+    def record(self, gradients: Gradients, needed: tuple[bool, ...]) -> Backward:
+        """The backward program for gradients that arrive for the first time."""
+        with capture_lock():
+            program = self.joint.recorder.record(gradients, needed)
+            self.joint.recorder.tracer.complete_metadata([program.graph_module.graph])
+            compiled = self._backward[gradients, needed] = self._prepare(program, gradients)
+        return compiled
 
     def _prepare(self, program: Program, gradients: Gradients) -> Backward:
         """Compile a backward program, and write out what stands between it and autograd.
@@ -151,14 +167,17 @@ class Training:
         self.compiles += executable.compiles
         found = ["None" if isinstance(leaf, Static) else f"out[{leaf}]" for leaf in program.output_leaves]
         lines = [
-            "def backward(saved, gradients):",
-            f"  [{', '.join(given)}] = gradients",
+            f"def backward(saved, {', '.join(given)}):",
             f"  args = [{', '.join(inputs)}]",
             "  saved.clear()",
             "  out = run(args)",
             f"  return {_tuple(['None'] * _NOT_DIFFERENTIABLE + found)}",
         ]
         return _written("backward", lines, {"run": executable.run, "constants": program.constants})
+
+
+def _strides(gradient: Tensor) -> tuple[int, ...]:
+    return CONTIGUOUS if gradient.is_contiguous() else gradient.stride()
 
 
 def _tuple(names: list[str]) -> str:
@@ -180,16 +199,10 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        if torch.is_grad_enabled():
-            raise PrimexecError(
-                f"gradients of the traced function {ctx.training.joint.recorder.name} are asked for with "
-                "create_graph=True, and its backward program cannot be differentiated\nWhat to do: call the function "
-                "inside `with primexec.disable():` where second derivatives are needed"
-            )
-        needed = _torch_autograd.needed_gradients(ctx)
-        return ctx.training.backward(ctx, gradients, needed)
+        return ctx.training.leave(ctx, *gradients)
 
 
+_torch_autograd.call_directly(_Run)
 # Function.apply looks at every argument for functorch's sake first (0.1 µs each); no transform is active here.
 _apply: Any = super(torch.autograd.Function, _Run).apply
 

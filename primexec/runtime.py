@@ -25,12 +25,14 @@ class Executable:
         run: takes the program's inputs in order and returns its outputs; where boxed, takes them in one list,
             which it empties.
         compiles: how many regions were compiled.
+        asks_grad_mode: whether kernels may do more under grad mode, as an LSTM does, which keeps its workspace.
         training: runs the program under autograd, where results require grad.
     """
 
     plan: Plan
     run: Callable[..., Sequence[Tensor]]
     compiles: int
+    asks_grad_mode: bool = True
     training: Any = None
 
 
@@ -61,9 +63,9 @@ def compile_plan(
     regions = [replace(r, boxed=bool(r.freed) and _empties(executors[r.executor], r)) for r in regions]
     with closing(progress.shown(regions, f"compiling {plan.program.name}")) as shown:
         functions = [_compile(region, executors[region.executor], options) for region in shown]
-    if is_whole and regions[0].boxed == boxed:
-        return Executable(plan, functions[0], 1)
-    return Executable(plan, _join(plan, regions, functions, boxed), len(functions))
+    asks = any(getattr(executors[region.executor], "asks_grad_mode", True) for region in regions)
+    run = functions[0] if is_whole and regions[0].boxed == boxed else _join(plan, regions, functions, boxed)
+    return Executable(plan, run, len(functions), asks)
 
 
 def _empties(executor: Executor, region: Region) -> bool:

@@ -92,6 +92,7 @@ class LlvmExecutor:
     protocol_version = PROTOCOL_VERSION
     exact = True
     any_layout = True
+    asks_grad_mode = False
     parameters = frozenset({"fuel", "precise_casts", "freeze"})
     expected_failures = Path(__file__).parent.with_suffix(".toml")
 
