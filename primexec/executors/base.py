@@ -85,7 +85,7 @@ class Executor(Protocol):
     An executor may say `any_layout = True`: its code runs as well on tensors in another layout, so that chains of
     convolutions around it may be kept in channels-last memory. Results of the program keep eager's strides.
 
-    An executor may say `asks_grad_mode = False`: its code does the same under any grad mode, which needs not be set for it.
+    An executor may say `asks_grad_mode = False`: its code does the same under any grad mode, which is not set for it.
 
     An executor may have a method `leaves(node)`: why it leaves an operator to the executors after it, which run it
     faster than its own code or that of the operator's expansion; None where it does not. It is not asked where falling
