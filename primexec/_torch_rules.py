@@ -25,6 +25,11 @@ def rules() -> dict[Any, Callable[..., Any]]:
         aten._ctc_loss_backward.default: _ctc_loss_backward,
         aten._ctc_loss_backward.Tensor: _ctc_loss_backward,
         aten.linalg_lstsq.default: _lstsq,
+        # of bools and ints, which PyTorch's rule refuses
+        aten.__lshift__.Scalar: lambda mode, *args: aten.bitwise_left_shift.Tensor_Scalar(*args),
+        aten.__lshift__.Tensor: lambda mode, *args: aten.bitwise_left_shift.Tensor(*args),
+        aten.__rshift__.Scalar: lambda mode, *args: aten.bitwise_right_shift.Tensor_Scalar(*args),
+        aten.__rshift__.Tensor: lambda mode, *args: aten.bitwise_right_shift.Tensor(*args),
     }
 
 

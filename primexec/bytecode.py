@@ -154,6 +154,7 @@ class CodeNames:
     suspects: dict[str, int]  # topic → line: what a trace cannot follow, if it really happens
     typed: frozenset[str]  # variables whose exact types are asked for
     typed_at: frozenset[int]  # lines that ask for those of other expressions
+    floats: frozenset[int]  # instructions that load `float` to call it
 
 
 def user_source_of(error: BaseException) -> SourceLine | None:
@@ -184,6 +185,7 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
     suspects: dict[str, int] = {}
     typed: set[str] = set()
     typed_at: set[int] = set()
+    floats: set[int] = set()
     line = code.co_firstlineno
     instructions = list(dis.get_instructions(code))
     for i, instruction in enumerate(instructions):
@@ -209,6 +211,9 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             globals_[instruction.argval] = None
             if instruction.argval == "id" and not is_installed(file):
                 suspects.setdefault(IDENTITY, line)
+            if instruction.argval == "float" and instruction.opname == "LOAD_GLOBAL" and (instruction.arg or 0) & 1:
+                floats |= {x.offset for x in instructions[max(0, i - 1) : i] if x.opname == "EXTENDED_ARG"}
+                floats.add(instruction.offset)
             if instruction.argval == "type":
                 of, call = [x for x in instructions[i + 1 : i + 4] if x.opname != "PRECALL"][:2]
                 if of.opname in _VARIABLE and (call.opname, call.arg) == ("CALL", 1):
@@ -248,6 +253,7 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
         suspects,
         frozenset(typed - {"self"}),
         frozenset(typed_at),
+        frozenset(floats),
     )
 
 

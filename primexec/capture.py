@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, draws, numbers, statics
+from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, draws, functions, numbers, statics
 from primexec._torch import pytree
 from primexec.bytecode import user_source_of
 from primexec.captured import Captured, FirstUse, Signature
@@ -176,7 +176,8 @@ def _capture(
         _torch_packed.note_counts(tracer.fake_mode, (fake_args, fake_kwargs))
         stand_ins = StandIns((fake_args, fake_kwargs), arguments)
         drawn = functools.partial(numbers.drawn, tracer)
-        with _torch_capture.capture_environment(tracer.entrances) as passes, draws.recorded(drawn):
+        environment = _torch_capture.capture_environment(tracer.entrances)
+        with environment as passes, draws.recorded(drawn), functions.recorded():
             result = tracer.run(run, fake_args, fake_kwargs)
     except BaseException as error:
         if _torch.asks_unknown_size(error):

@@ -146,7 +146,7 @@ def _binary(op: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[
         kind = float if float in kinds or op is operator.truediv else int
         if op is power and kind is int:
             return _known(a) ** _known(b)
-        return _reckon(self.node.tracer, op, (a, b), kind)
+        return reckon(op, (a, b), kind)
 
     return method
 
@@ -169,12 +169,12 @@ def _both(quotient: Callable[[Any, Any], Any], remainder: Callable[[Any, Any], A
 
 
 def _unary(op: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda self: _reckon(self.node.tracer, op, (self,), self.node.kind)
+    return lambda self: reckon(op, (self,), self.node.kind)
 
 
 def _rounded(op: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A function that makes an int of a float, and is none to an int."""
-    return lambda self: self if self.node.kind is int else _reckon(self.node.tracer, op, (self,), int)
+    return lambda self: self if self.node.kind is int else reckon(op, (self,), int)
 
 
 def _known(value: Any) -> Any:
@@ -212,7 +212,11 @@ class Number(Disguised):
             return _rounded(round)(self)
         if self.node.kind is int or type(digits) is not int:
             return _known(self).__round__(_known(digits))
-        return _reckon(self.node.tracer, round, (self, digits), float)
+        return reckon(round, (self, digits), float)
+
+    def varies(self) -> bool:
+        """Whether it depends on a number that is an input of the program."""
+        return self.node.tracer.number_inputs.is_made_of(node_of(self.node.tracer, self.node))
 
     def __dir__(self) -> list[str]:
         return dir(self.node.kind)
@@ -404,7 +408,9 @@ def as_tensor(tracer: Tracer, symbol: Symbol) -> Tensor:
     return tensor
 
 
-def _reckon(tracer: Tracer, op: Any, operands: tuple[Any, ...], kind: type) -> Number:
+def reckon(op: Any, operands: tuple[Any, ...], kind: type) -> Number:
+    """The number that a function of Python's makes of others."""
+    tracer = next(v.node.tracer for v in operands if isinstance(v, Number))
     args = tuple(node_of(tracer, v.node) if isinstance(v, Number) else v for v in operands)
     return _wrapped(_emit(tracer, op, args, kind))
 

@@ -27,6 +27,7 @@ from primexec.lookups import ASKING, Disguised, stand_ins
 from primexec.namespaces import Cell, Namespace
 from primexec.reaching import Reaching
 from primexec.record import ORDERED
+from primexec.stand_ins import loading
 
 
 class Reads(Reaching):
@@ -42,6 +43,8 @@ class Reads(Reaching):
         self.reflective = False  # user code asked for attributes by computed or optional names
         self._imports = Imports(self._reach_import)
         self._lookups = stand_ins(self._ask)
+        self._floats: dict[tuple[int, int], frozenset[int]] = {}  # by the same, where in code `float` is called
+        self.float: Any = float  # what stands in for it there
         self._previous: Any = None
         self.suspects: dict[str, SourceLine] = {}
         self.fn = fn
@@ -85,11 +88,17 @@ class Reads(Reaching):
             self.codes[key] = code
             if names is not None:
                 self._read(names, frame)
+                self._floats |= {key: names.floats} if names.floats else {}
             elif code is _CALL_OF_MODULES:
                 self._reach_tables(_torch.global_hooks(), "hooks of all modules")
         local = self._previous(frame, event, arg) if self._previous is not None else None
         names = names_of(code) if self.varying else None
-        return self._watching_types(names, local) if names is not None and names.typed | names.typed_at else local
+        if names is not None and names.typed | names.typed_at:
+            local = self._watching_types(names, local)
+        if key in self._floats:
+            frame.f_trace_opcodes = True
+            return loading("float", self.float, self._floats[key], local)
+        return local
 
     def _watching_types(self, names: CodeNames, inner: Any) -> Any:
         """Watches a frame that asks for exact types: whether it may ask for that of a number that varies."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import sys
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -66,3 +67,23 @@ class StandIns:
 
 
 _BUILTINS: dict[str, Any] = builtins.__dict__
+
+
+def loading(name: str, stand_in: Any, places: frozenset[int], inner: Any) -> Any:
+    """Watches a frame, in which these instructions load a builtin that is called: they get its stand-in.
+
+    Nobody else meets it, for classes are asked for by identity, too.
+    """
+    original = _BUILTINS[name]
+
+    def watch(frame: types.FrameType, event: str, arg: Any) -> Any:
+        nonlocal inner
+        if _BUILTINS[name] is stand_in:
+            _BUILTINS[name] = original
+        if event != "opcode":
+            inner = inner(frame, event, arg) if inner is not None else None
+        elif frame.f_lasti in places:
+            _BUILTINS[name] = stand_in
+        return watch
+
+    return watch

@@ -26,6 +26,7 @@ from primexec import (
     _torch_capture,
     _torch_packed,
     effects,
+    functions,
     higher_order,
     literals,
     numbers,
@@ -84,6 +85,7 @@ class Tracer:
     def __init__(self, reads: Reads, shadows: Shadows, known: Decisions = ()) -> None:
         self.reads, self.shadows = reads, shadows
         reads.refuse = self.fail  # type: ignore[method-assign]
+        reads.float = functions.float_stand_in()
         self.fake_mode = _torch.fake_mode()
         self.scope = Scope()
         self.inputs: dict[str, BoundInput] = {}  # by the names of their nodes

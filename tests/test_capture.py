@@ -36,7 +36,7 @@ def refusal(fn: Callable[..., Any], *args: Any) -> CaptureError:
 
 def branch(x: Tensor) -> Tensor:
     y = x + 1
-    if float(y.sum()) > 0:  # the branch
+    if complex(y.sum()) == 0:  # the branch
         return y
     return x
 
@@ -46,13 +46,13 @@ def test_refusal_names_reason_line_and_way_out() -> None:
     line = branch.__code__.co_firstlineno + 2
     assert error.source is not None
     assert (error.source.file, error.source.line, error.source.function) == (__file__, line, "branch")
-    assert error.source.text == "if float(y.sum()) > 0:  # the branch"
+    assert error.source.text == "if complex(y.sum()) == 0:  # the branch"
     assert "value of a tensor" in error.reason
     assert "torch.where" in error.hint
     assert str(error).splitlines() == [
         error.reason,
         f'  File "{__file__}", line {line}, in branch',
-        "    if float(y.sum()) > 0:  # the branch",
+        "    if complex(y.sum()) == 0:  # the branch",
         f"What to do: {error.hint}",
     ]
     assert isinstance(error, primexec.PrimexecError)
@@ -69,12 +69,12 @@ def test_refusal_survives_a_copy(copied: Callable[[Any], Any]) -> None:
 
 
 def test_refusal_names_the_innermost_line_of_the_user() -> None:
-    def helper(x: Tensor) -> float:
-        return float(torch.relu(x).sum())
+    def helper(x: Tensor) -> complex:
+        return complex(torch.relu(x).sum())
 
     error = refusal(lambda x: x * helper(x), X)
     assert error.source is not None
-    assert error.source.text == "return float(torch.relu(x).sum())"
+    assert error.source.text == "return complex(torch.relu(x).sum())"
 
 
 def test_refusal_inside_a_layer_of_torch() -> None:
@@ -83,11 +83,11 @@ def test_refusal_inside_a_layer_of_torch() -> None:
             return self.inner(x)
 
         def inner(self, x: Tensor) -> Tensor:
-            return x * float(x.sum())
+            return x * complex(x.sum())
 
     error = refusal(nn.Sequential(nn.ReLU(), Odd()), X)
     assert error.source is not None
-    assert error.source.text == "return x * float(x.sum())"
+    assert error.source.text == "return x * complex(x.sum())"
 
 
 def test_refusal_without_a_line_names_the_function() -> None:
@@ -112,14 +112,14 @@ def test_no_tensor_hangs_in_a_cycle_after_a_trace(fn: Any, monkeypatch: pytest.M
 
 def swallow(x: Tensor) -> Tensor:
     try:
-        return x * float(x.sum())
+        return x * complex(x.sum())
     except Exception:
         return x
 
 
 def swallow_all(x: Tensor) -> Tensor:
     try:
-        scale = float(x.sum())
+        scale = complex(x.sum())
     except:  # noqa: E722
         scale = 1.0
     return x * scale
@@ -128,7 +128,7 @@ def swallow_all(x: Tensor) -> Tensor:
 def swallow_in_finally(x: Tensor) -> Tensor:
     for _ in range(1):
         try:
-            float(x.sum())
+            complex(x.sum())
         finally:
             break  # noqa: B012
     return x
@@ -414,9 +414,9 @@ def test_state_that_was_replaced_is_not_kept() -> None:
 
 
 def test_refused_calls_keep_nothing() -> None:
-    def function(x: Tensor) -> float:
+    def function(x: Tensor) -> complex:
         y = x + 1
-        return float(y.sum())
+        return complex(y.sum())
 
     traced = make_traced(function)
     x = torch.ones(3)

@@ -1,5 +1,6 @@
 """Numbers that a function reads off tensors, and what it reckons with them."""
 
+import builtins
 import copy
 import gc
 import math
@@ -69,6 +70,7 @@ def test_as_eager(fn: Callable[[Tensor], Any], executor: str) -> None:
 
 @pytest.mark.parametrize("executor", ["aten", "auto"])
 def test_gradients(executor: str) -> None:
+    torch.manual_seed(0)
     model = nn.Linear(3, 2)
 
     def loss(x: Tensor) -> tuple[Tensor, float]:
@@ -97,6 +99,9 @@ class Watched(nn.Module):
 kept: list[Any] = []
 
 
+root = math.sqrt
+
+
 class Keeper:
     def __init__(self) -> None:
         kept.append(self)
@@ -107,12 +112,59 @@ def kept_by_an_object(x: Tensor) -> Tensor:
     return x
 
 
+def floats(x: Tensor, t: Tensor) -> Any:
+    top, count = float(t.max(dim=0, keepdim=True).values), float(len(x))
+    assert isinstance(top, float)
+    ways = x * float(t.sum()) * float("1.5") if float(x.sum()) > 0 else x / float(t[0].double())
+    return ways, top, count, float(top), float((t > 0).any()), float(t.int()[0]), [float(v) for v in t]
+
+
+def functions(x: Tensor, t: Tensor) -> Any:
+    a, b = float(t[0]), t[1].item()
+    return x * math.sqrt(abs(a)) + math.atan2(a, b), math.cos(math.pi * b / 3), math.pow(abs(b), 0.5), math.log(8, 2)
+
+
+def scaled(x: Tensor, step: int) -> Tensor:
+    return x * float(step) * math.cos(math.pi * step / 10) * math.exp(-step)
+
+
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")])
+@pytest.mark.parametrize(("fn", "traces"), [(floats, 3), (functions, 2)])
+def test_float_and_math(fn: Callable[..., Any], traces: int, executor: Any) -> None:
+    traced = make_traced(fn, executor=executor)
+    for x, t in (([1.0, 2.0], [3.5, -1.0]), ([1.0, 4.0], [3.25, 2.0]), ([-1.0, 0.0], [7.0, -3.0]), ([1.0], [0.5, 9.0])):
+        given = torch.tensor(x), torch.tensor(t)
+        torch.testing.assert_close(traced(*given), fn(*given))
+    assert builtins.float is (1.0).__class__
+    assert math.sqrt is root
+    assert traced.cache_info().traces == traces
+    with pytest.raises(ValueError, match="only one element"):
+        make_traced(lambda x: x * float(x))(torch.ones(2))
+
+
+def test_float_and_math_of_numbers_that_vary() -> None:
+    traced = make_traced(scaled)
+    for step in range(9):
+        torch.testing.assert_close(traced(torch.ones(2), step), scaled(torch.ones(2), step))
+    assert traced.cache_info().traces == 4
+
+
+def test_shifted_truth_values() -> None:
+    x = torch.tensor([[1.0, -1.0, 0.0]])
+    for executor in ("aten", ("llvm", "aten")):
+        traced = make_traced(lambda x: ((x > 0) << 2, (x > 0).t() >> 1, (x < 1) << x.char()), executor=executor)
+        found, expected = traced(x), ((x > 0) << 2, (x > 0).t() >> 1, (x < 1) << x.char())
+        for a, b in zip(found, expected, strict=True):
+            assert a.equal(b)
+            assert (a.dtype, a.stride()) == (b.dtype, b.stride())
+
+
 REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "compared with NumPy's": lambda x: x if np.float64(0) < x.sum().item() else -x,
     "formatted": lambda x: f"{x.sum().item():.3f}",
     "shown": lambda x: str(x.sum().item()),
     "hashed": lambda x: {x.sum().item(): x},
-    "math": lambda x: x * math.sqrt(x.abs().sum().item()),
+    "math by name": lambda x: x * root(x.abs().sum().item()),
     "range": lambda x: torch.arange(0, x.abs().sum().item()),
     "probability": lambda x: nn.functional.dropout(x, x.sigmoid().mean().item()),
     "branch": lambda x: torch.cond(x.sum() > 0, lambda y: y * y.sum().item(), lambda y: -y, (x,)),

@@ -109,7 +109,7 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "choice": lambda x: x * random.choice([1.0, 2.0]),
     "int": lambda x: x * random.randint(1, 3),
     "imported before": lambda x: x * PLAIN(),
-    "value": lambda x: x * float(random.random()),
+    "value": lambda x: x * np.float64(random.random()),
 }
 
 

@@ -21,7 +21,7 @@ LOG: list[Any] = []
 
 # A value as a Python number: the text of the line is the text of the lambda.
 VALUES: dict[str, Any] = {
-    "float": (lambda x: x * float(x.sum()), "float(x.sum())"),
+    "complex": (lambda x: x * complex(x.sum()), "complex(x.sum())"),
     "complex": (lambda x: x * complex(x.sum()), "complex(x.sum())"),
     "numpy": (lambda x: x.numpy(), "x.numpy()"),
     "numpy_detached": (lambda x: x.detach().numpy().sum(), "x.detach().numpy()"),
@@ -37,11 +37,11 @@ for name, (function, line) in VALUES.items():
     FAMILY.add(f"value_{name}", function, X, line=line)
 
 
-@FAMILY.program(X, line="if float(x.sum()) > 0:")
+@FAMILY.program(X, line="if complex(x.sum()) == 0:")
 def value_after_write(x: Tensor) -> Tensor:
     """The write that came before must not have reached the real tensor."""
     x.add_(1)
-    if float(x.sum()) > 0:
+    if complex(x.sum()) == 0:
         return x
     return -x
 
