@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from primexec._torch import modes_off, private, pytree, torch_directory
+from primexec._torch_rules import shifts
 
 _capturing = threading.local()
 
@@ -315,6 +316,7 @@ def _recorded_rng(name: str) -> Callable[[Any], Any]:
 
 def as_kernels_have_it(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """out with the shapes and strides that the kernel gives, where PyTorch's rule for fake tensors gives others."""
+    op = shifts().get(op, op)
     correct = _corrections().get(op)
     if correct is not None and kwargs.get("memory_format") in (None, torch.preserve_format):
         return correct(args, out)

@@ -25,11 +25,19 @@ def rules() -> dict[Any, Callable[..., Any]]:
         aten._ctc_loss_backward.default: _ctc_loss_backward,
         aten._ctc_loss_backward.Tensor: _ctc_loss_backward,
         aten.linalg_lstsq.default: _lstsq,
-        # of bools and ints, which PyTorch's rule refuses
-        aten.__lshift__.Scalar: lambda mode, *args: aten.bitwise_left_shift.Tensor_Scalar(*args),
-        aten.__lshift__.Tensor: lambda mode, *args: aten.bitwise_left_shift.Tensor(*args),
-        aten.__rshift__.Scalar: lambda mode, *args: aten.bitwise_right_shift.Tensor_Scalar(*args),
-        aten.__rshift__.Tensor: lambda mode, *args: aten.bitwise_right_shift.Tensor(*args),
+        **{op: lambda mode, *args, same=same: same(*args) for op, same in shifts().items()},
+    }
+
+
+@cache
+def shifts() -> dict[Any, Any]:
+    """Shifts whose rules refuse bools beside ints → the same under another name, whose rules take them."""
+    aten = torch.ops.aten
+    return {
+        aten.__lshift__.Scalar: aten.bitwise_left_shift.Tensor_Scalar,
+        aten.__lshift__.Tensor: aten.bitwise_left_shift.Tensor,
+        aten.__rshift__.Scalar: aten.bitwise_right_shift.Tensor_Scalar,
+        aten.__rshift__.Tensor: aten.bitwise_right_shift.Tensor,
     }
 
 

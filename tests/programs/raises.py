@@ -22,7 +22,6 @@ LOG: list[Any] = []
 # A value as a Python number: the text of the line is the text of the lambda.
 VALUES: dict[str, Any] = {
     "complex": (lambda x: x * complex(x.sum()), "complex(x.sum())"),
-    "complex": (lambda x: x * complex(x.sum()), "complex(x.sum())"),
     "numpy": (lambda x: x.numpy(), "x.numpy()"),
     "numpy_detached": (lambda x: x.detach().numpy().sum(), "x.detach().numpy()"),
     "np_asarray": (lambda x: np.asarray(x).sum(), "np.asarray(x)"),
