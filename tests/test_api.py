@@ -288,7 +288,7 @@ def test_trace_and_explain_leave_no_count(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_refused_call_counts_as_a_miss_without_a_trace() -> None:
-    traced = make_traced(lambda x: float(x))
+    traced = make_traced(lambda x: complex(x))
     for _ in range(2):
         with pytest.raises(primexec.CaptureError):
             traced(torch.ones(()))
