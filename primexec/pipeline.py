@@ -52,6 +52,7 @@ def compile_program(
         )
     if any(getattr(e, "any_layout", False) for e in executors):
         program = passes.run_layouts(functional, frozen)
+    program = passes.run_instead(program, [e.instead for e in executors if hasattr(e, "instead")])
     verify_captured(program)
     plan = partition(program, executors, allowed=allowed, inference=inference)
     only_aten = all(region.executor == "aten" for region in plan.regions)

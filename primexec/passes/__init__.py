@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from primexec.config import verifies_passes
 from primexec.passes.again import ComputeAgain, DrawsAsBits
@@ -17,6 +17,7 @@ from primexec.passes.copies import RemoveLastCopies
 from primexec.passes.dead_code import RemoveDeadCode
 from primexec.passes.freeze import FoldNorms, PackWeights
 from primexec.passes.functionalize import Functionalize
+from primexec.passes.instead import Instead
 from primexec.passes.pools import PoolsChannelsLast
 from primexec.passes.renames import RemoveRenames
 from primexec.passes.scalars import NumbersAsTensors
@@ -62,6 +63,11 @@ def run_layouts(program: Program, frozen: Mapping[str, Tensor] | None = None) ->
         return _run((ChannelsLast(), PoolsChannelsLast(), ShareKeys()), program, verify_captured)
     layouts = ChannelsLast(frozenset(frozen)), PoolsChannelsLast()
     return _run((FoldNorms(frozen), *layouts, ShareKeys(), PackWeights(frozen)), program, verify_captured)
+
+
+def run_instead(program: Program, finds: Sequence[Callable[[fx.Node], Any]]) -> Program:
+    """Run, in place of operators with effects, what executors know of that does the same."""
+    return _run(tuple(map(Instead, finds)), program, verify_captured)
 
 
 def run_prims(program: Program) -> Program:

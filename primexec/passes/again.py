@@ -13,12 +13,12 @@ from primexec.cut import made_again
 from primexec.passes.emission import emit
 from primexec.program import Program
 
-_CONVERT = torch.ops.aten._to_copy.default
+_CONVERT, _EMPTY = torch.ops.aten._to_copy.default, torch.ops.aten.empty_like.default
 
 
 @dataclass(frozen=True, slots=True)
 class DrawsAsBits:
-    """Draws of 0 or 1, as dropout makes them, go through bools, where a backward pass follows: it keeps these."""
+    """Draws of 0 or 1, as dropout makes them, are bools, where a backward pass follows: it keeps these."""
 
     def __call__(self, program: Program) -> Program:
         graph = program.graph_module.graph
@@ -28,10 +28,12 @@ class DrawsAsBits:
         made = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         for node in graph.nodes:
-            copies[node] = copy = made.node_copy(node, copies.__getitem__)
             if node in draws:
-                bits = emit(made, node, _CONVERT, copy, dtype=torch.bool)
-                copies[node] = emit(made, node, _CONVERT, bits, dtype=node.meta["val"].dtype)
+                bits = emit(made, node, _EMPTY, copies[node.args[0]], dtype=torch.bool)
+                drawn = emit(made, node, node.target, bits, *node.args[1:], **node.kwargs)
+                copies[node] = emit(made, node, _CONVERT, drawn, dtype=node.meta["val"].dtype)
+            else:
+                copies[node] = made.node_copy(node, copies.__getitem__)
         module = _torch.graph_module(program.graph_module, made)
         return replace(program, graph_module=module, calls=tuple(c.renamed(copies) for c in program.calls))
 

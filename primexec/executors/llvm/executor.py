@@ -34,6 +34,7 @@ from primexec.executors.llvm import (
     repeats,
     short_rows,
     threads,
+    twister,
 )
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.codes import Binding, Code, Loaded, Part
@@ -101,6 +102,9 @@ class LlvmExecutor:
 
     def leaves(self, node: fx.Node) -> str | None:
         return left.why(node)
+
+    def instead(self, node: fx.Node) -> Any:
+        return twister.instead(node)
 
     def empties(self, region: Region) -> bool:
         return library.empties(region)
