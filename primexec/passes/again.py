@@ -22,7 +22,8 @@ class DrawsAsBits:
 
     def __call__(self, program: Program) -> Program:
         graph = program.graph_module.graph
-        draws = set(graph.find_nodes(op="call_function", target=torch.ops.aten.bernoulli.p))
+        found = graph.find_nodes(op="call_function", target=torch.ops.aten.bernoulli.p)
+        draws = {n for n in found if n.meta["val"].dtype is not torch.float64}  # which GPUs draw other numbers for
         if not draws or not any(n.meta.get("in_backward") for n in program.nodes):
             return program
         made = fx.Graph()
