@@ -1,8 +1,8 @@
 """Draws of 0 or 1, as dropout makes them, from PyTorch's generator for CPUs: its numbers and its state, in vectors.
 
 The generator is the Mersenne Twister of Matsumoto and Nishimura (ACM Transactions on Modeling and Computer Simulation
-8, 1998). PyTorch asks it for one number at a time, which took 7 ns an element (AMD Zen 3). Where PyTorch draws with MKL,
-on Intel's processors, other numbers are due: `is_pytorchs` finds that out.
+8, 1998). PyTorch asks it for one number at a time, which took 7 ns an element (AMD Zen 3). Where PyTorch draws with
+MKL, on the processors of Intel, other numbers are due: `is_pytorchs` finds that out.
 """
 
 from __future__ import annotations
