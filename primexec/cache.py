@@ -156,9 +156,15 @@ class Cache:
         save = registry.saving(self.options, executors)
         attempt = functools.partial(capture, fn, args, kwargs, self.signature, save, known=known)
         captured = self._capture(attempt, description)
-        if captured.first_use is not None:
-            self._note_first_use(captured.first_use, description, fn)
-            return None
+        if (first_use := captured.first_use) is not None:
+            if self._is_first(first_use, description):
+                return None
+            counters = first_use.numbers  # such as those that only every other call changes
+            counted = self._try(attempt, self._varying | counters) if counters else None
+            if counted is None or counted.first_use is not None:
+                raise_located(first_use.error, fn)
+            captured = counted
+        self._varying |= captured.reads.varying
         self.traces += 1
         try:
             captured, executable = compile_captured(captured, self.options, executors)
@@ -195,13 +201,14 @@ class Cache:
             _trace_log.debug("%s: %s stay constants: %s", self.name, ", ".join(sorted(varying)), error)
             return None
 
-    def _note_first_use(self, first_use: FirstUse, description: dict[str, str], fn: Callable[..., Any]) -> None:
-        """Raise where the same call has set up the same thing before: it would never be served from the cache."""
+    def _is_first(self, first_use: FirstUse, description: dict[str, str]) -> bool:
+        """Whether the same call has not set up the same thing before: else it would never be served from the cache."""
         key = hash((first_use.error.reason, *description.items()))
-        if key in self._first_uses:
-            raise_located(first_use.error, fn)
+        is_first = key not in self._first_uses
         self._first_uses.add(key)
-        _trace_log.debug("%s: run as it is, for at this call %s", self.name, first_use.error.reason)
+        if is_first:
+            _trace_log.debug("%s: run as it is, for at this call %s", self.name, first_use.error.reason)
+        return is_first
 
     def _note_miss(self, description: dict[str, str], known: Decisions) -> None:
         # Comparing with every entry at every miss would cost n² for n programs.

@@ -38,6 +38,7 @@ class NumberInputs:
         self._values: dict[str, Any] = {}  # name of an input → number
         self._logging_raises = logging.raiseExceptions
         self._changes: list[tuple[dict[Any, Any], Any, Any, str]] = []
+        self._lists: dict[int, list[Any]] = {}  # identity of what stands in for a list → what is in it
         # (dict, key, number, stand-in, label)
         self._places: list[tuple[dict[Any, Any], Any, Any, Any, str]] = []
 
@@ -62,10 +63,12 @@ class NumberInputs:
     def _place_all(self) -> None:
         for held, name, label in self._tracer.reads.numbers[len(self._places) :]:
             value = statics.get_item(held, name)
-            if type(value) is tuple:
+            if type(value) in (tuple, list):
                 get = [functools.partial(_part, held, name, i) for i in range(len(value))]
                 places = [(g, None, f"{label}[{i}]") for i, g in enumerate(get)]
-                stand_in: Any = tuple(map(self._stand_in, places, value))
+                stand_ins = list(map(self._stand_in, places, value))
+                stand_in: Any = type(value)(stand_ins)
+                self._lists |= {id(stand_in): stand_ins} if type(value) is list else {}
             else:
                 stand_in = self._stand_in((held, name, label), value)
             statics.set_item(self._seen(held), name, stand_in)
@@ -120,17 +123,22 @@ class NumberInputs:
         logging.raiseExceptions = self._logging_raises
         for held, name, value, number, label in self._places:
             seen = self._seen(held)
+            inside = self._lists.get(id(number))
+            if inside and not (len(number) == len(inside) and all(map(operator.is_, number, inside))):
+                self._tracer.fail(f"the function changes {label}, a list of numbers", "put another list in its place")
             if (new := dict.get(seen, name)) is not number:
                 self._changes.append((held, name, new, label))
-                if not all(isinstance(n, (int, float)) for n in (new if type(new) is tuple else [new])):
+                numbers: Any = new if type(new) in (tuple, list) else [new]
+                if not all(isinstance(n, (int, float)) for n in numbers):
                     self._tracer.fail(f"the function puts something else in the place of {label}", "keep it a number")
             statics.set_item(seen, name, value)
         for topic, hint in ((TYPES, "use isinstance()"), (HANDLED, "let errors pass")):
             if (self.arguments or self._places) and topic in self._tracer.reads.suspects:
                 self._tracer.fail("the exact type of a number may be asked for", hint)
         self._places.clear()
+        self._lists.clear()
 
 
 def _part(held: dict[Any, Any], name: Any, index: int) -> Any:
-    """A number of a tuple that stands in a dict."""
+    """A number of a tuple or list that stands in a dict."""
     return statics.get_item(held, name)[index]

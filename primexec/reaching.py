@@ -113,7 +113,7 @@ class Reaching(Record):
             self._record_cell(lambda: value() is None, ignore, f"whether {label} is dead")
             self.reach(value(), label)
         elif statics.is_container(value):
-            if self.varying and type(value) is tuple and any(issubclass(type(v), Disguised) for v in value):
+            if self.varying and type(value) in (tuple, list) and any(issubclass(type(v), Disguised) for v in value):
                 return  # stands in for a tuple of numbers while the function runs
             self._seen[id(value)] = value
             if hasattr(value, "__dict__"):
@@ -281,7 +281,7 @@ class Reaching(Record):
         label = namespace.label_of(name)
         if label in self.varying and statics.may_vary(value) and namespace.is_instance():
             namespace.inputs.add(name)
-            if type(value) is tuple:
+            if type(value) in (tuple, list):
                 namespace.values[name] = statics.AnyNumbers(value)
             self.numbers.append((namespace.held, name, label))
             self.number_found()

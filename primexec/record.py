@@ -70,7 +70,8 @@ class Record:
         for namespace in self.namespaces.values():
             for name, value in list(dict.items(namespace.held)):
                 new = name not in namespace.values and not namespace.had(name)
-                if not new and (name not in namespace.values or value is namespace.originals.get(name, ABSENT)):
+                known = name not in namespace.values or value is namespace.originals.get(name, ABSENT)
+                if name in namespace.inputs or (known and not new):
                     continue
                 anew = namespace.is_made_anew(name, value) and id(value) not in self._seen
                 if anew or fake(value) or namespace.may_set(name, value, self.loaded):

@@ -53,31 +53,32 @@ LARGEST: dict[type, int | float] = {int: 1 << 53, float: 1e38}
 
 
 def may_vary(value: Any) -> bool:
-    """Whether a value is a number, or a tuple of numbers, that a program can take as inputs."""
-    if type(value) is tuple:
+    """Whether a value is a number, or a tuple or list of numbers, that a program can take as inputs."""
+    if type(value) in (tuple, list):
         return bool(value) and all(type(v) in LARGEST and may_vary(v) for v in value)
     return type(value) in LARGEST and -LARGEST[type(value)] <= value <= LARGEST[type(value)]
 
 
 def are_numbers(then: Any, now: Any) -> bool:
-    """Whether two frozen values are numbers of one type, or tuples of such."""
+    """Whether two frozen values are numbers of one type, or tuples or lists of such."""
     if not isinstance(then, tuple) or not isinstance(now, tuple) or then[0] is not now[0]:
         return False
-    if then[0] is tuple and len(then[1]) == len(now[1]) > 0:
+    if then[0] in (tuple, list) and len(then[1]) == len(now[1]) > 0:
         return all(map(are_numbers, then[1], now[1]))
     return then[0] in LARGEST
 
 
 class AnyNumbers:
-    """Equal to the frozen form of any tuple of as many numbers of these types."""
+    """Equal to the frozen form of any tuple or list of as many numbers of these types."""
 
     __slots__ = ("kinds",)
 
-    def __init__(self, numbers: tuple[Any, ...]) -> None:
-        self.kinds = [type(n) for n in numbers]
+    def __init__(self, numbers: Any) -> None:
+        self.kinds = [type(numbers), *map(type, numbers)]
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, tuple) and other[0] is tuple and [part[0] for part in other[1]] == self.kinds
+        holds = isinstance(other, tuple) and other[0] in (tuple, list)
+        same = holds and [other[0], *(part[0] for part in other[1])] == self.kinds  # type: ignore[index]
         return same or (isinstance(other, AnyNumbers) and other.kinds == self.kinds)
 
     __hash__ = None  # type: ignore[assignment]
