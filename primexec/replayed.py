@@ -21,7 +21,7 @@ from primexec.executors.base import RegionFunction
 from primexec.joint import Joint
 from primexec.partition import Plan, gains_nothing
 from primexec.placement import is_free
-from primexec.prims import lookup
+from primexec.prims import Prim, lookup
 from primexec.program import Program
 from primexec.tracer import UNRECORDED
 
@@ -29,6 +29,8 @@ NOTE = "autograd records the operators one by one: a node of our own would cost 
 OPERATORS = 32  # in a program of more of them a node costs little
 FEW = 2
 ELEMENTS = 4096  # kernels of so many take less time than a node
+QUICK_ELEMENTS = 1 << 15  # kernels that are no faster than PyTorch's gain less than a node costs
+_QUICK = frozenset({"broadcast_in_dim", "div", "exp", "log", "reciprocal", "rsqrt", "sqrt"})
 
 
 def is_worthwhile(joint: Joint, forward: Plan, backward: Plan) -> bool:
@@ -36,7 +38,7 @@ def is_worthwhile(joint: Joint, forward: Plan, backward: Plan) -> bool:
     plans = forward, backward
     if any(len(plan.program.nodes) > OPERATORS for plan in plans):
         return False
-    if all(map(_is_small, plans)):
+    if all(map(_is_small, plans)) or (_keeps_size(forward) and _is_quick(forward, 1) and _is_quick(backward, FEW)):
         return True
     # Where autograd chooses one of two formulas by values, a backward program computes both.
     roots = [n.meta["val"] for n in joint.recorder.roots]
@@ -47,11 +49,35 @@ def is_worthwhile(joint: Joint, forward: Plan, backward: Plan) -> bool:
 
 def _is_arithmetic(plan: Plan) -> bool:
     """Whether the program is one operator of comparisons, products and their like, which integers have as well."""
-    working = [n for n in plan.program.nodes if not is_free(n)]
-    expansion = plan.claims[working[0]].expansion if len(working) == 1 else None
-    rows = [lookup(p.target) for p in expansion.prims if p.all_input_nodes] if expansion else []
-    known = [row for row in rows if row is not None and row.family == "pointwise" and "int32" in row.dtypes.split()]
-    return bool(rows) and len(known) == len(rows)
+    rows = _prims(plan, 1)
+    return bool(rows) and all(row is not None and _for_integers(row) for row in rows)
+
+
+def _is_quick(plan: Plan, operators: int) -> bool:
+    """Whether it is a few operators, not large, that PyTorch computes as fast in vectors: softmax, layer norm."""
+    rows = _prims(plan, operators)
+    quick = [row and (row.family == "reduction" or row.name in _QUICK or _for_integers(row)) for row in rows]
+    return bool(rows) and all(quick) and _is_at_most(QUICK_ELEMENTS, plan)
+
+
+def _keeps_size(plan: Plan) -> bool:
+    """Whether the results are about as large as the inputs: PyTorch makes losses and variances in several passes."""
+    inputs = [n.meta["val"] for n in plan.program.graph_module.graph.find_nodes(op="placeholder")]
+    sizes = [n for t in inputs if isinstance(t, Tensor) and isinstance(n := t.numel(), int)]
+    return not _is_at_most(max(sizes, default=0) // 2 - 1, plan)
+
+
+def _prims(plan: Plan, most: int) -> list[Prim | None]:
+    """The prims of a program of so many operators at most; none of others, nor where one has no expansion."""
+    working = _working(plan)
+    expansions = [plan.claims[n].expansion for n in working]
+    if len(working) > most or not all(expansions):
+        return []
+    return [lookup(p.target) for e in expansions if e for p in e.prims if p.all_input_nodes]
+
+
+def _for_integers(row: Prim) -> bool:
+    return row.family == "pointwise" and "int32" in row.dtypes.split()
 
 
 def _gains_nothing(plan: Plan) -> bool:
@@ -60,10 +86,18 @@ def _gains_nothing(plan: Plan) -> bool:
 
 
 def _is_small(plan: Plan) -> bool:
-    working = [n for n in plan.program.nodes if not is_free(n) and n.target is not operator.getitem]
-    results = [t.meta.get("val") for n in working for t in effects.results_of(n)]
+    return len(_working(plan)) <= FEW and _is_at_most(ELEMENTS, plan)
+
+
+def _working(plan: Plan) -> list[fx.Node]:
+    return [n for n in plan.program.nodes if not is_free(n) and n.target is not operator.getitem]
+
+
+def _is_at_most(elements: int, plan: Plan) -> bool:
+    """Whether no result has more elements."""
+    results = [t.meta.get("val") for n in _working(plan) for t in effects.results_of(n)]
     sizes = [t.numel() for t in results if isinstance(t, Tensor)]
-    return len(working) <= FEW and all(isinstance(size, int) and size <= ELEMENTS for size in sizes)
+    return all(isinstance(size, int) and size <= elements for size in sizes)
 
 
 def records_itself(joint: Joint, program: Program, run: RegionFunction) -> bool:

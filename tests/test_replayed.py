@@ -51,6 +51,8 @@ LEFT: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
     "one large operator": (torch.relu, [leaf(300, 300)]),
     "one of comparisons and products": (F.hardswish, [leaf(300, 300)]),
     "two results": (lambda x: x.sort(-1)[0], [leaf(16)]),
+    "a softmax": (lambda x: torch.softmax(x, -1), [leaf(64, 128)]),
+    "a layer norm": (lambda x, w, b: F.layer_norm(x, (128,), w, b), [leaf(64, 128), leaf(128), leaf(128)]),
     "a choice by values": (lambda x: x.prod(), [leaf(200, 100)]),
     "a loss": (lambda x, w: (x * w).sum(), [leaf(16), leaf(16)]),
     "an LSTM whose last state nobody uses": (
@@ -181,6 +183,12 @@ def test_what_fuses_or_is_asked_for_keeps_its_node() -> None:
     x = leaf(300, 300)
     assert not is_replayed(make_traced(lambda x: torch.softmax(x.sin() * 2, -1), executor=DEFAULT)(x))
     assert not is_replayed(make_traced(torch.relu, executor="aten")(x))
+    for slow in (lambda x: F.group_norm(x, 8), torch.tanh, lambda x: x.exp() * x.sigmoid()):
+        assert not is_replayed(make_traced(slow, executor=DEFAULT)(leaf(64, 128)))
+    assert not is_replayed(
+        make_traced(lambda x, y: F.mse_loss(x, y), executor=DEFAULT)(leaf(64, 128), torch.ones(64, 128))
+    )
+    assert not is_replayed(make_traced(torch.sigmoid, executor=DEFAULT)(x))
     strict = make_traced(torch.relu, executor="llvm", executor_parameters={"strict": True})
     assert not is_replayed(strict(x))
 
