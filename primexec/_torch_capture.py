@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -16,9 +14,10 @@ import torch
 from torch import Tensor
 
 from primexec._torch import modes_off, private, pytree, torch_directory
+from primexec._torch_flag import CapturingFlag
+from primexec._torch_flag import capturing as capturing
+from primexec._torch_flag import state as _capturing
 from primexec._torch_rules import shifts
-
-_capturing = threading.local()
 
 
 class Trace(Protocol):
@@ -35,37 +34,6 @@ class Trace(Protocol):
 
     def before_hooks(self) -> None:
         """Hooks are set for what autograd saves from here on."""
-
-
-def capturing() -> bool:
-    """Whether this thread is inside a capture of ours."""
-    return getattr(_capturing, "depth", 0) > 0
-
-
-class _CapturingFlag:
-    """Stands in for torch's process-wide `_is_compiling_flag`: true only in the thread that captures.
-
-    The plain flag is seen by every thread, and library code branches on it: another thread's eager call
-    would take the path meant for tracing.
-    """
-
-    def __init__(self, before: object) -> None:
-        self.before = before
-
-    def __bool__(self) -> bool:
-        asking = sys._getframe(1).f_code.co_filename
-        if asking.startswith(tuple(os.path.join(torch_directory(), *p) for p in (("nn", "modules"), ("optim",)))):
-            return False  # torch.nn leaves its fast paths when compiling, optimizers reckon in tensors; eager does not
-        return capturing() or bool(self.before)
-
-
-def _as_bool(name: str) -> Callable[..., Any]:
-    return lambda self, *other: getattr(bool(self), name)(*other)
-
-
-# Library code also combines the flag with others: transformers writes `is_compiling() | is_proxy(x)`.
-for _name in ("or", "ror", "and", "rand", "xor", "rxor", "eq", "ne", "int", "index", "hash", "repr"):
-    setattr(_CapturingFlag, f"__{_name}__", _as_bool(f"__{_name}__"))
 
 
 @contextmanager
@@ -172,7 +140,7 @@ def modules_themselves() -> Iterator[None]:
 @cache
 def _stand_ins() -> list[tuple[Any, str, Callable[[Any], Any]]]:
     """(owner, name, original → stand-in): what a capture replaces; other threads still get the original's answer."""
-    compiling = (torch.compiler, "_is_compiling_flag", _CapturingFlag)
+    compiling = (torch.compiler, "_is_compiling_flag", CapturingFlag)
     control_flow = (private("torch._higher_order_ops.utils"), "_hop_compile_and_call", _call_directly)
     fake_log = (logging.getLogger("torch._subclasses.fake_tensor"), "handle", _quietly)
     questions = [(torch.overrides, "has_torch_function", _without_our_mode)]

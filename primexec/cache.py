@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from primexec import _torch, _torch_capture
+from primexec import _torch, _torch_capture, _torch_flag
 from primexec.autograd import bind
 from primexec.bytecode import user_source_of
 from primexec.capture import capture, capture_lock, left_the_function, raise_located
@@ -155,7 +155,12 @@ class Cache:
         executors = registry.resolve(self.options, devices[0] if devices else torch.get_default_device())
         save = registry.saving(self.options, executors)
         attempt = functools.partial(capture, fn, args, kwargs, self.signature, save, known=known)
-        captured = self._capture(attempt, description)
+        try:
+            captured = self._capture(attempt, description)
+        except Exception as error:
+            if isinstance(error, PrimexecError) or not left_the_function(error) or not _torch_flag.was_told():
+                raise
+            captured = self._capture_in_secret(attempt, description, error)
         if (first_use := captured.first_use) is not None:
             if self._is_first(first_use, description):
                 return None
@@ -179,6 +184,16 @@ class Cache:
             self.evictions += max(0, len(self.entries) + 1 - self.size)
             self.entries = (entry, *self.entries)[: self.size]
         return entry
+
+    def _capture_in_secret(
+        self, attempt: Callable[..., Captured], description: dict[str, str], raised: Exception
+    ) -> Captured:
+        """The program of a call that raises where it is told that it is compiled; what it raised, if none helps."""
+        try:
+            with _torch_flag.in_secret():
+                return self._capture(attempt, description)
+        except Exception:
+            raise raised from None
 
     def _capture(self, attempt: Callable[..., Captured], description: dict[str, str]) -> Captured:
         """The program of a call; one that takes the numbers that keep changing as inputs, where it needs no values."""

@@ -233,3 +233,20 @@ def test_an_error_after_a_write_is_raised() -> None:
     factor(torch.eye(2))
     with pytest.raises(RuntimeError, match="cholesky"):
         factor(-torch.eye(2))
+
+
+def test_code_that_fails_where_it_is_told_that_it_is_compiled() -> None:
+    def masked(x: Tensor, mask: Tensor | None, bad: bool) -> Tensor:
+        if mask is None and not torch.compiler.is_compiling():
+            mask = torch.ones_like(x)
+        if bad:
+            raise KeyError("bad")
+        return x * mask[None]  # type: ignore[index]
+
+    traced = make_traced(masked)
+    for x in (torch.ones(2), torch.full((2,), 3.0)):
+        assert torch.equal(traced(x, None, False), masked(x, None, False))
+    assert traced.cache_info().traces == 1
+    with pytest.raises(KeyError, match="bad"):
+        traced(torch.ones(2), None, True)
+    assert not torch.compiler.is_compiling()
