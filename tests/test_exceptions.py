@@ -105,7 +105,7 @@ def test_what_raises_only_while_it_is_traced_is_refused() -> None:
     @make_traced
     def function(x: Tensor) -> Tensor:
         x.add_(1)
-        if torch.compiler.is_compiling():
+        if x.__class__.__name__ != "Tensor":
             raise ValueError("not under compilers")
         return x
 
