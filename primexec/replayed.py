@@ -38,7 +38,9 @@ def is_worthwhile(joint: Joint, forward: Plan, backward: Plan) -> bool:
     plans = forward, backward
     if any(len(plan.program.nodes) > OPERATORS for plan in plans):
         return False
-    if all(map(_is_small, plans)) or (_keeps_size(forward) and _is_quick(forward, 1) and _is_quick(backward, FEW)):
+    if (all(map(_is_small, plans)) and not _is_loss(forward)) or (
+        _keeps_size(forward) and _is_quick(forward, 1) and _is_quick(backward, FEW)
+    ):
         return True
     # Where autograd chooses one of two formulas by values, a backward program computes both.
     roots = [n.meta["val"] for n in joint.recorder.roots]
@@ -58,6 +60,13 @@ def _is_quick(plan: Plan, operators: int) -> bool:
     rows = _prims(plan, operators)
     quick = [row and (row.family == "reduction" or row.name in _QUICK or _for_integers(row)) for row in rows]
     return bool(rows) and all(quick) and _is_at_most(QUICK_ELEMENTS, plan)
+
+
+def _is_loss(plan: Plan) -> bool:
+    """Whether it is one operator that makes a number of several tensors, for which PyTorch takes several passes."""
+    working = _working(plan)
+    one = len(working) == 1 and len(working[0].all_input_nodes) > 1 and len(effects.results_of(working[0])) == 1
+    return one and _is_at_most(1, plan)
 
 
 def _keeps_size(plan: Plan) -> bool:
