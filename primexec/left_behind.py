@@ -50,7 +50,8 @@ def assigned(tracer: Tracer, shadows: Shadows, changes: list[CaptureError]) -> l
             found.append(Assigned(held, name, value, label))
     for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
         for leaf in _torch.flatten(value)[0]:
-            if _is_grad_leaf(leaf) if isinstance(leaf, Tensor) else statics.freeze_argument(leaf) is None:
+            plain = statics.freeze_argument(leaf) is not None or tracer.output(leaf) is not None
+            if _is_grad_leaf(leaf) if isinstance(leaf, Tensor) else not plain:
                 raise side_effect(label, _variable_in(label), tracer.reads)
         found.append(Assigned(held, name, value, label))
     found += [Assigned(of, "grad", value, label) for of, value, label in tracer.gradients.changes()]

@@ -32,6 +32,7 @@ class Namespace:
     flags: bool = False  # torch's own code sets plain values in it
     owner: type | None = None  # the class, whose dict must not be written to behind its back
     of: Any = None  # the object whose `__dict__` this is
+    made: set[Any] = field(default_factory=set)  # names of what the program makes anew at every call
 
     @classmethod
     def of_class(cls, owner: type) -> Namespace:
@@ -90,16 +91,28 @@ class Namespace:
         is_attribute = isinstance(self.keys, frozenset) and frozen != then
         return frozen is not None and (self.flags or (is_attribute and (then is ABSENT or name not in loaded)))
 
-    def is_made_anew(self, name: Any, value: Any) -> bool:
-        """Whether a container of plain values stands in place of an equal one, and can be made again."""
+    def is_made_anew(self, name: Any, value: Any, loaded: set[str]) -> bool:
+        """Whether a container of plain values is a new one, and can be made again.
+
+        What it takes the place of holds the same, or is an attribute that nothing asks for.
+        """
         original = self.originals.get(name)
         return (
             statics.is_container(value)
             and statics.freeze_static(value) is None
             and value is not original
-            and statics.freeze(value) == self.values.get(name)
-            and all(statics.freeze_static(leaf) is not None for leaf in _torch.flatten(value)[0])
+            and (statics.freeze(value) == self.values.get(name) or self.is_only_set(name, loaded))
+            and all(isinstance(v, _torch.SYMBOLS) or statics.freeze_static(v) for v in _torch.flatten(value)[0])
         )
+
+    def is_only_set(self, name: Any, loaded: set[str]) -> bool:
+        """Whether it is an attribute that was there, and that nothing asks for."""
+        return isinstance(self.keys, frozenset) and name in self.values and name not in loaded
+
+    def forget(self, name: Any) -> None:
+        """From now on a name may hold anything."""
+        del self.values[name]
+        self.originals.pop(name, None)
 
     def had(self, name: Any) -> bool:
         """Whether there was such a name when the names were recorded, if they were."""

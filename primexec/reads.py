@@ -203,6 +203,9 @@ class Reads(Reaching):
         self.fixed.clear()
         self.codes.clear()
         self.generators.clear()
+        for namespace in self.namespaces.values():
+            for name in [n for n in namespace.made if namespace.is_only_set(n, self.loaded)]:
+                namespace.forget(name)
         self.namespaces = {k: n for k, n in self.namespaces.items() if n.values or n.keys is not None}
         places: list[Namespace | Cell] = [*self.namespaces.values(), *self.cells]
         for place in places:

@@ -73,8 +73,10 @@ class Record:
                 known = name not in namespace.values or value is namespace.originals.get(name, ABSENT)
                 if name in namespace.inputs or (known and not new):
                     continue
-                anew = namespace.is_made_anew(name, value) and id(value) not in self._seen
-                if anew or fake(value) or namespace.may_set(name, value, self.loaded):
+                anew = namespace.is_made_anew(name, value, self.loaded) and id(value) not in self._seen
+                made = anew or fake(value)
+                namespace.made |= {name} if made else set()
+                if made or namespace.may_set(name, value, self.loaded):
                     held = namespace.setter(name) if namespace.owner else namespace.held
                     yield held, name, value, namespace.label_of(name)
                     namespace.put_back(name)

@@ -1,5 +1,6 @@
 """Schedulers of learning rates that step inside of a traced training step."""
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -72,3 +73,59 @@ def test_a_list_of_numbers_that_is_changed_in_place_is_refused() -> None:
         with pytest.raises(CaptureError, match="each"):
             traced(torch.ones(2))
     assert held.each == [1.0, 2.0]
+
+
+def test_a_rate_that_is_a_tensor() -> None:
+    """The last rates are a list that `step` only sets: nothing needs what it held."""
+
+    def run(trace: Callable[[Step], Step]) -> tuple[list[Any], Step]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = SGD(model.parameters(), torch.tensor(0.1), foreach=False)
+        scheduler = lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+        def step(x: Tensor) -> Tensor:
+            loss: Tensor = model(x).pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        traced = trace(step)
+        return [(traced(torch.randn(4, 3)), list(scheduler.get_last_lr())) for _ in range(12)], traced
+
+    found, traced = run(make_traced)
+    torch.testing.assert_close(found, run(lambda fn: fn)[0])
+    assert traced.cache_info().traces == 5  # type: ignore[attr-defined]
+
+
+def test_what_is_only_set_may_have_been_anything() -> None:
+    state = types.SimpleNamespace(last=[0], best={"loss": 1.0}, asked=[0.0])
+
+    def fn(x: Tensor) -> Tensor:
+        state.last = [x.shape[0], x.sum().item()]
+        state.best = {"loss": x[0]}
+        return x * 2
+
+    traced = make_traced(fn)
+    before = state.last
+    for i in range(4):
+        x = torch.arange(3.0) + i
+        traced(x)
+        assert state.last == [3, 3.0 + 3 * i]
+        assert torch.equal(state.best["loss"], x[0])
+        state.last.append(None)
+        state.best = {"another": i}
+    assert before == [0]
+    assert traced.cache_info().traces == 1
+
+    def asks(x: Tensor) -> Tensor:
+        shifted = x + state.asked[0]
+        state.asked = [x.shape[0] / 2]
+        return shifted
+
+    traced = make_traced(asks)
+    for n, found in ((2, 0.0), (2, 1.0), (4, 1.0)):
+        torch.testing.assert_close(traced(torch.ones(n)), torch.ones(n) + found)
+        assert state.asked == [n / 2]
