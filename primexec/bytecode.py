@@ -72,7 +72,7 @@ _MUTATORS = frozenset(
 )
 _NEAR = 12  # instructions between a variable and what changes its contents
 _TYPE_ERRORS = frozenset({"TypeError", "Exception", "BaseException"})
-_WRAPPERS = frozenset({"wrapper", "_use_grad"})  # around an optimizer's `step`
+_WRAPPERS = frozenset({"wrapper", "_use_grad", "_fn"})  # around an optimizer's `step`, and what Dynamo leaves alone
 _VARIABLE = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF"})
 _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 

@@ -47,7 +47,7 @@ OPTIMIZER.step()
 
 def scheduled(x: Tensor) -> Tensor:
     SCHEDULE.step()
-    return x
+    return x * len(str(SCHEDULE.get_last_lr()))
 
 
 with warnings.catch_warnings():
@@ -65,6 +65,7 @@ SAID: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "requires_grad": (requires, X, r"(?s)sets requires_grad of an input of shape \(3,\).*outside of the traced"),
     "key": (counted, X, r'(?s)changes global of test_messages.py: STATE: n.*\n    STATE\["n"\] \+= 1'),
     "scheduler": (scheduled, X, "(?s)changes global of .*lr.*in scheduled"),
+    "seed": (lambda x: (torch.manual_seed(0), x)[1], X, "sets the state of torch's random generator"),
     "compiled": (torch.compile(lambda x: x, backend="eager"), X, "(?s)torch.compile made.*pass backend="),
 }
 

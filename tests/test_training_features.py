@@ -262,9 +262,9 @@ def test_threads_train_at_once() -> None:
 def test_errors_name_the_line() -> None:
     def fn(x: Tensor) -> Tensor:
         y = x * 2
-        return y if float(y.sum()) > 0 else y + 1
+        return y if complex(y.sum()) == 0 else y + 1
 
-    with pytest.raises(primexec.CaptureError, match=r"test_training_features\.py(.|\n)*if float\(y\.sum\(\)\) > 0"):
+    with pytest.raises(primexec.CaptureError, match=r"test_training_features\.py(.|\n)*if complex\(y\.sum\(\)\) == 0"):
         primexec.make_traced(fn)(leaf())
 
 
