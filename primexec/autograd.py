@@ -46,8 +46,8 @@ class Training:
     def saved_bytes(self) -> tuple[int, int]:
         """How many bytes are kept for backward, and how many eager keeps; memory that is shared counts once."""
         recorder = self.joint.recorder
-        nodes = {n.name: n for n in self.program.graph_module.graph.nodes}
-        values = [nodes[name].meta["val"] for name, _, _ in self.saved]
+        inputs = self.program.graph_module.graph.find_nodes(op="placeholder")
+        values = [(inputs if given else self.program.outputs)[i].meta["val"] for _, given, i in self.saved]
         ours = {_torch.storage_key(v): v.untyped_storage().nbytes() for v in values}
         eager = _torch_autograd.saved_by_autograd([n.meta["val"] for n in recorder.roots])
         return sum(ours.values()), sum(eager.values())

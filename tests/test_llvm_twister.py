@@ -21,23 +21,26 @@ ROWS = twister.SMALLEST // 64
     count=st.integers(1, 2000),
     p=st.sampled_from([0.0, 1.0, 0.5, 1 / 3, 1e-12, 1 - 2.0**-53]) | st.floats(0, 1),
     words=st.integers(0, 1300),
-    dtype=st.sampled_from(list(twister.ONES)),
+    dtype=st.sampled_from(twister.DTYPES),
+    one=st.sampled_from([1.0, 1 / 0.9, 2.0]),
 )
-def test_numbers_and_state(count: int, p: float, words: int, dtype: torch.dtype) -> None:
+def test_numbers_and_state(count: int, p: float, words: int, dtype: torch.dtype, one: float) -> None:
     """One that draws numbers of 53 bits, as the oracle does on all processors, and compares them."""
     ours, theirs = (torch.Generator().manual_seed(count) for _ in range(2))
     for generator in (ours, theirs):
         torch.rand(words, generator=generator)
     made = torch.full((count,), 7, dtype=dtype)
-    twister.fill(made, p, ours)
-    assert torch.equal(made, (torch.rand(count, dtype=torch.float64, generator=theirs) < p).to(dtype))
+    twister.fill(made, p, ours, one)
+    assert torch.equal(
+        made, (torch.rand(count, dtype=torch.float64, generator=theirs) < p).to(dtype) * torch.tensor(one, dtype=dtype)
+    )
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
-@pytest.mark.parametrize("dtype", twister.ONES)
+@pytest.mark.parametrize("itemsize", twister.INTEGERS)
 @pytest.mark.parametrize("name", TARGETS)
-def test_targets(name: str, dtype: torch.dtype) -> None:
-    engine.verify(twister.text(TARGETS[name], dtype))
+def test_targets(name: str, itemsize: int) -> None:
+    engine.verify(twister.text(TARGETS[name], itemsize))
 
 
 class Net(nn.Module):
@@ -76,6 +79,17 @@ def test_dropout(rows: int, p: float, whole: bool, is_pytorchs: bool, monkeypatc
     drawn = str(traced.explain(x)).count(" primexec.bernoulli")
     assert bool(drawn) == (is_pytorchs and rows >= ROWS)
     assert traced.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_bits(dtype: torch.dtype, p: float) -> None:
+    x = torch.randn(ROWS, 64).to(dtype)
+    traced = primexec.make_traced(lambda x: F.dropout(x, p), executor=LLVM)
+    torch.manual_seed(1)
+    wanted = F.dropout(x, p)
+    torch.manual_seed(1)
+    assert torch.equal(traced(x), wanted)
 
 
 def test_numbers_of_several_draws_differ() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, fx
 
@@ -17,9 +17,10 @@ from primexec.passes.copies import RemoveLastCopies
 from primexec.passes.dead_code import RemoveDeadCode
 from primexec.passes.freeze import FoldNorms, PackWeights
 from primexec.passes.functionalize import Functionalize
-from primexec.passes.instead import Instead
+from primexec.passes.instead import Call, Instead
 from primexec.passes.pools import PoolsChannelsLast
 from primexec.passes.renames import RemoveRenames
+from primexec.passes.results import ViewsApart
 from primexec.passes.scalars import NumbersAsTensors
 from primexec.program import Program
 from primexec.verify import verify_captured, verify_prims
@@ -49,7 +50,12 @@ def run_functional(program: Program, *, strict: bool = False, again: bool = Fals
         strict: whether `aten` may only place results: what is written to inputs is then computed apart, and copied.
         again: whether a backward pass inside of the program computes cheap values again.
     """
-    passes = Functionalize(copy_back=strict), NumbersAsTensors(), *((DrawsAsBits(), ComputeAgain()) if again else ())
+    passes = (
+        Functionalize(copy_back=strict),
+        ViewsApart(),
+        NumbersAsTensors(),
+        *((DrawsAsBits(), ComputeAgain()) if again else ()),
+    )
     return _run(passes, program, verify_captured)
 
 
@@ -65,7 +71,7 @@ def run_layouts(program: Program, frozen: Mapping[str, Tensor] | None = None) ->
     return _run((FoldNorms(frozen), *layouts, ShareKeys(), PackWeights(frozen)), program, verify_captured)
 
 
-def run_instead(program: Program, finds: Sequence[Callable[[fx.Node], Any]]) -> Program:
+def run_instead(program: Program, finds: Sequence[Callable[[fx.Node], Call | None]]) -> Program:
     """Run, in place of operators with effects, what executors know of that does the same."""
     return _run(tuple(map(Instead, finds)), program, verify_captured)
 

@@ -48,6 +48,7 @@ from primexec.executors.llvm.ordered import OrderedWriter
 from primexec.executors.llvm.schedule import Buffer, Schedule
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import TileWriter
+from primexec.passes import Call
 
 _log = logger("kernels")
 
@@ -103,7 +104,7 @@ class LlvmExecutor:
     def leaves(self, node: fx.Node) -> str | None:
         return left.why(node)
 
-    def instead(self, node: fx.Node) -> Any:
+    def instead(self, node: fx.Node) -> Call | None:
         return twister.instead(node)
 
     def empties(self, region: Region) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from primexec.executors.llvm import engine
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import splat
 from primexec.executors.llvm.target import Target, host
+from primexec.passes import Call
 
 SMALLEST = 1 << 13  # elements; below, the call costs more than it saves
 LANES, LINE = 8, 16  # words of a vector, and of a line of the cache
@@ -29,36 +30,63 @@ MATRIX, UPPER, LOWER = 0x9908B0DF - (1 << 32), -(1 << 31), (1 << 31) - 1
 MASK_B, MASK_C = 0x9D2C5680 - (1 << 32), 0xEFC60000 - (1 << 32)
 LEFT, NEXT, STATE = 8, 16, 24  # where the bytes of a generator's state hold what is left, the next word, and the words
 DIGITS = 53  # bits of a number between 0 and 1: 21 of one word and all of the next
-ONES = {torch.bool: 1, torch.float32: 0x3F800000, torch.float64: 0x3FF0000000000000, torch.bfloat16: 0x3F80,
-        torch.float16: 0x3C00}  # fmt: skip
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+DTYPES = torch.bool, torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 _LIBRARY = torch.library.Library("primexec", "FRAGMENT")
-_LIBRARY.define("bernoulli(Tensor self, float p) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
-torch.library.register_fake("primexec::bernoulli", lambda self, p: torch.empty_like(self), lib=_LIBRARY)
+_LIBRARY.define(
+    "bernoulli(int[] size, float p, float one, ScalarType dtype, Tensor? after) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+torch.library.register_fake(
+    "primexec::bernoulli", lambda size, p, one, dtype, after: torch.empty(size, dtype=dtype), lib=_LIBRARY
+)
 
 
-def _bernoulli(self: Tensor, p: float) -> Tensor:
-    made = torch.empty_like(self)
-    fill(made, p, torch.default_generator)
+def _bernoulli(size: Sequence[int], p: float, one: float, dtype: torch.dtype, after: Tensor | None) -> Tensor:
+    made = torch.empty(size, dtype=dtype)
+    fill(made, p, torch.default_generator, one)
     return made
 
 
-_LIBRARY.impl("bernoulli", _bernoulli, "CPU")
+_LIBRARY.impl("bernoulli", _bernoulli, "CompositeExplicitAutograd")
 
 
-def instead(node: fx.Node) -> Any:
-    """The operator in place of one that draws 0 or 1 with one probability; None where there is none."""
+def instead(node: fx.Node) -> Call | None:
+    """What draws 0 or 1 with one probability, and divides by a number if that follows; None where there is nothing.
+
+    Draws that are kept for a backward pass depend on nothing: all of them can come first. Others come after what the
+    program computed them for, so that few are there at once.
+    """
     value = node.meta["val"] if node.target is torch.ops.aten.bernoulli.p and not node.kwargs else None
     if value is None or not all(type(n) is int for n in value.shape) or value.numel() < SMALLEST:
         return None
-    fits = value.device.type == "cpu" and value.dtype in ONES and value.is_contiguous() and type(node.args[1]) is float
-    return torch.ops.primexec.bernoulli.default if fits and is_pytorchs() else None
+    like, p = node.args
+    fits = value.device.type == "cpu" and value.dtype in DTYPES and value.is_contiguous() and type(p) is float
+    if not fits or not is_pytorchs():
+        return None
+    last, one = node, 1.0
+    if list(node.users) == [node.next] and node.next.target is torch.ops.aten.div.Scalar:
+        divisor: Any = node.next.args[1]
+        if divisor > 0 and node.next.meta["val"].dtype == value.dtype:
+            last, one = node.next, torch.ones((), dtype=value.dtype).div(divisor).item()
+    after = None if _is_kept(last) else like
+    return Call(last, torch.ops.primexec.bernoulli.default, (tuple(value.shape), p, one, value.dtype, after))
 
 
-def fill(t: Tensor, p: float, generator: torch.Generator) -> None:
-    """Draws each element of a contiguous tensor that has any: 1 with probability p, else 0."""
+def _is_kept(drawn: fx.Node) -> bool:
+    """Whether a draw, or what is made of nothing else, is returned or used in a backward pass inside of the program."""
+    users = list(drawn.users)
+    if any(u.op == "output" or u.meta.get("in_backward") for u in users):
+        return True
+    return any(_is_kept(u) for u in users if u.all_input_nodes == [drawn])
+
+
+def fill(t: Tensor, p: float, generator: torch.Generator, one: float = 1.0) -> None:
+    """Draws each element of a contiguous tensor that has any: a number with probability p, else 0."""
     state = generator.get_state()
-    _function(t.dtype)(state.data_ptr(), t.data_ptr(), t.numel(), math.ceil(p * 2.0**DIGITS))
+    bits = int(torch.tensor(one, dtype=t.dtype).view(INTEGERS[t.dtype.itemsize]))
+    _function(t.dtype.itemsize)(state.data_ptr(), t.data_ptr(), t.numel(), math.ceil(p * 2.0**DIGITS), bits)
     generator.set_state(state)
 
 
@@ -77,30 +105,32 @@ def is_pytorchs() -> bool:
 
 
 @cache
-def _function(dtype: torch.dtype) -> Callable[..., None]:
-    """Called with the addresses of a state and of a result, its elements, and a limit in the least digits."""
-    module = engine.compile_module(text(host(), dtype))
+def _function(itemsize: int) -> Callable[..., None]:
+    """Called with the addresses of a state and of a result, its elements, a limit in the last digits, and bits."""
+    module = engine.compile_module(text(host(), itemsize))
     # The interpreter's lock is kept, so that no other thread draws the same numbers.
-    function = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2)(module.address("bernoulli"))
+    function = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3)(module.address("bernoulli"))
     held = function, module
     return lambda *arguments: held[0](*arguments)
 
 
-def text(target: Target, dtype: torch.dtype) -> str:
-    """The module of a function that draws elements of a dtype."""
+def text(target: Target, itemsize: int) -> str:
+    """The module of a function that draws elements of so many bytes."""
     module = ModuleText(target)
-    _Twister(module).write(f"i{8 * dtype.itemsize}", ONES[dtype])
+    _Twister(module).write(f"i{8 * itemsize}")
     return module.text()
 
 
 class _Twister(Emitter):
     """A function over 32-bit words. Before those of the generator stands the last one of the block before."""
 
-    def write(self, element: str, one: int) -> None:
+    def write(self, element: str) -> None:
         before = self.emit(f"alloca [{WORDS + LINE} x i32], align {4 * LINE}")
         self.words = self.emit(f"getelementptr i32, ptr {before}, i64 {LINE}")
         limit = Value(self, "i64", 1, "%limit")
-        self.limits = {1: limit, LANES: splat(limit, LANES)}
+        one = Value(self, "i64", 1, "%one")
+        one = one if element == "i64" else one.cast("trunc", element)
+        self.choices = {lanes: (splat(limit, lanes), splat(one, lanes)) for lanes in (1, LANES)}
         held = self.emit(f"getelementptr i8, ptr %state, i64 {STATE}")
         left, following = (self.emit(f"getelementptr i8, ptr %state, i64 {n}") for n in (LEFT, NEXT))
 
@@ -123,7 +153,7 @@ class _Twister(Emitter):
             at, done = carried
             pairs = self.emit(f"lshr i64 {self.emit(f'sub i64 {WORDS}, {at}')}, 1")
             count = self.least(pairs, self.emit(f"sub i64 %count, {done}"))
-            self._draw(at, done, count, element, one)
+            self._draw(at, done, count)
             at = self.emit(f"add i64 {at}, {self.emit(f'shl i64 {count}, 1')}")
             done = self.emit(f"add i64 {done}, {count}")
             here, twist, join = self.block, self.new_label("twist"), self.new_label("join")
@@ -142,9 +172,9 @@ class _Twister(Emitter):
         self.do(f"store i32 {self.emit(f'trunc i64 {remaining} to i32')}, ptr {left}")
         self.do(f"store i64 {at}, ptr {following}")
         self.do("ret void")
-        self.function("void @bernoulli(ptr %state, ptr %result, i64 %count, i64 %limit)")
+        self.function("void @bernoulli(ptr %state, ptr %result, i64 %count, i64 %limit, i64 %one)")
 
-    def _draw(self, at: str, done: str, count: str, element: str, one: int) -> None:
+    def _draw(self, at: str, done: str, count: str) -> None:
         """Elements from pairs of words: the first one's low bits before all of the second one's."""
 
         def draw(lanes: int) -> Callable[[str, list[str]], list[str]]:
@@ -154,9 +184,9 @@ class _Twister(Emitter):
                 type_ = type_of("i64", lanes)
                 pair = Value(self, "i64", lanes, self.emit(f"bitcast {tempered.type} {tempered.name} to {type_}"))
                 number = ((pair & ((1 << DIGITS - 32) - 1)) << 32) | _shifted(pair, 32)
-                drawn = number.compare("slt", self.limits[lanes])
-                ones = Value(self, element, lanes, "").const(one)
-                self._store(drawn.select(ones, 0), self._place(element, "%result", self.emit(f"add i64 {done}, {i}")))
+                limit, one = self.choices[lanes]
+                place = self._place(one.element, "%result", self.emit(f"add i64 {done}, {i}"))
+                self._store(number.compare("slt", limit).select(one, 0), place)
                 return []
 
             return some
