@@ -243,3 +243,29 @@ def test_views_of_a_copy_that_went_are_views_of_its_source() -> None:
     make_traced(changed, executor=("numpy", "aten"))(mine).square().sum().backward()
     changed(eager).square().sum().backward()
     torch.testing.assert_close(mine.grad, eager.grad)
+
+
+# Views that are returned ----------------------------------------------------------------------------------
+
+
+def test_a_returned_view_that_is_read_inside_cuts_no_region() -> None:
+    def program(x: Tensor) -> Any:
+        first = x.exp().sum(0)
+        rows = first.view(2, -1)
+        second = rows.sin().cumsum(1)
+        columns = second.t()
+        return rows, columns, (columns + 1).softmax(0)
+
+    x = torch.randn(5, 6)
+    traced = make_traced(program, executor=("llvm", "aten"))
+    made, wanted = traced(x), program(x)
+    torch.testing.assert_close(made, wanted)
+    assert [t.stride() for t in made] == [t.stride() for t in wanted]
+    made[0].add_(1)  # nobody else's memory
+    torch.testing.assert_close(made[1:], wanted[1:])
+    regions = [
+        line.split()[2].rstrip(":")
+        for line in str(traced.explain(x)).splitlines()
+        if line.startswith("  region") and " on " in line
+    ]
+    assert regions == ["llvm", "aten"]

@@ -48,7 +48,7 @@ from primexec.executors.llvm.ordered import OrderedWriter
 from primexec.executors.llvm.schedule import Buffer, Schedule
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import TileWriter
-from primexec.passes import Call
+from primexec.passes.instead import Call
 
 _log = logger("kernels")
 

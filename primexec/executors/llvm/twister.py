@@ -20,7 +20,7 @@ from primexec.executors.llvm import engine
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import splat
 from primexec.executors.llvm.target import Target, host
-from primexec.passes import Call
+from primexec.passes.instead import Call
 
 SMALLEST = 1 << 13  # elements; below, the call costs more than it saves
 LANES, LINE = 8, 16  # words of a vector, and of a line of the cache
