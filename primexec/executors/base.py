@@ -91,7 +91,7 @@ class Executor(Protocol):
     faster than its own code or that of the operator's expansion; None where it does not. It is not asked where falling
     back is forbidden.
 
-    An executor may have a method `instead(node)`: a call (`primexec.passes.instead.Call`) that `aten` is to run in place
+    An executor may have a method `instead(node)`: a `passes.instead.Call` that `aten` is to run in place
     of a node with effects, and perhaps of nodes that follow it; None where there is none.
 
     An executor may have a method `empties(region)`: whether it compiles the region as `boxed` where it is asked to.
