@@ -20,7 +20,8 @@ MAX_REHEARSAL_ELEMENTS = 1 << 26
 
 def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The results of an operator, of fake tensors. Where it cannot do without a size, the function goes on with one."""
-    if tracer.calling is torch.max_pool1d and args[0].is_cpu and not args[0].is_floating_point():
+    pools = tracer.calling is torch.max_pool1d and op is torch.ops.aten.max_pool2d_with_indices.default
+    if pools and args[0].is_cpu and not args[0].is_floating_point():
         with _torch.modes_off():  # the kernel that C++ takes where it sees no fake tensors, and that has no such dtypes
             torch.max_pool1d(torch.zeros(1, 1, dtype=args[0].dtype), 1)
     outer, tracer.running = tracer.running, op

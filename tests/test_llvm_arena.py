@@ -90,6 +90,19 @@ def test_a_chain_needs_two_places(compiled: list[Compiled]) -> None:  # noqa: F8
     assert arena.slots(made.schedule)[1] < 3 * 4 * N * N
 
 
+def test_loops_tell_where_intermediates_lie(compiled: list[Compiled]) -> None:  # noqa: F811
+    run(repeated, data(N, N))
+    (made,) = compiled
+    shown = str(made.schedule).splitlines()
+    (result,) = (i for i, b in enumerate(made.schedule.buffers) if b.kind == "output")
+    assert shown[result].startswith(f"b{result}: output float32")
+    for i, start in made.schedule.starts.items():
+        assert shown[i].startswith(
+            f"b{i}: in b{result} from byte {start} float32" if start else f"b{i}: in b{result} float32"
+        )
+    assert any(made.schedule.starts.values())
+
+
 @pytest.mark.parametrize("nbytes", [1, 4096, 4097, 100_000, 6_422_528, (1 << 30) + 1])
 def test_blocks_are_little_larger_than_what_is_asked_for(nbytes: int) -> None:
     assert nbytes <= pool.rounded(nbytes) <= max(4096, 1.25 * nbytes + 4096)

@@ -77,10 +77,16 @@ class Schedule:
 
     def __str__(self) -> str:
         lines = [
-            f"b{i}: {b.kind} {str(b.dtype).removeprefix('torch.')}{list(b.shape)} strides {list(b.strides)}"
+            f"b{i}: {self._place(i)} {str(b.dtype).removeprefix('torch.')}{list(b.shape)} strides {list(b.strides)}"
             for i, b in enumerate(self.buffers)
         ]
         return "\n".join([*lines, *map(str, self.kernels)])
+
+    def _place(self, number: int) -> str:
+        if number not in self.places:
+            return self.buffers[number].kind
+        start = self.starts.get(number)
+        return f"in b{self.places[number]}" + (f" from byte {start}" if start else "")
 
 
 @dataclass
