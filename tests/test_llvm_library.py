@@ -137,3 +137,28 @@ def test_a_measurement_leaves_random_state_alone(monkeypatch: pytest.MonkeyPatch
     left = torch.ones(256, 128).t() if turned else torch.ones(128, 256)
     assert measured.fastest(measured.Shape.of(left, torch.ones(256, 192))) in WAYS
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "inner", "columns", "measured_part"),
+    [
+        (1, 64, 768, 768, (1, 64, 768)),
+        (1, 1500, 1536, 384, (1, 455, 384)),  # all columns: few are slow in another way
+        (1, 64, 768, 50257, (1, 64, 5461)),
+        (1, 4096, 4096, 4096, (1, 256, 256)),
+        (64, 512, 64, 512, (16, 512, 512)),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_large_products_a_part_is_measured(
+    batch: int, rows: int, inner: int, columns: int, measured_part: tuple[int, ...], turned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    found: list[measured.Shape] = []
+    monkeypatch.setattr(measured, "_fastest", lambda shape, with_library: found.append(shape))
+    left = (1, rows) if turned else (inner, 1)
+    measured.fastest(measured.Shape(batch, rows, inner, columns, left, (columns, 1), torch.float32))
+    (shape,) = found
+    assert (shape.batch, shape.rows, shape.columns) == measured_part
+    assert shape.inner == inner
+    assert shape.is_turned == turned

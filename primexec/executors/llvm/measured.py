@@ -29,7 +29,8 @@ from primexec.executors.llvm.target import host
 
 SMALLEST = 1 << 22  # multiplications from which on oneDNN may be worth a call
 SMALLEST_KERNEL = 1 << 17  # from which on a measurement is worth its time
-ROWS, LARGEST = 1 << 11, 1 << 28  # of one measured run; larger products are measured in part
+LARGEST = 1 << 28  # multiplications of one measured run; of larger products some rows are measured
+ROWS = 1 << 8  # at least; of 116 columns in place of 384 every way takes longer, and which one least tells nothing
 GAIN = {torch.float32: 0.9, torch.bfloat16: 1.0}  # of ATen's time that oneDNN may take
 KERNEL_GAIN = 1.05  # of either's that a kernel may take, which ends no region and computes what follows as well
 ROUNDS = 2
@@ -92,10 +93,11 @@ class Shape:
 
 def fastest(shape: Shape) -> str:
     """`kernel`, `oneDNN` or `ATen`."""
-    rows = min(shape.rows, ROWS)
+    rows = min(shape.rows, max(ROWS, LARGEST // (shape.inner * shape.columns)))
     columns = max(1, min(shape.columns, LARGEST // (rows * shape.inner)))
     batch = max(1, min(shape.batch, LARGEST // (rows * shape.inner * columns)))
-    return _fastest(replace(shape, rows=rows, columns=columns, batch=batch), shape.fits_library)
+    left = (1, rows) if shape.is_turned else shape.left
+    return _fastest(replace(shape, rows=rows, columns=columns, batch=batch, left=left), shape.fits_library)
 
 
 @cache
