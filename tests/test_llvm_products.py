@@ -99,6 +99,24 @@ def test_attention_of_one_query_is_one_program(compiled: list[Compiled]) -> None
     assert len(compiled) == 1
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "whole"), [(64, 64, False), (255, 257, False), (256, 256, True), (64, 1024, True)]
+)
+def test_attention_of_many_scores_is_pytorchs(
+    queries: int, keys: int, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_products_by("kernel", monkeypatch)
+    given = tuple(torch.randn(1, 2, n, 8, requires_grad=True) for n in (queries, keys, keys))
+
+    def gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(F.scaled_dot_product_attention(q * 2, k, v).square().sum(), (q, k, v))
+
+    traced = primexec.make_traced(gradients, executor=BOTH)
+    torch.testing.assert_close(traced(*given), gradients(*given), rtol=1e-3, atol=1e-4)
+    shown = str(traced.explain(*given))
+    assert shown.count("1 aten._scaled_dot_product_flash_attention_for_cpu") == 2 * whole  # and its backward pass
+
+
 @torch.no_grad()
 def test_attention_among_large_scores_rounds_as_eager_does() -> None:
     """One draw tells nothing: exponentials of scores around 70 blow up what their products round."""

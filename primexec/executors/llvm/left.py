@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 FEW_CHANNELS = 4
 LARGE = 1 << 14
+MANY_SCORES = 1 << 16  # of a head; PyTorch's kernel never has all of them in memory
 
 
 def _always(node: fx.Node) -> bool:
@@ -46,6 +47,13 @@ def _of_an_input(node: fx.Node) -> bool:
     return node.args[0].op == "placeholder" and _first(node).numel() >= LARGE  # type: ignore[union-attr]
 
 
+def _of_many_scores(node: fx.Node) -> bool:
+    """Of attention, whose backward pass takes the gradient first."""
+    operands: Any = node.args[1:3] if "backward" in str(node.target) else node.args[:2]
+    query, key = (n.meta["val"] for n in operands)
+    return bool(query.shape[-2] * key.shape[-2] >= MANY_SCORES)
+
+
 def _first(node: fx.Node) -> Tensor:
     argument: Any = node.args[0]
     value: Tensor = argument.meta["val"]
@@ -55,6 +63,8 @@ def _first(node: fx.Node) -> Tensor:
 _WHOLE: dict[str, tuple[Callable[[fx.Node], bool], str]] = {
     "aten._adaptive_avg_pool2d_backward.default": (_of_more_than_means, "1.1 to 3.9"),
     "aten._adaptive_avg_pool3d_backward.default": (_of_more_than_means, "1.0 to 1.7"),
+    "aten._scaled_dot_product_flash_attention_for_cpu.default": (_of_many_scores, "1.0 to 1.5"),
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": (_of_many_scores, "1.2 to 3"),
     "aten._upsample_bicubic2d_aa.default": (_always, "1.1 to 2.5"),
     "aten._upsample_bicubic2d_aa_backward.default": (_of_smaller_image, "1.1 to 1.4"),
     "aten._upsample_bilinear2d_aa.default": (_always, "1.0 to 2.3"),
