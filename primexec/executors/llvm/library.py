@@ -223,7 +223,7 @@ def joined(region: Region, compile_kernels: CompileKernels) -> RegionFunction:
     returned: tuple[fx.Node, ...] = tuple(graph.output_node().args[0])  # type: ignore[arg-type]
     scope: dict[str, Any] = {"linear": linear()}
     steps: list[tuple[str, tuple[fx.Node, ...], tuple[fx.Node, ...]]] = []
-    parts = _split(graph, products, _freed(region, graph) if region.boxed else frozenset())
+    parts = _split(graph, products, _freed(region, graph))
     free = _free(graph, parts, region.donated)
     ends = set(returned)
     kept = {_base(n) for i, n in enumerate(returned) if region.kept is None or i in region.kept}

@@ -64,7 +64,7 @@ class Schedule:
     Attributes:
         outputs: for each result of the region the number of its buffer.
         places: for each buffer in the place of an input, or of a result, the number of that.
-        starts: of those, the byte of a result at which they begin, where it is not its first.
+        starts: for each intermediate in the place of a result, the byte of that at which it begins.
         checks: what indices that are data must fit, by their numbers.
     """
 

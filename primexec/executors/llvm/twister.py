@@ -85,9 +85,14 @@ def _is_kept(drawn: fx.Node) -> bool:
 def fill(t: Tensor, p: float, generator: torch.Generator, one: float = 1.0) -> None:
     """Draws each element of a contiguous tensor that has any: a number with probability p, else 0."""
     state = generator.get_state()
-    bits = int(torch.tensor(one, dtype=t.dtype).view(INTEGERS[t.dtype.itemsize]))
-    _function(t.dtype.itemsize)(state.data_ptr(), t.data_ptr(), t.numel(), math.ceil(p * 2.0**DIGITS), bits)
+    limit, bits = math.ceil(p * 2.0**DIGITS), _bits(one, t.dtype)
+    _function(t.dtype.itemsize)(state.data_ptr(), t.data_ptr(), t.numel(), limit, bits)
     generator.set_state(state)
+
+
+@cache
+def _bits(number: float, dtype: torch.dtype) -> int:
+    return int(torch.tensor(number, dtype=dtype).view(INTEGERS[dtype.itemsize]))
 
 
 @cache
