@@ -27,7 +27,7 @@ LAYERS = (
     "executors.registry", "executors.llvm.executor", "executors.llvm.library", "executors.llvm.left",
     "executors.llvm.judge", "executors.llvm.own", "executors.llvm.late_views", "executors.llvm.windows",
     "executors.llvm.products", "executors.llvm.measured", "executors.llvm.matmul",
-    "executors.llvm.in_place", "executors.llvm.arena",
+    "executors.llvm.verify_memory", "executors.llvm.in_place", "executors.llvm.arena",
     "executors.llvm.short_rows", "executors.llvm.ordered", "executors.llvm.columns", "executors.llvm.tiles",
     "executors.llvm.codegen", "executors.llvm.ahead", "executors.llvm.codes", "executors.llvm.pieces",
     "executors.llvm.memory", "executors.llvm.addresses",

@@ -90,6 +90,15 @@ def test_a_chain_needs_two_places(compiled: list[Compiled]) -> None:  # noqa: F8
     assert arena.slots(made.schedule)[1] < 3 * 4 * N * N
 
 
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda f: f.__name__)
+def test_intermediates_that_are_written_over_are_found(
+    fn: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arena._Block, "gap", lambda *_: 0)
+    with pytest.raises(primexec.errors.ExecutorError, match=r"b\d+ is written over before k\w+ reads it"):
+        run(fn, data(N, N))
+
+
 def test_loops_tell_where_intermediates_lie(compiled: list[Compiled]) -> None:  # noqa: F811
     run(repeated, data(N, N))
     (made,) = compiled

@@ -62,6 +62,12 @@ def convolutions(x: Tensor) -> Tensor:
     return F.conv2d(torch.relu(F.conv2d(images, KERNELS[0], padding=1) * 2), KERNELS[1], padding=1)
 
 
+def read_in_another_shape(x: Tensor) -> Tensor:
+    """What is made in the shape of groups lies in the result, which lies in the operand."""
+    images = F.conv2d(x.view(1, 8, 64, 64), KERNELS[0], padding=1)
+    return F.conv2d(torch.relu(F.group_norm(images + 1, 4)), KERNELS[1], padding=1)
+
+
 def last(x: Tensor) -> Tensor:
     return torch.tanh(x @ W) * 2
 
@@ -81,7 +87,7 @@ def one_after_another(x: Tensor) -> Tensor:
 
 
 TAKEN: list[Callable[[Tensor], Any]] = [
-    perceptron, batched, normalised, convolutions, last, last_reshaped, used_later,
+    perceptron, batched, normalised, convolutions, read_in_another_shape, last, last_reshaped, used_later,
     one_after_another]  # fmt: skip
 
 

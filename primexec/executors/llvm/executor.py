@@ -35,6 +35,7 @@ from primexec.executors.llvm import (
     short_rows,
     threads,
     twister,
+    verify_memory,
 )
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.codes import Binding, Code, Loaded, Part
@@ -157,8 +158,9 @@ def _compiled(
 
 
 def _scheduled(graph: fx.Graph, donated: Set[int], options: Mapping[str, Any]) -> Schedule:
-    schedule = Scheduler(own.rewritten(graph), options.get("fuel")).schedule()
-    return arena.in_results(in_place.in_place(in_place.without_copies(schedule), donated))
+    apart = Scheduler(own.rewritten(graph), options.get("fuel")).schedule()
+    shared = arena.in_results(in_place.in_place(in_place.without_copies(apart), donated))
+    return verify_memory.verify(apart, shared)
 
 
 def lower(

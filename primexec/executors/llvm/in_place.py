@@ -40,9 +40,12 @@ def in_place(schedule: Schedule, donated: Set[int]) -> Schedule:
             kernels[number] = replace(
                 kernel, stores=(over,), why=(*kernel.why, f"writes over b{found}, needed no more")
             )
-            buffers[result.buffer] = replace(buffers[result.buffer], kind="none")
-            places[result.buffer] = places.get(found, found)
-            free |= {result.buffer} - {*schedule.outputs}
+            made = {result.buffer, schedule.places.get(result.buffer, result.buffer)}
+            for b in made:
+                buffers[b] = replace(buffers[b], kind="none")
+                places[b] = places.get(found, found)
+            if made.isdisjoint(schedule.outputs):
+                free.add(result.buffer)
     return replace(schedule, buffers=tuple(buffers), kernels=tuple(kernels), places={**schedule.places, **places})
 
 
