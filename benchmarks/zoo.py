@@ -102,8 +102,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], Inputs]] = {
 NOTES = """
 levit in training: PyTorch's own gradient is wrong, in float64 too. Its kernel for the gradient of batch norm misreads a
 gradient of a batch of one that lies as tokens, `batch_norm(x).flatten(2).transpose(1, 2)`; ours is that of the formula.
-mobilevit in inference: with random weights its results are around 5e-40, where float32 has few digits: eager's are as far
-from those of float64.
+mobilevit in inference: with random weights its results are around 5e-40, where float32 has few digits: eager is as far
+from float64.
 """
 
 
