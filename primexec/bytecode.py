@@ -72,6 +72,7 @@ _MUTATORS = frozenset(
 )
 _NEAR = 12  # instructions between a variable and what changes its contents
 _TYPE_ERRORS = frozenset({"TypeError", "Exception", "BaseException"})
+_SYMBOLIC = {"SymInt": "int", "SymFloat": "float"}
 _WRAPPERS = frozenset({"wrapper", "_use_grad", "_fn"})  # around an optimizer's `step`, and what Dynamo leaves alone
 _VARIABLE = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF"})
 _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
@@ -205,7 +206,7 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
             attributes.add(instruction.argval)
             if instruction.opname != "STORE_ATTR":
                 loaded.add(instruction.argval)
-            if instruction.argval in ("SymInt", "SymFloat"):
+            if instruction.argval in _SYMBOLIC and not _stands_with_number(instructions, i):
                 suspects.setdefault(TYPES, line)
         elif instruction.opname in _GLOBAL:
             globals_[instruction.argval] = None
@@ -255,6 +256,18 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
         frozenset(typed_at),
         frozenset(floats),
     )
+
+
+def _stands_with_number(instructions: list[dis.Instruction], i: int) -> bool:
+    """Whether a symbolic type stands in a tuple with Python's: `isinstance(x, (int, torch.SymInt))`."""
+    end = next(j for j in range(i, len(instructions)) if not instructions[j].opname.startswith("LOAD_"))
+    count = (instructions[end].arg or 0) if instructions[end].opname == "BUILD_TUPLE" else 0
+    while count and end and instructions[end - 1].opname.startswith("LOAD_"):
+        end -= 1
+        if instructions[end].argval == _SYMBOLIC[instructions[i].argval]:
+            return True
+        count -= instructions[end].opname != "LOAD_ATTR"
+    return False
 
 
 def _takes_constant_name(instructions: list[dis.Instruction], getter: bool) -> bool:

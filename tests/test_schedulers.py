@@ -57,6 +57,31 @@ def test_step(name: str) -> None:
     assert run.cache_info().traces == traces  # type: ignore[attr-defined]
 
 
+def test_pooling_beside() -> None:
+    """`adaptive_avg_pool2d` asks whether its size is an int or a symbol."""
+
+    def run(trace: Callable[[Step], Step]) -> tuple[list[Tensor], Step]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+        optimizer = SGD(model.parameters(), 0.1)
+        scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 10)
+
+        def step(x: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss = model(x).pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            return loss.detach()
+
+        traced = trace(step)
+        return [traced(torch.randn(4, 3, 5, 5)) for _ in range(8)], traced
+
+    (expected, _), (found, traced) = run(lambda fn: fn), run(make_traced)
+    torch.testing.assert_close(found, expected)
+    assert traced.cache_info().traces == 5  # type: ignore[attr-defined]
+
+
 def test_a_list_of_numbers_that_is_changed_in_place_is_refused() -> None:
     class Counts:
         def __init__(self) -> None:

@@ -204,6 +204,17 @@ def test_types_of_others_are_no_concern() -> None:
     assert traced.cache_info().traces == FIRST
 
 
+def test_symbols_that_are_asked_for_beside_pythons_numbers() -> None:
+    def fn(x: Tensor, a: float) -> Tensor:
+        pooled = nn.functional.adaptive_avg_pool2d(x.view(1, 2, 2), 1)  # asks that of the size
+        return pooled * a if isinstance(a, (int, torch.SymInt, torch.SymFloat, float)) else pooled
+
+    traced = make_traced(fn)
+    for a in VALUES:
+        same(traced(X, a), fn(X, a), False)
+    assert traced.cache_info().traces == FIRST
+
+
 @pytest.mark.parametrize("executor", ["aten", "auto"])
 def test_errors_are_those_of_eager(executor: str) -> None:
     def fn(x: Tensor, a: float) -> Tensor:
