@@ -99,13 +99,23 @@ class LeafGradients:
             leaf.stand_in.grad = None
         return found
 
+    def switched(self) -> list[tuple[str, bool, str]]:
+        """(input, whether it requires grad now, label) of those of which the function changed that."""
+        return [
+            (leaf.node.name, leaf.stand_in.requires_grad, f"{leaf.label.removesuffix('.grad')}.requires_grad")
+            for leaf in self._leaves.values()
+            if leaf.stand_in.is_leaf and leaf.stand_in.requires_grad != leaf.real.requires_grad
+        ]
+
     def absent(self) -> list[str]:
         """The inputs whose `.grad` must be None for the program to be right."""
         return [leaf.node.name for leaf in self._leaves.values() if leaf.asked and leaf.before is None]
 
     def check_hooks(self) -> None:
         """Hooks of inputs would run in the backward passes of the function, unseen."""
-        if any(t.requires_grad and _torch_autograd.has_gradient_hooks(t) for t in self._inputs):
+        followed = [leaf.real for leaf in self._leaves.values() if leaf.stand_in.requires_grad]
+        followed += [t for t in self._inputs if t.requires_grad]
+        if any(map(_torch_autograd.has_gradient_hooks, followed)):
             raise CaptureError(
                 "the function runs a backward pass, and one of its inputs has hooks that would run in it",
                 hint="register hooks on tensors made inside the traced function, or call backward() on its result",

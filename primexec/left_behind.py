@@ -55,6 +55,7 @@ def assigned(tracer: Tracer, shadows: Shadows, changes: list[CaptureError]) -> l
                 raise side_effect(label, _variable_in(label), tracer.reads)
         found.append(Assigned(held, name, value, label))
     found += [Assigned(of, "grad", value, label) for of, value, label in tracer.gradients.changes()]
+    found += [Assigned(of, "requires_grad", value, label) for of, value, label in tracer.gradients.switched()]
     return found + [Assigned(*change) for change in tracer.number_inputs.changes()]
 
 

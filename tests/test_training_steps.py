@@ -385,3 +385,72 @@ def test_an_optimizer_in_a_global_variable(monkeypatch: pytest.MonkeyPatch) -> N
         found.append([run(*data) for data in DATA] + [p.detach() for p in model.parameters()])
     torch.testing.assert_close(found[1], found[0])
     assert traced.cache_info().traces == 2  # the first one sets the optimizer up
+
+
+def adversarial(model: nn.Module) -> Callable[[Tensor], Any]:
+    def attack(x: Tensor) -> tuple[Tensor, Tensor]:
+        x.requires_grad = True
+        model.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        assert x.grad is not None
+        return (x + 0.1 * x.grad.data.sign()).detach(), loss.detach()
+
+    return attack
+
+
+def residual(model: nn.Module) -> Callable[[Tensor], Any]:
+    def of_an_equation(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        half = x[:2]
+        (slope,) = torch.autograd.grad(model(x.requires_grad_()).sum(), x, create_graph=True)
+        loss = slope.square().mean()
+        loss.backward()
+        return loss.detach(), half, x
+
+    return of_an_equation
+
+
+def frozen(model: nn.Module) -> Callable[[Tensor], Any]:
+    def of_the_rest(x: Tensor) -> Tensor:
+        for p in next(model.children()).parameters():
+            p.requires_grad_(False)
+        model.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    return of_the_rest
+
+
+@pytest.mark.parametrize(("make", "traces"), [(adversarial, 1), (residual, 1), (frozen, 2)])
+def test_what_a_step_does_to_requires_grad(make: Callable[[nn.Module], Callable[[Tensor], Any]], traces: int) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    twin = copy.deepcopy(model)
+    eager, traced = make(model), make_traced(make(twin))
+    for x, _ in DATA[:4]:
+        model.zero_grad()
+        twin.zero_grad()
+        mine = x.clone()
+        expected, found = eager(x := x.clone()), traced(mine)
+        for a, b in zip([found, mine, *twin.parameters()], [expected, x, *model.parameters()], strict=True):
+            leaves = zip(*(torch.utils._pytree.tree_leaves(v) for v in (a, b)), strict=True)
+            for p, q in leaves:
+                torch.testing.assert_close(p, q)
+                assert p.requires_grad == q.requires_grad
+                assert (p.grad is None) == (q.grad is None)
+                if p.grad is not None:
+                    torch.testing.assert_close(p.grad, q.grad)
+    assert traced.cache_info().traces == traces
+
+
+def test_hooks_of_what_a_step_makes_require_grad_are_refused() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    weight.register_hook(lambda g: g * 2)
+    weight.requires_grad_(False)
+
+    def step(x: Tensor) -> None:
+        (weight.requires_grad_() * x).sum().backward()
+
+    with pytest.raises(CaptureError, match="hooks"):
+        make_traced(step)(torch.ones(3))
+    assert not weight.requires_grad
