@@ -292,7 +292,9 @@ def _finish(
     stand_ins.check_apart(reached, [target for target, _ in parts_changed])
     differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
     changes += side_effects(tracer.reads)
-    tracer.check_metadata(_GRAD_HINT, bool(differentiable))
+    tracer.check_metadata(_GRAD_HINT)
+    if differentiable:
+        tracer.gradients.check_switched()
     tracer.literals.check(outputs)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)

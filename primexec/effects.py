@@ -71,6 +71,11 @@ def memory_of(graph: fx.Graph) -> Callable[[fx.Node], int | None]:
     return memory
 
 
+def moves_memory(graph: fx.Graph) -> bool:
+    """Whether an operator gives a tensor the memory of another: who shares memory is not told by `storage_of` then."""
+    return any(str(n.target).startswith("aten.set_.") for n in graph.nodes)
+
+
 def changes_metadata(op: Any) -> bool:
     """Whether an operator gives the very tensor it takes another shape or other strides, as `aten.squeeze_` does."""
     return torch.Tag.inplace_view in getattr(op, "tags", ())

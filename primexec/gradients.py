@@ -107,6 +107,15 @@ class LeafGradients:
             if leaf.stand_in.is_leaf and leaf.stand_in.requires_grad != leaf.real.requires_grad
         ]
 
+    def check_switched(self) -> None:
+        """Where results require grad, inputs must have required it before the run."""
+        if switched := self.switched():
+            raise CaptureError(
+                f"the function sets {switched[0][2]}, of an input, and returns what requires grad",
+                hint="set it outside of the traced function, work on x.detach().requires_grad_(), or return "
+                "detached results",
+            )
+
     def absent(self) -> list[str]:
         """The inputs whose `.grad` must be None for the program to be right."""
         return [leaf.node.name for leaf in self._leaves.values() if leaf.asked and leaf.before is None]

@@ -35,7 +35,7 @@ def compile_program(
     """The program after all passes (`executable.plan.program`), planned and compiled.
 
     Args:
-        executors: in the user's order, `aten` last.
+        executors: in the user's order, `aten` last, which runs programs alone whose tensors change their memory.
         inference: whether the program is called inside inference mode.
         boxed: whether the executable takes its inputs in one list, which it empties.
         frozen: what the inputs hold that are promised not to change, by name; None where nothing is promised.
@@ -46,6 +46,8 @@ def compile_program(
     allowed = registry.allowed(options, executors, device_of(program))
     exact = passes.run(program)
     functional = program = exact
+    if effects.moves_memory(exact.graph_module.graph):
+        executors = executors[-1:]
     if len(executors) > 1:
         functional = program = passes.run_functional(
             exact, strict=allowed is not None, again=registry.saving(options, executors) == "less"

@@ -417,11 +417,8 @@ class Tracer:
             raise self.fail(reason, "return such values beside the tensor")
         return self.node_of(leaf if _torch.is_fake(leaf) else self.lift(leaf))
 
-    def check_metadata(self, grad_hint: str, differentiable: bool) -> None:
-        """Inputs whose history or Python attributes the function changes, or asks for, raise.
-
-        So do those whose requires_grad it changes, where a result requires grad: real ones change after the run.
-        """
+    def check_metadata(self, grad_hint: str) -> None:
+        """Inputs whose history or Python attributes the function changes, or asks for, raise."""
         for real, stand_in in self._lifts.values():
             if not isinstance(real, Tensor):
                 continue
@@ -433,16 +430,7 @@ class Tracer:
                     f"the function uses the Python attributes {', '.join(attributes)} of a tensor",
                     hint="pass such values as arguments of their own",
                 )
-            if stand_in.is_leaf and real.requires_grad != stand_in.requires_grad:
-                if not differentiable:
-                    continue
-                raise CaptureError(
-                    f"the function sets requires_grad of an input of shape {tuple(real.shape)}, "
-                    "and returns what requires grad",
-                    hint="set it outside of the traced function, work on x.detach().requires_grad_(), or return "
-                    "detached results",
-                )
-            if real.requires_grad != stand_in.requires_grad or self._histories[id(stand_in)] is not stand_in.grad_fn:
+            if self._histories[id(stand_in)] is not stand_in.grad_fn:
                 raise CaptureError(
                     "the function changes one of its inputs in a way that autograd records", hint=grad_hint
                 )

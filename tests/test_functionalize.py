@@ -259,3 +259,37 @@ def test_running_statistics_are_copied_back(norm: Callable[..., Tensor]) -> None
     assert {str(n.target) for n in lowered.nodes if effects.has_effect(n)} == {"aten.copy_.default"}
     torch.testing.assert_close(run_graph(lowered.graph_module.graph, mine)[0], program(*eagers))
     torch.testing.assert_close(mine, eagers)
+
+
+def seen_before(p: Tensor, x: Tensor) -> Any:
+    whole = p.view(-1)
+    p.add_(x)
+    twice = whole * 2
+    p.set_(p * 0.9 + x)
+    return twice, whole * 3, p * 2
+
+
+def row_written_after(p: Tensor, x: Tensor) -> Any:
+    row = p[0]
+    p.set_(x * 2)
+    row.add_(5)
+    p.sub_(1)
+    return row * 3, p.sum()
+
+
+def shared(p: Tensor, x: Tensor) -> Any:
+    same, q = p.detach(), x * 2
+    p.set_(torch.where(p > 0, q, x))
+    q.set_(p)
+    same.add_(1)
+    return same * 2, q.mul_(3) + 1, p * 2
+
+
+@pytest.mark.parametrize("fn", [seen_before, row_written_after, shared], ids=lambda f: f.__name__)
+def test_tensors_that_are_given_other_memory(fn: Callable[[Tensor, Tensor], Any]) -> None:
+    traced, expected, found = make_traced(fn), X.clone(), X.clone()
+    for i in range(3):
+        before = expected.view(-1), found.view(-1)
+        torch.testing.assert_close(traced(found, X + i), fn(expected, X + i))
+        torch.testing.assert_close([found, before[1]], [expected, before[0]])
+    assert traced.cache_info().traces == 1

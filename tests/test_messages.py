@@ -62,7 +62,7 @@ SAID: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "nested": (first, NESTED, "x is a quantized or nested tensor"),
     "generates": (generated, X, "(?s)returns a generator, whose code runs later.*in generated.*return a list"),
     "async": (awaited, X, "(?s)returns a coroutine, whose code runs later"),
-    "requires_grad": (requires, X, r"(?s)sets requires_grad of an input of shape \(3,\).*outside of the traced"),
+    "requires_grad": (requires, X, r"(?s)sets x.requires_grad, of an input.*outside of the traced"),
     "key": (counted, X, r'(?s)changes global of test_messages.py: STATE: n.*\n    STATE\["n"\] \+= 1'),
     "scheduler": (scheduled, X, "(?s)changes global of .*lr.*in scheduled"),
     "seed": (lambda x: (torch.manual_seed(0), x)[1], X, "sets the state of torch's random generator"),
