@@ -292,6 +292,24 @@ def _layer_norm(a: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | Non
     return made.to(a.dtype), *statistics
 
 
+@rule("aten.native_batch_norm.default")
+def _batch_norm(a: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any, variance: Any, training: bool,
+                momentum: float, eps: float) -> Any:  # fmt: skip
+    """PyTorch's in training. In evaluation of prims alone, as a model has one for each of its convolutions."""
+    if training:
+        return NotImplemented
+    dtype = wide(a.dtype)
+
+    def beside(t: Tensor) -> Tensor:
+        return _prim("broadcast_in_dim")(t.to(dtype), a.shape, [1])  # type: ignore[no-any-return]
+
+    deviation = _prim("sqrt")(_prim("add")(variance.to(dtype), eps))
+    made = _prim("mul")(_prim("sub")(a.to(dtype), beside(mean)), beside(_prim("reciprocal")(deviation)))
+    made = made if weight is None else _prim("mul")(made, beside(weight))
+    made = made if bias is None else _prim("add")(made, beside(bias))
+    return made.to(a.dtype), a.new_zeros(0), a.new_zeros(0)
+
+
 @rule("aten.native_group_norm.default")
 def _group_norm(a: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, size: int, groups: int,
                 eps: float) -> Any:  # fmt: skip

@@ -1,22 +1,23 @@
 """Products of matrices: tiles of the result in registers, panels of the right factor and sums in the caches.
 
 A unit is a block of rows and columns. Piece by piece along the inner axis, it packs one panel of columns after the
-other, and takes all its rows past each; what the pieces add up to lies in the second cache until the last one. What
-packs panels and adds up tiles is the same for all products: it is compiled once a process.
+other, and takes all its rows past each; what the pieces add up to lies in the second cache until the last one. All that
+is the same for all products, and compiled once a process: of a kernel's own is what becomes of a tile of sums.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from primexec.executors.llvm import addresses, engine
+from primexec.executors.llvm import addresses, engine, threads
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.codes import Part
 from primexec.executors.llvm.contraction import blocks, contraction, tile
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
 from primexec.executors.llvm.instructions import splat
-from primexec.executors.llvm.ir import Access, Place
+from primexec.executors.llvm.ir import Place
 from primexec.executors.llvm.memory import CACHE_LINE, Positions
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import transposed
@@ -45,11 +46,14 @@ class Floats(Emitter):
     def times(self, a: str, b: str | int) -> str:
         return a if str(b) == "1" else self.emit(f"mul i64 {a}, {b}")
 
-    def parts(self, a: str, size: int) -> tuple[str, str]:
+    def choice(self, condition: str, yes: str | int, no: str | int, kind: str = "i64") -> str:
+        return self.emit(f"select i1 {condition}, {kind} {yes}, {kind} {no}")
+
+    def parts(self, a: str, size: str | int) -> tuple[str, str]:
         """A number's quotient and remainder."""
         return self.emit(f"udiv i64 {a}, {size}"), self.emit(f"urem i64 {a}, {size}")
 
-    def each(self, begin: str, end: str, step: int, body: Callable[[str], object]) -> None:
+    def each(self, begin: str, end: str, step: str | int, body: Callable[[str], object]) -> None:
         """A loop that carries nothing."""
 
         def one(i: str, _: list[str]) -> Sequence[str]:
@@ -71,38 +75,60 @@ class Floats(Emitter):
 # What all products share ----------------------------------------------------------------------------------
 
 PACK, PACK_TURNED, PACK_ROWS, TILE = (f"primexec_{name}" for name in ("pack", "pack_turned", "pack_rows", "tile"))
+BLOCK, KEEP, PLAIN, PRODUCT = (f"primexec_{name}" for name in ("block", "keep", "plain", "product"))
 # pack: from, its stride along the inner axis and across it, the last one across, how many; to, its stride: any strides,
 # turned: columns that lie one after another, rows: a panel's rows that do.
 # tile: the left factor, its strides across and along, the last row; a panel, its depth; sums, their stride, whether to
 # begin with 0.
+# block: the factors with their strides across and along the inner axis; the rows and columns of the block, and how many
+# columns there are; the inner axis, and the depth of a piece of it; the sizes of a whole block; what finishes tiles.
+# keep: finishes tiles of a plain product, blocks of which `plain` computes, and all of which `product`: a job has in 64
+# bits each what `Job` has.
 _SHARED = {
     PACK: "ptr %from, i64 %along, i64 %across, i64 %last, i64 %depth, i64 %width, ptr %to, i64 %step",
     PACK_TURNED: "ptr %from, i64 %across, i64 %last, i64 %depth, ptr %to",
     PACK_ROWS: "ptr %from, i64 %along, i64 %depth, i64 %width, ptr %to, i64 %step",
     TILE: "ptr %left, i64 %across, i64 %along, i64 %last, ptr %panel, i64 %depth, ptr %sums, i64 %step, i1 %first",
+    BLOCK: "ptr %left, i64 %left.across, i64 %left.along, ptr %right, i64 %right.across, i64 %right.along, "
+    "i64 %row, i64 %row.end, i64 %column, i64 %column.end, i64 %columns, i64 %size, i64 %depth, "
+    "i64 %block.rows, i64 %block.columns, ptr %finish, ptr %args, i64 %batch",
+    KEEP: "ptr %job, i64 %batch, i64 %row, i64 %count, i64 %column, ptr %sums, i64 %step",
+    PLAIN: "ptr %job, i64 %begin, i64 %end",
+    PRODUCT: "ptr %job, i64 %units",
 }
+_FINISH = "ptr %args, i64 %batch, i64 %row, i64 %count, i64 %column, ptr %sums, i64 %step"
+
+
+def _types(name: str) -> list[str]:
+    return [p.split()[0] for p in _SHARED[name].split(", ")]
+
+
+def _call(e: Emitter, name: str, *arguments: str | int) -> None:
+    given = (f"{t} {a}" for t, a in zip(_types(name), arguments, strict=True))
+    e.do(f"call void @{name}({', '.join(given)})")
 
 
 def declare(module: ModuleText) -> None:
-    """Let a module call the functions that are one of `symbols`."""
-    for name, signature in _SHARED.items():
-        module.declare(name, f"void ({', '.join(p.split()[0] for p in signature.split(', '))})")
+    """Let a module call what computes blocks, one of `symbols`."""
+    module.declare(BLOCK, f"void ({', '.join(_types(BLOCK))})")
 
 
 def symbols() -> dict[str, int]:
     """Addresses of what `declare` declares."""
-    return {name: _loaded().address(name) for name in _SHARED}
+    return {BLOCK: _loaded().address(BLOCK)}
 
 
 @cache
 def _loaded() -> engine.Module:
-    return engine.compile_module(shared(host()))
+    return engine.compile_module(shared(host()), symbols=threads.symbols())
 
 
 def shared(target: Target) -> str:
     """The module that all products share."""
     module = ModuleText(target)
-    for name, write in ((PACK, _pack), (PACK_TURNED, _pack_turned), (PACK_ROWS, _pack_rows), (TILE, _tile)):
+    threads.declare(module)
+    writers = (_pack, _pack_turned, _pack_rows, _tile, _block, _keep, _plain, _product)
+    for name, write in zip(_SHARED, writers, strict=True):
         e = Floats(module)
         write(e)
         e.do("ret void")
@@ -207,6 +233,134 @@ def _tile(e: Floats) -> None:
     e.choose("%first", keep, add)
 
 
+def _block(e: Floats) -> None:
+    height, width = tile(e.target)
+
+    def room(rows: str | int, columns: str | int) -> str:
+        return e.emit(f"alloca float, i64 {e.times(str(rows), columns)}, align 64")
+
+    # A left factor whose rows do not lie one after another along the inner axis is copied, block by block.
+    copies, in_pieces = e.emit("icmp ne i64 %left.along, 1"), e.emit("icmp sgt i64 %size, %depth")
+    step = e.choice(in_pieces, "%block.columns", width)  # from row to row of the sums
+    panel, sums = room("%depth", width), room(e.choice(in_pieces, "%block.rows", height), step)
+    copied = room(e.choice(copies, "%depth", 0), "%block.rows")
+
+    def piece(start: str) -> None:
+        depth, first = e.least(e.minus("%size", start), "%depth"), e.emit(f"icmp eq i64 {start}, 0")
+        done = e.emit(f"icmp sge i64 {e.plus(start, '%depth')}, %size")
+        left, right = (e.place(f"%{side}", e.times(start, f"%{side}.along")) for side in ("left", "right"))
+        e.choose(copies, lambda: copy_rows(e.place(left, e.times("%row", "%left.across")), depth))
+
+        def tiles(column: str) -> None:
+            pack(e.place(right, e.times(column, "%right.across")), column, depth)
+
+            def one(row: str) -> None:
+                below, beside = e.minus(row, "%row"), e.minus(column, "%column")
+                place = e.place(sums, e.choice(in_pieces, e.plus(e.times(below, step), beside), 0))
+                count = e.least(e.minus("%row.end", row), height)
+                rows = e.place(copied, below), e.place(left, e.times(row, "%left.across"))
+                across, along = e.choice(copies, 1, "%left.across"), e.choice(copies, "%block.rows", 1)
+                source = e.choice(copies, *rows, kind="ptr")
+                _call(e, TILE, source, across, along, e.minus(count, 1), panel, depth, place, step, first)
+                given = f"ptr %args, i64 %batch, i64 {row}, i64 {count}, i64 {column}, ptr {place}, i64 {step}"
+                e.choose(done, lambda: e.do(f"call void %finish({given})"))
+
+            e.each("%row", "%row.end", height, one)
+
+        e.each("%column", "%column.end", width, tiles)
+
+    def copy_rows(place: str, depth: str) -> None:
+        count = e.minus("%row.end", "%row")
+        e.choose(
+            e.emit("icmp eq i64 %left.across, 1"),
+            lambda: _call(e, PACK_ROWS, place, "%left.along", depth, count, copied, "%block.rows"),
+            lambda: _call(
+                e, PACK, place, "%left.along", "%left.across", e.minus(count, 1), depth, count, copied, "%block.rows"
+            ),
+        )
+
+    def pack(place: str, column: str, depth: str) -> None:
+        """A panel of the right factor: for each step along the inner axis its columns, the last one repeated."""
+        last = e.minus(e.minus("%columns", 1), column)
+        whole = e.emit(f"icmp sge i64 {last}, {width - 1}")
+        in_rows = e.emit(f"and i1 {whole}, {e.emit('icmp eq i64 %right.across, 1')}")
+        e.choose(
+            in_rows,
+            lambda: _call(e, PACK_ROWS, place, "%right.along", depth, width, panel, width),
+            lambda: e.choose(
+                e.emit("icmp eq i64 %right.along, 1"),
+                lambda: _call(e, PACK_TURNED, place, "%right.across", last, depth, panel),
+                lambda: _call(e, PACK, place, "%right.along", "%right.across", last, depth, width, panel, width),
+            ),
+        )
+
+    e.each("0", "%size", "%depth", piece)
+
+
+def _keep(e: Floats) -> None:
+    (_, width), lanes, job = tile(e.target), e.target.lanes("f32"), Job.read(e)
+    count = e.least(e.minus(job["columns"], "%column"), width)
+    whole = e.emit(f"and i64 {count}, {-lanes}")
+
+    def line(r: str) -> None:
+        number = e.plus(e.times("%batch", job["rows"]), e.plus("%row", r))
+        to = e.place(job["result"], e.plus(e.times(number, job["columns"]), "%column"))
+        source = e.place("%sums", e.times(r, "%step"))
+
+        def copy(size: int) -> Callable[[str], None]:
+            return lambda i: e.write(e.read(e.place(source, i), size), e.place(to, i))
+
+        e.each("0", whole, lanes, copy(lanes))
+        e.each(whole, count, 1, copy(1))
+
+    e.each("0", "%count", 1, line)
+
+
+def _plain(e: Floats) -> None:
+    job = Job.read(e)
+
+    def one(unit: str) -> None:
+        rest, group = e.parts(unit, job["column_blocks"])
+        batch, number = e.parts(rest, job["row_blocks"])
+        factors = []
+        for side in ("left", "right"):
+            place = e.place(job[side], e.times(batch, job[f"{side}_batch"]))
+            factors += [place, job[f"{side}_across"], job[f"{side}_along"]]
+        row, column = e.times(number, job["block_rows"]), e.times(group, job["block_columns"])
+        ends = [e.least(e.plus(at, job[f"block_{n}"]), job[n]) for at, n in ((row, "rows"), (column, "columns"))]
+        sizes = [job[n] for n in ("columns", "inner", "depth", "block_rows", "block_columns")]
+        _call(e, BLOCK, *factors, row, ends[0], column, ends[1], *sizes, f"@{KEEP}", "%job", batch)
+
+    e.each("%begin", "%end", 1, one)
+
+
+def _product(e: Floats) -> None:
+    e.do(f"call void @{threads.PARALLEL}(ptr @{PLAIN}, ptr %job, i64 %units, i64 1)")
+
+
+class Job(ctypes.Structure):
+    """A plain product: addresses of its operands, strides of its factors, and its sizes."""
+
+    names = (
+        "left", "left_batch", "left_across", "left_along", "right", "right_batch", "right_across", "right_along",
+        "result", "rows", "columns", "inner", "depth", "block_rows", "block_columns", "row_blocks", "column_blocks",
+    )  # fmt: skip
+    _fields_ = [(name, ctypes.c_int64) for name in names]
+
+    @classmethod
+    def read(cls, e: Floats) -> dict[str, str]:
+        """Its fields, inside of a function that is given it."""
+        kinds = {n: "ptr" if n in ("left", "right", "result") else "i64" for n in cls.names}
+        places = {n: e.emit(f"getelementptr i64, ptr %job, i64 {i}") for i, n in enumerate(cls.names)}
+        return {n: e.emit(f"load {kinds[n]}, ptr {place}") for n, place in places.items()}
+
+
+def product() -> Callable[[Job, int], None]:
+    """What computes a plain product of so many blocks."""
+    function = ctypes.CFUNCTYPE(None, ctypes.POINTER(Job), ctypes.c_int64)(_loaded().address(PRODUCT))
+    return lambda job, units: function(job, units)
+
+
 # One product ----------------------------------------------------------------------------------------------
 
 
@@ -218,117 +372,57 @@ class ProductWriter(KernelWriter):
     def write(self) -> list[Part]:
         found, axes, target = contraction(self.kernel), self.kernel.axes, self.module.target
         assert found is not None
-        self.found, self.left, self.right = found, found.left.access, found.right.access
-        self.rows, self.columns, self.size = axes[found.rows], axes[found.columns], axes[found.inner]
-        self.block = block = blocks(target, [axes[a] for a in found.batch], self.rows, self.columns, self.size)
-        self.height, self.width = tile(target)
-        self.in_pieces = self.size > block.depth
-        self.step = block.columns if self.in_pieces else self.width  # from row to row of the sums
+        self.found, self.rows, self.columns = found, axes[found.rows], axes[found.columns]
+        self.block = blocks(target, [axes[a] for a in found.batch], self.rows, self.columns, axes[found.inner])
+        self.width, self.outer = tile(target)[1], {}
         declare(self.module)
-        self.e, self.outer = Floats(self.module), {}
-        self.pointers = {b: addresses.pointer(self.e, i) for i, b in enumerate(self.starts)}
+        self._begin()
+        self.e.each("%begin", "%end", 1, self._one)
+        self._end(self.kernel.name, "ptr %args, i64 %begin, i64 %end")
+        self._begin()
         if any(isinstance(v, Place) for v in self.values):
             self.report = addresses.Report.at(self.e, len(self.starts), self.binding.check)
-        self.panel = self._room(block.depth * self.width)
-        self.sums = self._room((block.rows if self.in_pieces else self.height) * self.step)
-        # A left factor whose rows do not lie one after another along the inner axis is copied, block by block.
-        self.copied = self._room(block.depth * block.rows) if self.left.strides[found.inner] != 1 else ""
-        self.e.each("%begin", "%end", 1, self._block)
+        self._finish()
+        self._end(self._finisher, _FINISH)
+        return [Part("", self.block.units)]
+
+    @property
+    def _finisher(self) -> str:
+        return f"{self.kernel.name}.finish"
+
+    def _begin(self) -> None:
+        self.e = Floats(self.module)
+        self.pointers = {b: addresses.pointer(self.e, i) for i, b in enumerate(self.starts)}
+
+    def _end(self, name: str, signature: str) -> None:
         self.e.do("ret void")
-        self.e.function(f"void @{self.kernel.name}(ptr %args, i64 %begin, i64 %end)")
-        return [Part("", block.units)]
+        self.e.function(f"void @{name}({signature})")
 
-    def _room(self, count: int) -> str:
-        return self.e.emit(f"alloca [{count} x float], align 64")
+    def _positions(self, number: str) -> Positions:
+        """Where in the batch a product is."""
+        at: Positions = {}
+        for axis in reversed(self.found.batch):
+            number, at[axis] = self.e.parts(number, self.kernel.axes[axis])
+        return at
 
-    def _element(self, access: Access, at: Positions) -> str:
-        return self.e.place(self.pointers[access.buffer], self._offset(access, {**self.batch, **at}))
-
-    def _call(self, name: str, *arguments: str | int) -> None:
-        types = [p.split()[0] for p in _SHARED[name].split(", ")]
-        self.e.call("void", name, [(t, str(a)) for t, a in zip(types, arguments, strict=True)])
-
-    def _block(self, unit: str) -> None:
+    def _one(self, unit: str) -> None:
         e, block, found = self.e, self.block, self.found
         rest, group = e.parts(unit, -(-self.columns // block.columns))
-        rest, number = e.parts(rest, -(-self.rows // block.rows))
-        self.batch: Positions = {}
-        for axis in reversed(found.batch):
-            rest, self.batch[axis] = e.parts(rest, self.kernel.axes[axis])
-        self.row, self.first_row, self.first_column = {}, e.times(number, block.rows), e.times(group, block.columns)
-        row_end = e.least(e.plus(self.first_row, block.rows), self.rows)
-        column_end = e.least(e.plus(self.first_column, block.columns), self.columns)
+        batch, number = e.parts(rest, -(-self.rows // block.rows))
+        at, factors = self._positions(batch), list[str | int]()
+        for load, across in ((found.left, found.rows), (found.right, found.columns)):
+            access = load.access
+            place = e.place(self.pointers[access.buffer], self._offset(access, at))
+            factors += [place, access.strides[across], access.strides[found.inner]]
+        row, column = e.times(number, block.rows), e.times(group, block.columns)
+        ends = e.least(e.plus(row, block.rows), self.rows), e.least(e.plus(column, block.columns), self.columns)
+        sizes = self.columns, self.kernel.axes[found.inner], block.depth, block.rows, block.columns
+        finish = f"@{self._finisher}", "%args", batch
+        _call(e, BLOCK, *factors, row, ends[0], column, ends[1], *sizes, *finish)
 
-        def piece(start: str) -> None:
-            self.start, self.depth = start, e.least(e.minus(self.size, start), block.depth)
-            if self.copied:
-                self._copy_rows(e.minus(row_end, self.first_row))
-
-            def panel(column: str) -> None:
-                self._pack(column)
-                e.each(self.first_row, row_end, self.height, lambda row: self._tile(row, column, row_end))
-
-            e.each(self.first_column, column_end, self.width, panel)
-
-        e.each("0", str(self.size), block.depth, piece)
-
-    def _copy_rows(self, count: str) -> None:
-        """The left factor's block, so that elements of its columns lie one after another."""
-        found, strides = self.found, self.left.strides
-        place = self._element(self.left, {found.rows: self.first_row, found.inner: self.start})
-        along, across = strides[found.inner], strides[found.rows]
-        if across == 1:
-            self._call(PACK_ROWS, place, along, self.depth, count, self.copied, self.block.rows)
-        else:
-            last = self.e.minus(count, 1)
-            self._call(PACK, place, along, across, last, self.depth, count, self.copied, self.block.rows)
-
-    def _is_whole(self, column: str) -> str:
-        return self.e.emit(f"icmp sle i64 {self.e.plus(column, self.width)}, {self.columns}")
-
-    def _pack(self, column: str) -> None:
-        """A panel of the right factor: for each step along the inner axis its columns, the last one repeated."""
-        found, strides, width = self.found, self.right.strides, self.width
-        place = self._element(self.right, {found.inner: self.start, found.columns: column})
-        along, across = strides[found.inner], strides[found.columns]
-        last = self.e.minus(self.columns - 1, column)
-
-        def by_elements() -> None:
-            self._call(PACK, place, along, across, last, self.depth, width, self.panel, width)
-
-        def by_rows() -> None:
-            self._call(PACK_ROWS, place, along, self.depth, width, self.panel, width)
-
-        if across == 1:
-            self.e.choose(self._is_whole(column), by_rows, by_elements)
-        elif along == 1:
-            self._call(PACK_TURNED, place, across, last, self.depth, self.panel)
-        else:
-            by_elements()
-
-    def _tile(self, row: str, column: str, row_end: str) -> None:
-        """A tile's sums along one piece of the inner axis, and what is made of them after the last one."""
-        e, found, at = self.e, self.found, "0"
-        if self.in_pieces:
-            at = e.plus(e.times(e.minus(row, self.first_row), self.step), e.minus(column, self.first_column))
-        sums, count = e.place(self.sums, at), e.least(e.minus(row_end, row), self.height)
-        if self.copied:
-            left, across, along = e.place(self.copied, e.minus(row, self.first_row)), 1, self.block.rows
-        else:
-            left = self._element(self.left, {found.rows: row, found.inner: self.start})
-            across, along = self.left.strides[found.rows], 1
-        first = e.emit(f"icmp eq i64 {self.start}, 0")
-        last = e.minus(count, 1)
-        self._call(TILE, left, across, along, last, self.panel, self.depth, sums, self.step, first)
-        if self.in_pieces:
-            done = e.emit(f"icmp sge i64 {e.plus(self.start, self.block.depth)}, {self.size}")
-            e.choose(done, lambda: self._finish(row, count, column, sums))
-        else:
-            self._finish(row, count, column, sums)
-
-    def _finish(self, row: str, count: str, column: str, sums: str) -> None:
+    def _finish(self) -> None:
         """What the kernel stores of a tile."""
-        e, found = self.e, self.found
+        e, found, batch = self.e, self.found, self._positions("%batch")
 
         def points(width: int, place: str, at: Positions) -> None:
             self.row = {id(found.total): e.read(place, width)}
@@ -337,15 +431,15 @@ class ProductWriter(KernelWriter):
                 self._store(s.access, self._get(s.value, width, at, local), width, at)
 
         def line(r: str) -> None:
-            place, at = e.place(sums, e.times(r, self.step)), {**self.batch, found.rows: e.plus(row, r)}
+            place, at = e.place("%sums", e.times(r, "%step")), {**batch, found.rows: e.plus("%row", r)}
 
             def one(i: str) -> None:
-                points(1, e.place(place, i), {**at, found.columns: e.plus(column, i)})
+                points(1, e.place(place, i), {**at, found.columns: e.plus("%column", i)})
 
             e.choose(
-                self._is_whole(column),
-                lambda: points(self.width, place, {**at, found.columns: column}),
-                lambda: e.each("0", e.minus(self.columns, column), 1, one),
+                e.emit(f"icmp sle i64 {e.plus('%column', self.width)}, {self.columns}"),
+                lambda: points(self.width, place, {**at, found.columns: "%column"}),
+                lambda: e.each("0", e.minus(self.columns, "%column"), 1, one),
             )
 
-        e.each("0", count, 1, line)
+        e.each("0", "%count", 1, line)

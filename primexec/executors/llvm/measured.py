@@ -6,9 +6,7 @@ is measured once a process for each shape, with right factors that lie outside o
 
 from __future__ import annotations
 
-import ctypes
 import math
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,11 +18,8 @@ import torch
 from torch import Tensor
 
 from primexec.effects import storage_bytes
-from primexec.executors.llvm import engine, layout, matmul, threads
-from primexec.executors.llvm.codes import Binding
-from primexec.executors.llvm.contraction import contraction
-from primexec.executors.llvm.emit import Emitter, ModuleText
-from primexec.executors.llvm.ir import Access, Kernel, Load, Op, Reduce, Store
+from primexec.executors.llvm import matmul
+from primexec.executors.llvm.contraction import NARROW, blocks
 from primexec.executors.llvm.target import host
 
 SMALLEST = 1 << 22  # multiplications from which on oneDNN may be worth a call
@@ -33,7 +28,7 @@ LARGEST = 1 << 28  # multiplications of one measured run; of larger products som
 ROWS = 1 << 8  # at least; of 116 columns in place of 384 every way takes longer, and which one least tells nothing
 GAIN = {torch.float32: 0.9, torch.bfloat16: 1.0}  # of ATen's time that oneDNN may take
 KERNEL_GAIN = 1.05  # of either's that a kernel may take, which ends no region and computes what follows as well
-ROUNDS = 2
+ROUNDS, CLEAR = 2, 1.3
 SECONDS = 0.03  # that one measurement takes, or four runs of each
 COLD_BYTES = 1 << 25  # factors of so many bytes together lie outside of most caches
 
@@ -126,15 +121,22 @@ def _measured(ways: dict[str, Product], shape: Shape) -> str:
     cold = COLD_BYTES // (shape.dtype.itemsize * shape.batch * shape.inner * shape.columns)
     count = max(2, min(16, cold, int(SECONDS / ROUNDS / (time.perf_counter() - started))))
     weights += [factor() for _ in range(1, count)]
-    for _ in range(ROUNDS):
+    found: dict[str, float] = {}
+    while not found or (len(seconds["ATen"]) < ROUNDS * count and not _is_clear(found)):
         for name, function in ways.items():
             for weight in weights:
                 started = time.perf_counter()
                 function(weight)
                 seconds[name].append(time.perf_counter() - started)
-    found = {name: median(taken) for name, taken in seconds.items()}
+        found = {name: median(taken) for name, taken in seconds.items()}
     best = "oneDNN" if found.get("oneDNN", found["ATen"]) < GAIN[shape.dtype] * found["ATen"] else "ATen"
     return "kernel" if found.get("kernel", math.inf) < KERNEL_GAIN * found[best] else best
+
+
+def _is_clear(found: dict[str, float]) -> bool:
+    """Whether the fastest way is so much faster than the next one that one round tells."""
+    first, second, *_ = sorted(found.values())
+    return second > CLEAR * first
 
 
 def _factor(batch: int, rows: int, columns: int, strides: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -167,34 +169,24 @@ def _library(shape: Shape) -> Product:
 
 
 def _kernel(shape: Shape) -> Product | None:
-    left, (rows, inner, columns) = _left(shape), (shape.rows, shape.inner, shape.columns)
-    strides = (
-        (_extent(rows, inner, shape.left), *shape.left, 0),
-        (_extent(inner, columns, shape.right), 0, *shape.right),
-    )
-    factors = [Load(Access(i, 0, s, shape.dtype), shape.dtype) for i, s in enumerate(strides)]
-    total = Reduce("sum", Op("mul", tuple(factors), shape.dtype), shape.dtype)
-    store = Store(Access(2, 0, (rows * columns, columns, 0, 1), shape.dtype), total)
-    kernel = Kernel("product", (shape.batch, rows, inner, columns), (False, False, True, False), (store,))
-    if contraction(kernel) is None:
+    narrow = min(shape.rows, shape.columns) < NARROW or shape.inner == 1
+    if narrow or 0 in (*shape.left, *shape.right):
         return None
-    module, binding = ModuleText(host()), Binding.of(kernel, frozenset())
-    planned = layout.plan(kernel, module.target)
-    (part,) = matmul.ProductWriter(module, kernel, planned, True, binding).write()
-    threads.declare(module)
-    e = Emitter(module)
-    e.do(f"call void @{threads.PARALLEL}(ptr @{kernel.name}, ptr %args, i64 {part.units}, i64 1)")
-    e.do("ret void")
-    e.function("void @program(ptr %args)")
-    made = engine.compile_module(module.text(), symbols={**threads.symbols(), **matmul.symbols()})
-    program = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(made.address("program"))
-    places, held = list(binding.starts), (made, left)
+    left, product = _left(shape), matmul.product()
+    batch, rows, inner, columns = shape.batch, shape.rows, shape.inner, shape.columns
+    block = blocks(host(), [batch], rows, columns, inner)
+    job = matmul.Job(
+        left.data_ptr(), _extent(rows, inner, shape.left), *shape.left,
+        0, _extent(inner, columns, shape.right), *reversed(shape.right),
+        0, rows, columns, inner, block.depth, block.rows, block.columns,
+        -(-rows // block.rows), -(-columns // block.columns),
+    )  # fmt: skip
 
     def run(weight: Tensor) -> Tensor:
         torch.get_num_threads()  # a thread that never ran ATen has not heard of torch.set_num_threads
-        result = torch.empty(shape.batch, rows, columns, dtype=shape.dtype)
-        pointers = [t.data_ptr() for t in (held[1], weight, result)]
-        program(struct.pack(f"{len(places)}P", *(pointers[i] for i in places)))
+        result = torch.empty(left.shape[:-1] + weight.shape[-1:])
+        job.right, job.result = weight.data_ptr(), result.data_ptr()
+        product(job, block.units)
         return result
 
     return run
