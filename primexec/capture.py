@@ -124,10 +124,13 @@ def capture(
             CaptureError("the function leaves grad mode or a default of torch changed", hint="restore it"), fn
         )
     if captured.first_use is not None:
-        for store in captured.stores:
-            if store.plain and id(store.held) not in captured.first_use.attributes:
-                store.run()
         try:
+            if captured.first_use.kept:
+                reads.restore()
+                raise_located(captured.first_use.error, fn)
+            for store in captured.stores:
+                if store.plain and id(store.held) not in captured.first_use.attributes:
+                    store.run()
             return capture(fn, args, kwargs, signature, save, varying, captured, known)
         except CaptureError as error:
             counters = captured.first_use.numbers
@@ -203,8 +206,10 @@ def _capture(
     del run, result, fakes, fake_args, fake_kwargs, stand_ins
     try:
         tracer.check_escapes()
-    except CaptureError as error:
-        raise (captured.first_use.error if captured.first_use else error) from None
+    except CaptureError:
+        if captured.first_use is None:
+            raise
+        return replace(captured, first_use=replace(captured.first_use, kept=True))
     return captured
 
 
@@ -254,7 +259,15 @@ def _finish(
 ) -> Captured:
     changes: list[CaptureError] = []
     left = assigned(tracer, shadows, changes)
-    *values, result = with_identities((*(a.value for a in left), result), stand_ins.nodes(), tracer.reads.pin)
+
+    def found(value: Any) -> bool:
+        if tracer.number_inputs.is_list(value):
+            raise CaptureError(
+                "the function returns or keeps a list of numbers that it found", hint="make a copy of it"
+            )
+        return tracer.reads.pin(value)
+
+    *values, result = with_identities((*(a.value for a in left), result), stand_ins.nodes(), found)
     result, parts_changed = _left_in_arguments(stand_ins, result)
     leaves, tree = _torch.flatten(result)
     outputs: list[fx.Node] = []
@@ -298,6 +311,7 @@ def _finish(
     tracer.literals.check(outputs)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
+    tracer.number_inputs.check_kept()
     if differentiable and not changes:  # hooks and custom functions ran in a backward pass, which is none of a call
         for change in side_effects(tracer.reads):
             raise change

@@ -117,12 +117,14 @@ class FirstUse:
     Attributes:
         error: what to raise where the next trace leaves something behind as well.
         attributes: what it left in modules, by the `id` of a module's `__dict__`: name → value.
-        numbers: labels of the numbers among it.
+        numbers: labels of the numbers among it, and of lists that were appended to.
+        kept: whether tensors or numbers of the trace are among it.
     """
 
     error: CaptureError
     attributes: dict[int, dict[str, Any]]
     numbers: frozenset[str]
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What Python's `float` and the functions of its `math` make of numbers that are part of the program.
 
 They are written in C, and want values. In the thread that captures, stand-ins take their place: those of `math` while
-the function runs, that of `float` for the one instruction that loads it to be called.
+the function runs, that of `float` for the one instruction that loads it to be called, or in a module of torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from primexec.numbers import Number, reckon
@@ -21,6 +22,10 @@ _FUNCTIONS = (
     "exp", "expm1", "fabs", "fmod", "hypot", "log", "log10", "log1p", "log2", "pow", "radians", "sin", "sinh", "sqrt",
     "tan", "tanh",
 )  # fmt: skip
+
+
+# What the names stand in of functions of torch that make a float of a loss.
+_READERS = [vars(torch.optim.lr_scheduler)]
 
 
 @contextmanager
@@ -36,13 +41,18 @@ def recorded() -> Iterator[None]:
 
         return call
 
+    names = [held for held in _READERS if "float" not in held]
     try:
         for name, original in originals.items():
             setattr(math, name, standing_in(original))
+        for held in names:
+            held["float"] = float_stand_in()
         yield
     finally:
         for name, original in originals.items():
             setattr(math, name, original)
+        for held in names:
+            del held["float"]
 
 
 class _Stand(type):

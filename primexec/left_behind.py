@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx
 
 from primexec import _torch, statics
+from primexec.appended import GROWS, grew
 from primexec.bytecode import stores_attribute
 from primexec.captured import Store
 from primexec.errors import CaptureError
+from primexec.lookups import Disguised
 from primexec.program import Static
 from primexec.reads import Reads
 from primexec.shadow import Shadows, may_stand
@@ -39,9 +41,13 @@ def assigned(tracer: Tracer, shadows: Shadows, changes: list[CaptureError]) -> l
     """
     found = []
     for held, name, old, value, label in shadows.differences():
-        if _can_be_made(tracer, value):
+        free = name not in held or name not in tracer.reads.loaded
+        number = isinstance(value, Disguised) and (free or not statics.may_vary(old))
+        if number or _can_be_made(tracer, value):
+            if number and id(held) in tracer.reads.namespaces:
+                tracer.reads.namespaces[id(held)].made.add(name)
             found.append(Assigned(held, name, value, label))
-        elif statics.freeze_static(value) is None or (name in held and name in tracer.reads.loaded):
+        elif statics.freeze_static(value) is None or not free:
             if statics.freeze_static(value) is None or statics.freeze(old) != statics.freeze(value):
                 changes.append(side_effect(label, name, tracer.reads))
                 if not may_stand(value):
@@ -49,14 +55,22 @@ def assigned(tracer: Tracer, shadows: Shadows, changes: list[CaptureError]) -> l
         else:
             found.append(Assigned(held, name, value, label))
     for held, name, value, label in tracer.reads.assigned(_torch.holds_fake):
-        for leaf in _torch.flatten(value)[0]:
-            plain = statics.freeze_argument(leaf) is not None or tracer.output(leaf) is not None
-            if _is_grad_leaf(leaf) if isinstance(leaf, Tensor) else not plain:
-                raise side_effect(label, _variable_in(label), tracer.reads)
+        _check_stored(tracer, value, label)
         found.append(Assigned(held, name, value, label))
     found += [Assigned(of, "grad", value, label) for of, value, label in tracer.gradients.changes()]
     found += [Assigned(of, "requires_grad", value, label) for of, value, label in tracer.gradients.switched()]
-    return found + [Assigned(*change) for change in tracer.number_inputs.changes()]
+    for change in tracer.number_inputs.changes():
+        _check_stored(tracer, change[2], change[3])
+        found.append(Assigned(*change))
+    return found
+
+
+def _check_stored(tracer: Tracer, value: Any, label: str) -> None:
+    """Raise where a program cannot make a value again."""
+    for leaf in _torch.flatten(value)[0]:
+        plain = statics.freeze_argument(leaf) is not None or tracer.output(leaf) is not None
+        if _is_grad_leaf(leaf) if isinstance(leaf, Tensor) else not plain:
+            raise side_effect(label, _variable_in(label), tracer.reads)
 
 
 def _can_be_made(tracer: Tracer, value: Any) -> bool:
@@ -81,8 +95,10 @@ def store(tracer: Tracer, place: Assigned, value: Any, outputs: list[fx.Node]) -
 
 
 def changed_numbers(tracer: Tracer, shadows: Shadows) -> frozenset[str]:
-    """Labels of the numbers that the function found, and left changed."""
-    found = {label for label, *both in tracer.reads.changed() if statics.are_numbers(*both)}
+    """Labels of the numbers that the function found, and left changed, and of lists that it appended to."""
+    changed = list(tracer.reads.changed())
+    found = {label for label, *both in changed if statics.are_numbers(*both)}
+    found |= {f"{label}{GROWS}" for label, *both in changed if grew(*both)}
     for held, name, old, new, _ in shadows.differences():
         if id(held) in tracer.reads.namespaces and statics.are_numbers(statics.freeze(old), statics.freeze(new)):
             found.add(tracer.reads.namespaces[id(held)].label_of(name))

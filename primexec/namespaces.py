@@ -123,10 +123,6 @@ class Namespace:
         names = map(key_of, list(self.held))
         return frozenset(names) if isinstance(self.keys, frozenset) else {name: i for i, name in enumerate(names)}
 
-    def is_instance(self) -> bool:
-        """Whether it belongs to an object or is a dict of one's own: neither a class nor a Python module."""
-        return self.owner is None and self.held.keys().isdisjoint(("__spec__", "__builtins__"))
-
     def is_empty(self) -> bool:
         """Whether it is a dict that was empty, and would have to be."""
         return self.of is None and self.keys is not None and not self.keys and not self.held
@@ -142,6 +138,8 @@ class Namespace:
             yield next(iter({*keys} ^ {*self.keys}), ""), self.keys, keys
         for name, then in self.values.items():
             value = self.get(name) if name in self.held else ABSENT
+            if then is statics.A_LIST and type(value) is list:
+                continue
             same = then.value if isinstance(then, statics.Identity) else self.originals.get(name)
             if value is same and (isinstance(then, statics.Identity) or statics.has_contents(value)):
                 continue
@@ -176,6 +174,8 @@ class Cell:
     def changed(self) -> bool:
         """Whether it holds another value; contents are compared by themselves."""
         now = self.get()
+        if self.value is statics.A_LIST:
+            return type(now) is not list
         return not (now is self.original and statics.has_contents(now)) and statics.freeze(now) != self.value
 
     def settle(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from primexec import _torch, _torch_capture, origins, statics
+from primexec.appended import GROWS
 from primexec.bytecode import ALL
 from primexec.cached_calls import CACHED, CachedCalls
 from primexec.contents import Container
@@ -40,7 +41,7 @@ class Reaching(Record):
     def __init__(self, varying: frozenset[str]) -> None:
         super().__init__()
         self.varying = varying
-        self.numbers: list[tuple[dict[Any, Any], Any, str]] = []  # (dict, key, label)
+        self.numbers: list[tuple[dict[Any, Any] | Cell, Any, str]] = []  # (dict or cell, key, label)
         self.draws = False  # functions of the random generators of Python or NumPy are within reach
         self.cached_calls = CachedCalls(self._record_call)
         self._names: set[str] = {"training", "forward", "__getattr__"}  # asked for by torch's code, and by Python
@@ -51,6 +52,7 @@ class Reaching(Record):
         self._functions: list[types.FunctionType] = []
         self._weakly: set[int] = set()  # objects that were found through weak references
         self._looked_at: set[type] = set()
+        self._closed_over: dict[int, types.CellType] = {}
 
     def refuse(self, reason: str, hint: str) -> Exception:
         """The error for what cannot be traced; the tracer's own one also knows the line."""
@@ -119,7 +121,8 @@ class Reaching(Record):
             if hasattr(value, "__dict__"):
                 self._reach_object(value, value.__dict__, label)
             parts = dict.items(value) if isinstance(value, dict) else enumerate(statics.contents(value))
-            for key, part in list(parts):
+            held = self.namespaces.get(id(value))
+            for key, part in [p for p in parts if held is None or p[0] not in held.inputs]:
                 self._reach_part(part, f"{label}[{show_key(key)}]")
         elif isinstance(value, types.ModuleType):
             self.draws |= origins.is_random(value)
@@ -221,6 +224,9 @@ class Reaching(Record):
             if name == "__class__":  # made for super(), and never set again
                 self.reach(read_cell(cell), label)
                 continue
+            if id(cell) in self._closed_over:
+                continue
+            self._closed_over[id(cell)] = cell
             self._record_cell(
                 lambda cell=cell: read_cell(cell),  # type: ignore[misc]
                 lambda value, cell=cell: setattr(cell, "cell_contents", value),  # type: ignore[misc]
@@ -279,9 +285,13 @@ class Reaching(Record):
             return
         value = namespace.get(name)
         label = namespace.label_of(name)
-        if label in self.varying and statics.may_vary(value) and namespace.is_instance():
+        grows = type(value) is list and f"{label}{GROWS}" in self.varying
+        if namespace.owner is None and (grows or (label in self.varying and statics.may_vary(value))):
             namespace.inputs.add(name)
-            if type(value) in (tuple, list):
+            if grows:
+                namespace.values[name] = statics.A_LIST
+                self.appended.append(value)
+            elif type(value) in (tuple, list):
                 namespace.values[name] = statics.AnyNumbers(value)
             self.numbers.append((namespace.held, name, label))
             self.number_found()
@@ -296,6 +306,15 @@ class Reaching(Record):
 
     def _record_cell(self, get: Callable[[], Any], set_: Callable[[Any], None], label: str) -> None:
         value = get()
+        grows = type(value) is list and f"{label}{GROWS}" in self.varying
+        number = label in self.varying and type(value) in statics.LARGEST and statics.may_vary(value)
+        if (grows or number) and set_ is not ignore:
+            if grows:
+                self.cells.append(Cell(get, set_, label, statics.A_LIST, []))
+                self.appended.append(value)
+            self.numbers.append((Cell(get, set_, label, None, None), None, label))
+            self.number_found()
+            return
         self._watch_state(value, label)
         self.cells.append(Cell(get, set_, label, statics.freeze(value), value))
         self._watch_container(value, label)

@@ -199,6 +199,7 @@ class Reads(Reaching):
         self.keep("__code__", [fn for fn in self._functions if id(fn.__code__) in codes])
         self.keep("__mro__", list(self._classes.keys() & self._looked_at))
         self._functions.clear()
+        self._closed_over.clear()
         self._pinned.clear()
         self.fixed.clear()
         self.codes.clear()

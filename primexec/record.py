@@ -12,6 +12,7 @@ import torch
 from primexec import _torch, statics
 from primexec.contents import Container, Contents, contents_of
 from primexec.errors import CaptureError
+from primexec.lookups import Disguised
 from primexec.namespaces import ABSENT, Cell, Namespace
 
 _INPUTS = (torch.Tensor, torch.Generator)
@@ -33,6 +34,7 @@ class Record:
         self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
         self.loaded: set[str] = set()  # names of attributes that are asked for, and not set only
         self.fixed: list[Any] = []  # what functions in C work on
+        self.appended: list[list[Any]] = []  # lists that the function only appends to
         self._seen: dict[int, object] = {}
         self._pinned: list[tuple[Any, Any, str, torch.Tensor]] = []  # places of tensors that must not be replaced
 
@@ -74,7 +76,12 @@ class Record:
                 if name in namespace.inputs or (known and not new):
                     continue
                 anew = namespace.is_made_anew(name, value, self.loaded) and id(value) not in self._seen
-                made = anew or fake(value)
+                kept = (
+                    new
+                    or namespace.is_only_set(name, self.loaded)
+                    or not statics.may_vary(namespace.originals.get(name))
+                )
+                made = anew or fake(value) or (kept and issubclass(type(value), Disguised))
                 namespace.made |= {name} if made else set()
                 if made or namespace.may_set(name, value, self.loaded):
                     held = namespace.setter(name) if namespace.owner else namespace.held
@@ -99,7 +106,9 @@ class Record:
     def pin_numbers(self) -> None:
         """The dicts whose numbers are inputs must stand where they are, and so must the dicts around them."""
         dicts = [n.held for n in self.namespaces.values() if n.inputs and n.of is None]
-        inside = contents_of([c.value for c in self.containers]) if dicts else {}
+        inside = contents_of([c.value for c in self.containers]) if dicts or self.appended else {}
+        if any(id(v) in inside or id(v) in self._seen for v in self.appended):
+            raise CaptureError("the function appends to a list that it also reads", hint="keep two of them")
         for held in dicts:
             if id(held) in inside:
                 raise CaptureError("a number varies in a dict that stands in a list", hint="keep it outside of lists")

@@ -96,11 +96,23 @@ def test_features_have_the_order_of_the_run() -> None:
         assert list(features) == ["c", "a", "b"]
 
 
-def test_hooks_that_count_are_refused() -> None:
+def test_hooks_that_note_shapes() -> None:
     module, seen = net(), []
     module[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    traced = make_traced(module)
+    for count in (1, 2, 3):
+        traced(X)
+        assert len(seen) == count
+    assert set(seen) == {module[0](X).shape}
+    assert traced.cache_info().traces == 1
+
+
+def test_hooks_that_count_in_both_passes_are_refused() -> None:
+    module, seen = net(), []
+    module[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    module[0].register_full_backward_hook(lambda module, *gradients: seen.append(len(gradients)))
     with pytest.raises(CaptureError, match="changes seen") as error:
-        make_traced(module)(X)
+        make_traced(module)(X.clone().requires_grad_())
     assert "test_hooks.py" in str(error.value)
     assert seen == []
 

@@ -58,8 +58,8 @@ LAYERS = (
     "tracer", "entrances", "gradients", "fake_calls", "calls", "literals", "higher_order", "sizes",
     "decided_first", "number_inputs", "functions", "numbers",
     "rehearsal", "decisions", "draws", "conditions", "effects", "shadow", "references", "reads", "reaching",
-    "record", "cached_calls", "imports", "namespaces", "contents", "bytecode", "lookups", "stand_ins", "origins",
-    "value_checks", "statics", "program", "config",
+    "record", "cached_calls", "imports", "namespaces", "contents", "bytecode", "appended", "lookups", "stand_ins",
+    "origins", "value_checks", "statics", "program", "config",
     "_torch_packed", "_torch_capture", "_torch_formulas", "_torch_flag", "_torch_rules", "_torch_autograd", "_torch",
     "errors", "progress",
 )  # fmt: skip

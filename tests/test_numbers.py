@@ -169,8 +169,6 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "probability": lambda x: nn.functional.dropout(x, x.sigmoid().mean().item()),
     "branch": lambda x: torch.cond(x.sum() > 0, lambda y: y * y.sum().item(), lambda y: -y, (x,)),
     "kept": kept_by_an_object,
-    "appended": lambda x: kept.append(x.sum().item()),
-    "assigned": Watched(),
     "many": lambda x: torch.cat([x] * 3000).tolist(),
 }
 
@@ -181,6 +179,17 @@ def test_refused(name: str) -> None:
         make_traced(REFUSED[name])(torch.tensor([0.5, 1.5, -0.25, 3.0]))
     kept.clear()
     gc.collect()
+
+
+def test_assigned() -> None:
+    watched = Watched()
+    traced = make_traced(watched)
+    for i in range(3):
+        x = torch.full((4,), float(i))
+        traced(x)
+        assert watched.level == x.mean().item()
+        assert type(watched.level) is float
+    assert traced.cache_info().traces == 2  # with the attribute, and without
 
 
 def test_a_power_that_is_no_float() -> None:

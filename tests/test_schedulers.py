@@ -82,6 +82,40 @@ def test_pooling_beside() -> None:
     assert traced.cache_info().traces == 5  # type: ignore[attr-defined]
 
 
+def test_plateau() -> None:
+    """The rate is halved where the loss, a tensor, has not improved: the scheduler compares it."""
+
+    def plateau(trace: Callable[[Step], Step]) -> tuple[list[Any], Step]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = SGD(model.parameters(), 0.1)
+        scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
+
+        def step(x: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss = model(x).pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            scheduler.step(loss.detach())
+            return loss.detach()
+
+        run, found = trace(step), []
+        for i in range(12):
+            found += [run(torch.full((4, 3), float(i % 5))), optimizer.param_groups[0]["lr"]]
+            found += [(type(scheduler.best), scheduler.best, scheduler.num_bad_epochs, scheduler.last_epoch)]
+        return found, run
+
+    expected, _ = plateau(lambda fn: fn)
+    found, run = plateau(make_traced)
+    for a, b in zip(found, expected, strict=True):
+        if isinstance(a, tuple):
+            assert a == (*b[:1], pytest.approx(b[1], rel=1e-5), *b[2:])
+        else:
+            torch.testing.assert_close(a, b)
+    assert len({r for r in expected if isinstance(r, float)}) > 2
+    assert run.cache_info().traces == 8  # type: ignore[attr-defined]
+
+
 def test_a_list_of_numbers_that_is_changed_in_place_is_refused() -> None:
     class Counts:
         def __init__(self) -> None:
