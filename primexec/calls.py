@@ -64,8 +64,10 @@ class Calls(_torch.TorchFunctionMode):
         if fn in literals.makers():
             return fn(*args, **kwargs)
         if fn in forbidden():
-            if fn == _set_data() and _torch.same_elements(*tracer._stand_ins(args)):  # p.data = p.data.to(device)
-                return None
+            if fn == _set_data():
+                held, value = tracer._stand_ins(args)
+                if _torch.same_elements(held, value) or tracer.gradients.replace(held, value.detach()):
+                    return None  # p.data = p.data.to(device), or the memory of an input
             if fn is Tensor.__format__ and (number := self._formatted(args[0])) is not None:
                 return format(number, *args[1:])
             raise tracer.fail(forbidden()[fn], COPY_HINT if fn == _set_data() else VALUE_HINT)

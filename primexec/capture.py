@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, draws, functions, numbers, statics
 from primexec._torch import pytree
 from primexec.bytecode import user_source_of
+from primexec.calls import COPY_HINT
 from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import logger
 from primexec.decided_first import decide_first
@@ -97,7 +98,7 @@ def capture(
     for leaf, label in zip(leaves, labels, strict=True):
         if not isinstance(leaf, (Tensor, torch.Generator)):
             reads.reach(leaf, label)
-    for part in parts((args, kwargs)):
+    for part, _ in parts((args, kwargs)):
         reads.reach(type(part), type(part).__name__)
     first_use = earlier.first_use if earlier is not None else None
     shadows = Shadows(first_use.attributes if first_use else {})
@@ -301,9 +302,11 @@ def _finish(
             if tracer.output(leaf) is None and not _is_constant(leaf, tracer.reads):
                 raise side_effect(label, str(key), tracer.reads)
         stores.append(store(tracer, Assigned(part, key, value, label), value, outputs))
-    reached = tracer.reads.reached() if stand_ins else {}
+    reached = tracer.reads.reached() if stand_ins.objects or parts_changed else {}
     stand_ins.check_apart(reached, [target for target, _ in parts_changed])
     differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
+    if differentiable and tracer.gradients.replaced():
+        raise CaptureError("the .data of a tensor is replaced, and a result requires grad", hint=COPY_HINT)
     changes += side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
     if differentiable:

@@ -40,6 +40,7 @@ class _Leaf:
     stand_in: Tensor
     before: Tensor | None
     asked: bool = False
+    data: Tensor | None = None  # what the function has put in its place by `t.data = ...`
 
 
 class LeafGradients:
@@ -60,7 +61,7 @@ class LeafGradients:
         if not stand_in.is_leaf:
             return
         with _torch.modes_off():
-            leaf = _Leaf(node, f"{label}.grad", real, stand_in, stand_in.grad)
+            leaf = _Leaf(node, label, real, stand_in, stand_in.grad)
         self._leaves[_torch.identity(stand_in)] = leaf
         if leaf.before is not None:
             self._held[_torch.identity(leaf.before)] = leaf
@@ -71,7 +72,7 @@ class LeafGradients:
         if leaf is not None and not leaf.asked:
             leaf.asked = True
             if leaf.before is not None:
-                place = GradientOf(leaf.node.name), None, leaf.label
+                place = GradientOf(leaf.node.name), None, f"{leaf.label}.grad"
                 self._tracer.add_place(leaf.real.grad, place)
 
     def adopt(self, t: object) -> bool:
@@ -95,7 +96,7 @@ class LeafGradients:
                     hint="use torch.autograd.grad(..., create_graph=True) for second derivatives",
                 )
             self.ask(leaf.stand_in)
-            found.append((leaf.node.name, now, leaf.label))
+            found.append((leaf.node.name, now, f"{leaf.label}.grad"))
             leaf.stand_in.grad = None
         return found
 
@@ -115,6 +116,23 @@ class LeafGradients:
                 hint="set it outside of the traced function, work on x.detach().requires_grad_(), or return "
                 "detached results",
             )
+
+    def replace(self, stand_in: Any, data: Tensor) -> bool:
+        """Let the stand-in for a leaf have the memory of another tensor from here on; false where it is none."""
+        leaf, tracer = self._leaves.get(_torch.identity(stand_in)), self._tracer
+        if leaf is None or tracer.scope.parent is not None:
+            return False
+        if leaf.data is None:
+            leaf.node.meta["val"] = tracer._alias(stand_in)
+        tracer.scope.nodes[_torch.identity(stand_in)] = tracer.node_of(data)
+        with _torch.modes_off():
+            stand_in.data = leaf.data = data
+        return True
+
+    def replaced(self) -> list[tuple[str, Tensor, str]]:
+        """(input, tensor, label) of the leaves to which the function gave the memory of other tensors."""
+        leaves = self._leaves.values()
+        return [(leaf.node.name, leaf.data, f"{leaf.label}.data") for leaf in leaves if leaf.data is not None]
 
     def absent(self) -> list[str]:
         """The inputs whose `.grad` must be None for the program to be right."""

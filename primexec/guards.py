@@ -83,11 +83,12 @@ class _Writer:
         self.variables: dict[str, str] = {}  # name of an input → variable
 
     def write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-        known = list(parts((args, kwargs)))
-        self.parts, self.places = [("", part) for part in known], {id(part): i for i, part in enumerate(known)}
+        known = parts((args, kwargs))
+        self.parts = [("", part) for part, _ in known]
+        self.places = {id(part): i for i, (part, _) in enumerate(known)}
         self._structure("args", args, 0)
         self._structure("kwargs", kwargs, 0)
-        self._parts()
+        self._parts([inside for _, inside in known])
         self._statics()
         self._modes()
         self._python_state()
@@ -162,15 +163,16 @@ class _Writer:
         if depth and value:
             self._miss_if(f"list(map(type, {variable})) != {self._constant(list(map(type, value)))}")
 
-    def _parts(self) -> None:
-        """Objects, and what is in them, stand in one place each, and nowhere that the function reaches by itself."""
-        if not self.parts:
-            return
-        found = ", ".join(f"id({variable})" for variable, _ in self.parts)
-        objects = ", ".join(f"id({variable})" for variable, part in self.parts if is_object(part))
-        self._miss_if(f"len({{{found}}}) != {len(self.parts)}")
-        self._miss_if(f"not {self._constant(self.captured.reached)}.isdisjoint(({objects},))")
+    def _parts(self, inside: list[bool]) -> None:
+        """Objects, what is in them, and what is changed, stand in one place each, which the function does not reach."""
         changed = {s.held.number for s in self.captured.stores if isinstance(s.held, Part)}
+        alone = [v for (v, _), kept in zip(self.parts, inside, strict=True) if kept or changed]
+        if not alone:
+            return
+        objects = ", ".join(f"id({variable})" for variable, part in self.parts if is_object(part))
+        self._miss_if(f"len({{{', '.join(f'id({v})' for v in alone)}}}) != {len(alone)}")
+        if objects:
+            self._miss_if(f"not {self._constant(self.captured.reached)}.isdisjoint(({objects},))")
         contents = [variable for i, (variable, part) in enumerate(self.parts) if i in changed and not is_object(part)]
         if contents:  # equal ones may have come to places that are compared by value
             reached = self._constant(self.captured.reads.reached)
@@ -396,6 +398,9 @@ class _Writer:
             if isinstance(store.held, Part):
                 variable, part = self.parts[store.held.number]
                 place = variable if isinstance(part, (list, dict)) else f"{variable}.__dict__"
+                if isinstance(part, dict) and isinstance(store.key, slice):
+                    self.lines += [f"new = {value}", f"{place}.clear()", f"{place}.update(new)"]
+                    continue
                 key = ":" if isinstance(part, list) else self._constant(store.key)
                 self.lines.append(f"{place}[{key}] = {value}")
             elif isinstance(store.held, str):

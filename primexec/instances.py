@@ -1,6 +1,6 @@
 """Objects that are nothing but their attributes, as nodes of pytrees: among arguments, and made and returned.
 
-A function runs on stand-ins of the objects among its arguments, and of the lists and dicts in them. What it does to
+A function runs on stand-ins of the objects, lists and dicts among its arguments. What it does to
 these *parts*, a program does to the real ones at every call: attributes are assigned, contents replaced. Objects that
 the function makes, such as a model's cache, are made anew at each call with tensors of their own.
 """
@@ -31,7 +31,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """An object among the arguments, or a list or dict in one: its number in the order of `parts`."""
+    """An object, list or dict among the arguments: its number in the order of `parts`."""
 
     number: int
 
@@ -106,20 +106,20 @@ def children_of(value: Any) -> list[Any] | None:
     return None if node is None else list(node.flatten_fn(value)[0])
 
 
-def parts(arguments: Any) -> Iterator[Any]:
-    """The objects among arguments, and the lists and dicts in them, from the outside in."""
-    return (node for node, _, part in _nodes(arguments, False) if part)
+def parts(arguments: tuple[Any, Any]) -> list[tuple[Any, bool]]:
+    """The objects, lists and dicts among `args, kwargs`, from the outside in; whether it is or is in an object."""
+    return [(node, inside) for node, _, part, inside in _nodes(arguments) if part]
 
 
-def _nodes(value: Any, inside: bool) -> Iterator[tuple[Any, list[Any], bool]]:
-    """(node, its children, whether it is a part) of each node of a tree."""
+def _nodes(value: Any, depth: int = 0, inside: bool = False) -> Iterator[tuple[Any, list[Any], bool, bool]]:
+    """(node, its children, whether it is a part, whether it is or is in an object) of each node of `args, kwargs`."""
     children = children_of(value)
     if children is None:
         return
     inside = inside or is_object(value)
-    yield value, children, is_object(value) or (inside and type(value) in (list, dict))
+    yield value, children, is_object(value) or (depth > 1 and type(value) in (list, dict)), inside
     for child in children:
-        yield from _nodes(child, inside)
+        yield from _nodes(child, depth + 1, inside)
 
 
 class StandIns:
@@ -130,18 +130,19 @@ class StandIns:
     """
 
     def __init__(self, arguments: Any, real: Any) -> None:
-        self._before = [(n, c, p, _names(n)) for n, c, p in _nodes(arguments, False)]
+        self._before = [(n, c, p, _names(n)) for n, c, p, _ in _nodes(arguments)]
         self._parts = [node for node, _, part, _ in self._before if part]
         self._numbers = {id(node): i for i, node in enumerate(self._parts)}
-        self._real = list(parts(real))
-        if len(set(map(id, self._real))) < len(self._real):
+        self._real = [part for part, _ in parts(real)]
+        self.objects = [part for part, inside in parts(real) if inside]
+        self._stand_alone(self.objects)
+
+    def _stand_alone(self, real: list[Any]) -> None:
+        if len(set(map(id, real))) < len(real):
             raise CaptureError(
-                "an object, or a list or dict in it, stands in two places among the arguments",
+                "an object, or a list or dict that is changed, stands in two places among the arguments",
                 hint="pass it once, or tensors and plain values",
             )
-
-    def __len__(self) -> int:
-        return len(self._parts)
 
     def nodes(self) -> list[Any]:
         """The containers and objects, in the order in which they are taken apart."""
@@ -158,7 +159,9 @@ class StandIns:
         return Part(self._numbers[id(value)])
 
     def changes(self) -> list[tuple[Part, Any, Any, str]]:
-        """(part, key, new value, label) of what the function did to its arguments: all elements of a list at once.
+        """(part, key, new value, label) of what the function did to its arguments.
+
+        All elements of a list stand under one key, and those of a dict that lost some.
 
         Raises:
             CaptureError: where it changed something else among them.
@@ -175,11 +178,15 @@ class StandIns:
                 before = dict(zip(names[1:], children, strict=True))
                 changed = [(k, v) for k, v in zip(names_now[1:], now, strict=True) if before.get(k, found) is not v]
                 found += [(self.part(node), k, v, f"{label}.{k}") for k, v in changed]
+            elif part and type(node) is dict:
+                found.append((self.part(node), slice(None), dict(node), label))
             else:
                 raise CaptureError(
                     f"the function changed a {label} among its arguments",
                     hint="return the new values instead",
                 )
+        if found:
+            self._stand_alone(self._real)
         return found
 
     def check_apart(self, reached: dict[int, Any], changes: list[tuple[Part, Any, str]]) -> None:

@@ -58,6 +58,7 @@ def assigned(tracer: Tracer, shadows: Shadows, changes: list[CaptureError]) -> l
         _check_stored(tracer, value, label)
         found.append(Assigned(held, name, value, label))
     found += [Assigned(of, "grad", value, label) for of, value, label in tracer.gradients.changes()]
+    found += [Assigned(of, "data", value, label) for of, value, label in tracer.gradients.replaced()]
     found += [Assigned(of, "requires_grad", value, label) for of, value, label in tracer.gradients.switched()]
     for change in tracer.number_inputs.changes():
         _check_stored(tracer, change[2], change[3])

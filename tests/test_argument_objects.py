@@ -217,10 +217,6 @@ def removes(h: Holder) -> None:
     del h.x
 
 
-def removes_item(h: Holder) -> None:
-    h.x.pop("a")
-
-
 def orders(h: Holder) -> None:
     h.x.move_to_end("a")
 
@@ -255,7 +251,6 @@ def keeps_a_function(h: Holder) -> None:
     ("function", "held"),
     [
         (removes, 1),
-        (removes_item, {"a": 1}),
         (orders, OrderedDict(a=1, b=2)),
         (becomes, 1),
         (shares, 1),
