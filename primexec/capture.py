@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, draws, functions, numbers, statics
+from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, draws, effects, functions, numbers, statics
 from primexec._torch import pytree
 from primexec.bytecode import user_source_of
 from primexec.calls import COPY_HINT
@@ -255,6 +255,17 @@ def _check_argument(leaf: object, label: str) -> None:
         )
 
 
+def _check_memory(tracer: Tracer) -> None:
+    """Where results require grad, inputs that do so keep their memory: what was made of it before has a history."""
+    for node in filter(effects.moves_memory, tracer.graph.nodes):
+        if any(w.op == "placeholder" and w.meta["val"].requires_grad for w in effects.writes(node)):
+            raise CaptureError(
+                "the function gives an input that requires grad other memory, and returns what requires grad",
+                hint="write into it: t.copy_(...) under torch.no_grad()",
+                source=node.meta["source"],
+            )
+
+
 def _finish(
     tracer: Tracer, shadows: Shadows, stand_ins: StandIns, result: Any, name: str, save: str, runs_backward: bool
 ) -> Captured:
@@ -311,6 +322,7 @@ def _finish(
     tracer.check_metadata(_GRAD_HINT)
     if differentiable:
         tracer.gradients.check_switched()
+        _check_memory(tracer)
     tracer.literals.check(outputs)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)

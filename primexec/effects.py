@@ -71,9 +71,9 @@ def memory_of(graph: fx.Graph) -> Callable[[fx.Node], int | None]:
     return memory
 
 
-def moves_memory(graph: fx.Graph) -> bool:
-    """Whether an operator gives a tensor the memory of another: who shares memory is not told by `storage_of` then."""
-    return any(str(n.target).startswith("aten.set_.") for n in graph.nodes)
+def moves_memory(node: fx.Node) -> bool:
+    """Whether a node gives a tensor the memory of another: who shares memory is not told by `storage_of` then."""
+    return str(node.target).startswith("aten.set_.")
 
 
 def changes_metadata(op: Any) -> bool:

@@ -46,7 +46,7 @@ def compile_program(
     allowed = registry.allowed(options, executors, device_of(program))
     exact = passes.run(program)
     functional = program = exact
-    if effects.moves_memory(exact.graph_module.graph):
+    if any(map(effects.moves_memory, exact.nodes)):
         executors = executors[-1:]
     if len(executors) > 1:
         functional = program = passes.run_functional(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from primexec import effects, make_traced
+from primexec import CaptureError, effects, make_traced
 from primexec.config import Options
 from primexec.dynamo import compile_graph
 from primexec.passes.functionalize import Functionalize
@@ -293,3 +293,20 @@ def test_tensors_that_are_given_other_memory(fn: Callable[[Tensor, Tensor], Any]
         torch.testing.assert_close(traced(found, X + i), fn(expected, X + i))
         torch.testing.assert_close([found, before[1]], [expected, before[0]])
     assert traced.cache_info().traces == 1
+
+
+def test_memory_of_what_requires_grad_stays() -> None:
+    weight = X.clone().requires_grad_()
+
+    def fn(x: Tensor) -> Tensor:
+        made = (x @ weight).tanh()
+        with torch.no_grad():
+            weight.set_(weight * 0.5)
+        return made.sum()
+
+    with pytest.raises(CaptureError, match=r"(?s)other memory.*weight.set_"):
+        make_traced(fn)(X)
+    assert torch.equal(weight, X)
+    expected = (X @ weight).tanh().sum()
+    torch.testing.assert_close(make_traced(lambda x: fn(x).detach())(X), expected.detach())
+    assert torch.equal(weight, X * 0.5)
