@@ -28,6 +28,7 @@ LARGEST = 1 << 28  # multiplications of one measured run; of larger products som
 ROWS = 1 << 8  # at least; of 116 columns in place of 384 every way takes longer, and which one least tells nothing
 GAIN = {torch.float32: 0.9, torch.bfloat16: 1.0}  # of ATen's time that oneDNN may take
 KERNEL_GAIN = 1.05  # of either's that a kernel may take, which ends no region and computes what follows as well
+CALL_SECONDS = 1e-5  # and so much more: what a call between regions costs, and that of the kernel from Python here
 ROUNDS, CLEAR = 2, 1.3
 SECONDS = 0.03  # that one measurement takes, or four runs of each
 COLD_BYTES = 1 << 25  # factors of so many bytes together lie outside of most caches
@@ -130,7 +131,8 @@ def _measured(ways: dict[str, Product], shape: Shape) -> str:
                 seconds[name].append(time.perf_counter() - started)
         found = {name: median(taken) for name, taken in seconds.items()}
     best = "oneDNN" if found.get("oneDNN", found["ATen"]) < GAIN[shape.dtype] * found["ATen"] else "ATen"
-    return "kernel" if found.get("kernel", math.inf) < KERNEL_GAIN * found[best] else best
+    limit = KERNEL_GAIN * found[best] + CALL_SECONDS
+    return "kernel" if found.get("kernel", math.inf) < limit else best
 
 
 def _is_clear(found: dict[str, float]) -> bool:
