@@ -71,11 +71,31 @@ def test_versions_after_writes_to_data(executor: Any, autocast: bool) -> None:
             assert x._version == y._version == count
 
 
-@pytest.mark.parametrize("change", [lambda w: w.data * 2, lambda w: w.data.t(), lambda w: w.data.double()])
-def test_data_that_is_replaced_is_refused(change: Callable[[Tensor], Tensor]) -> None:
+CHANGES: list[Callable[[Tensor], Tensor]] = [lambda w: w.data * 2, lambda w: w.data.t(), lambda w: w.data.double()]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_data_that_is_replaced(change: Callable[[Tensor], Tensor]) -> None:
     def run(w: Tensor) -> Tensor:
         w.data = change(w)
         return w + 1
+
+    traced = primexec.make_traced(run)
+    for i in range(2):
+        ours, theirs = (torch.rand(3, 3, generator=torch.Generator().manual_seed(i)) for _ in range(2))
+        assert torch.equal(traced(ours), run(theirs))
+        assert torch.equal(ours, theirs)
+        assert (ours.dtype, ours.stride()) == (theirs.dtype, theirs.stride())
+    assert traced.cache_info().traces == 1
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_data_that_is_replaced_is_refused_beside_gradients(change: Callable[[Tensor], Tensor]) -> None:
+    weight = nn.Parameter(torch.rand(3, 3))
+
+    def run(w: Tensor) -> Tensor:
+        w.data = change(w)
+        return w + weight
 
     with pytest.raises(primexec.CaptureError, match=r"the \.data of a tensor is replaced"):
         primexec.make_traced(run)(torch.rand(3, 3))

@@ -16,9 +16,6 @@ FAMILY = Family("raises")
 X = tensors((3, 4))
 FILE = "raises.py"
 
-COUNT = 0
-LOG: list[Any] = []
-
 # A value as a Python number: the text of the line is the text of the lambda.
 VALUES: dict[str, Any] = {
     "complex": (lambda x: x * complex(x.sum()), "complex(x.sum())"),
@@ -46,29 +43,6 @@ def value_after_write(x: Tensor) -> Tensor:
 
 
 # Python side effects.
-@FAMILY.factory(X, line="log.append(x.shape[0])")
-def list_append() -> Any:
-    log: list[int] = []
-
-    def run(x: Tensor) -> Tensor:
-        log.append(x.shape[0])
-        return x + 1
-
-    return run
-
-
-@FAMILY.factory(X, line="log.append(y)")
-def list_append_of_tensor() -> Any:
-    log: list[Tensor] = []
-
-    def run(x: Tensor) -> Tensor:
-        y = x + 1
-        log.append(y)
-        return y
-
-    return run
-
-
 LEAF = of(lambda x: (x.requires_grad_(),), 3)
 
 
@@ -136,53 +110,10 @@ def reentrant_checkpoint_in_a_step() -> Any:
     return run
 
 
-@FAMILY.factory(X, line="count += 1")
-def nonlocal_write() -> Any:
-    count = 0
-
-    def run(x: Tensor) -> Tensor:
-        nonlocal count
-        count += 1
-        return x + count
-
-    return run
-
-
-@FAMILY.program(X, line="COUNT += 1")
-def global_write(x: Tensor) -> Tensor:
-    global COUNT
-    COUNT += 1
-    return x + 1
-
-
-@FAMILY.program(X, line="LOG.append(x + 1)")
-def escape_to_global_list(x: Tensor) -> Tensor:
-    LOG.append(x + 1)
-    return x
-
-
-@FAMILY.program(lambda i: ([draw(i, 3)],), line="xs.append(xs[0] + 1)")
-def argument_list_append(xs: list[Tensor]) -> Tensor:
-    xs.append(xs[0] + 1)
-    return xs[0]
-
-
-@FAMILY.program(lambda i: ({"x": draw(i, 3)},), line='d["y"] = d["x"] + 1')
-def argument_dict_write(d: dict[str, Tensor]) -> Tensor:
-    d["y"] = d["x"] + 1
-    return d["x"]
-
-
-@FAMILY.program(lambda i: ({"x": draw(i, 3)},), line='d.pop("x")')
-def argument_dict_pop(d: dict[str, Tensor]) -> Tensor:
-    return d.pop("x") + 1
-
-
 class Counter(nn.Module):
     def __init__(self, forward: Any) -> None:
         super().__init__()
         self.calls = 0
-        self.history: list[Any] = []
         self.function = forward
 
     def forward(self, x: Tensor) -> Any:
@@ -195,12 +126,6 @@ def module_program(line: str) -> Any:
         return function
 
     return register
-
-
-@module_program("self.history.append(x)")
-def module_appends(self: Any, x: Tensor) -> Tensor:
-    self.history.append(x)
-    return x
 
 
 @module_program("self.train(not self.training)")
