@@ -66,7 +66,7 @@ def operands() -> list[Tensor]:
     return [torch.randn(shape) for shape in ((3, 5, 6), (8, 6), (8,), (6, 8))]
 
 
-DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype in library._dtypes()]
+DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype in measured.dtypes()]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -117,10 +117,23 @@ def test_short_products_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None
     compute_products_by("ATen", monkeypatch)
     x, w, b = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((3, 4), (5, 4), (5,)))
     for dtypes, product in (((torch.float32, torch.bfloat16), "1 aten.addmm"), ((torch.float32,), "1 aten.mm")):
-        monkeypatch.setattr(library, "_dtypes", lambda dtypes=dtypes: dtypes)
+        monkeypatch.setattr(library, "dtypes", lambda dtypes=dtypes: dtypes)
         traced = primexec.make_traced(lambda x, w, b: F.linear(x.sin(), w, b).exp(), executor=("llvm", "aten"))
         traced(x, w, b)
         assert product in str(traced.explain(x, w, b))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["columns", "rows"])
+def test_short_products_that_are_large_enough_to_be_measured(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    """Also where oneDNN has no code for them."""
+    monkeypatch.undo()
+    x, w = torch.randn(64, 512).bfloat16(), torch.randn(512, 320).bfloat16()
+    w = w.t().contiguous().t() if layout == "columns" else w
+    assert measured.Shape.of(x, w).size >= measured.SMALLEST
+    made = primexec.make_traced(lambda x, w: (x.sin() @ w).relu(), executor=("llvm", "aten"))(x, w)
+    exact = (x.sin().double() @ w.double()).relu()
+    torch.testing.assert_close(made.double(), exact, rtol=1e-2, atol=1e-2)
 
 
 def test_other_dtypes_stay_with_aten() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, fx
 from primexec import effects
 from primexec.executors.base import Region, RegionFunction
 from primexec.executors.llvm.launch import Operand
-from primexec.executors.llvm.measured import Shape, fastest, linear
+from primexec.executors.llvm.measured import Shape, dtypes, fastest, linear
 from primexec.executors.llvm.own import with_copies
 from primexec.executors.llvm.products import is_large, widened_from
 from primexec.placement import Group, is_free, place, with_what_is_made_again
@@ -30,14 +29,6 @@ PARTS = 32  # into about as many at most
 _ADDMM, _MM = torch.ops.aten.addmm.default, torch.ops.aten.mm.default
 
 
-@cache
-def _dtypes() -> tuple[torch.dtype, ...]:
-    """Of the products that oneDNN has code for on this machine."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    short = linear() is not None and supported is not None and supported()
-    return (torch.float32, torch.bfloat16) if short else (torch.float32,)
-
-
 def takes(node: fx.Node) -> bool:
     """Whether the node is a product that oneDNN computes faster."""
     if node.target not in (_ADDMM, _MM) or node.kwargs or len(node.args) != (3 if node.target is _ADDMM else 2):
@@ -46,7 +37,7 @@ def takes(node: fx.Node) -> bool:
     if not all(_fit(t) for t in operands) or len({t.dtype for t in operands}) > 1:  # type: ignore[union-attr]
         return False
     sources = {widened_from(n) for n in node.args} - {None}
-    if sources & {*_dtypes()}:  # the product of the 16-bit numbers is the faster one
+    if sources & {*dtypes()}:  # the product of the 16-bit numbers is the faster one
         return False
     bias, _, weight = [None, *operands][-3:]
     if bias is not None and (tuple(bias.shape) != (weight.shape[1],) or bias.stride() != (1,)):  # type: ignore[union-attr]
@@ -72,7 +63,7 @@ def has_products(graph: fx.Graph) -> bool:
 def _fit(t: Any) -> bool:
     return (
         isinstance(t, Tensor)
-        and t.dtype in _dtypes()
+        and t.dtype in dtypes()
         and t.device.type == "cpu"
         and t.layout is torch.strided
         and all(type(n) is int for n in (*t.shape, *t.stride()))

@@ -45,6 +45,14 @@ def linear() -> Any:
     return None if operator is None else operator.default
 
 
+@cache
+def dtypes() -> tuple[torch.dtype, ...]:
+    """Of the products that oneDNN has code for on this machine."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    short = linear() is not None and supported is not None and supported()
+    return (torch.float32, torch.bfloat16) if short else (torch.float32,)
+
+
 @dataclass(frozen=True)
 class Shape:
     """What the time of a product depends on.
@@ -82,9 +90,11 @@ class Shape:
     @property
     def fits_library(self) -> bool:
         """Whether oneDNN takes the factors as they are, or the left one turned."""
+        if self.batch > 1 or self.size < SMALLEST or self.dtype not in dtypes() or linear() is None:
+            return False
         is_left = self.is_turned or self.left == (self.inner, 1)
         is_right = self.right in ((1, self.inner), (self.columns, 1))
-        return self.batch == 1 and is_left and is_right and self.size >= SMALLEST and linear() is not None
+        return is_left and is_right
 
 
 def fastest(shape: Shape) -> str:
