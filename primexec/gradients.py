@@ -103,7 +103,7 @@ class LeafGradients:
     def switched(self) -> list[tuple[str, bool, str]]:
         """(input, whether it requires grad now, label) of those of which the function changed that."""
         return [
-            (leaf.node.name, leaf.stand_in.requires_grad, f"{leaf.label.removesuffix('.grad')}.requires_grad")
+            (leaf.node.name, leaf.stand_in.requires_grad, f"{leaf.label}.requires_grad")
             for leaf in self._leaves.values()
             if leaf.stand_in.is_leaf and leaf.stand_in.requires_grad != leaf.real.requires_grad
         ]

@@ -133,8 +133,9 @@ class StandIns:
         self._before = [(n, c, p, _names(n)) for n, c, p, _ in _nodes(arguments)]
         self._parts = [node for node, _, part, _ in self._before if part]
         self._numbers = {id(node): i for i, node in enumerate(self._parts)}
-        self._real = [part for part, _ in parts(real)]
-        self.objects = [part for part, inside in parts(real) if inside]
+        found = parts(real)
+        self._real = [part for part, _ in found]
+        self.objects = [part for part, inside in found if inside]
         self._stand_alone(self.objects)
 
     def _stand_alone(self, real: list[Any]) -> None:

@@ -100,6 +100,9 @@ class NumberInputs:
         """Whether a value stands in for a list of numbers."""
         return id(value) in self._lists
 
+    def _get(self, held: dict[Any, Any] | Cell, name: Any) -> Any:
+        return held.get() if isinstance(held, Cell) else dict.get(self._seen(held), name)
+
     def _set(self, held: dict[Any, Any] | Cell, name: Any, value: Any) -> None:
         if isinstance(held, Cell):
             held.set(value)
@@ -144,7 +147,7 @@ class NumberInputs:
         """Put the numbers back where they stood, and note by what others the function replaced them."""
         logging.raiseExceptions = self._logging_raises
         for held, name, value, number, label in self._places:
-            new = held.get() if isinstance(held, Cell) else dict.get(self._seen(held), name)
+            new = self._get(held, name)
             inside = self._lists.get(id(number))
             if inside and not (len(number) == len(inside) and all(map(operator.is_, number, inside))):
                 self._tracer.fail(f"the function changes {label}, a list of numbers", "put another list in its place")
@@ -170,7 +173,7 @@ class NumberInputs:
         """Raise where hooks and custom functions, which ran in a backward pass, have changed one of the places."""
         kept, self._kept = self._kept, []
         for held, name, value, label, length in kept:
-            now = held.get() if isinstance(held, Cell) else dict.get(self._seen(held), name)
+            now = self._get(held, name)
             grown = type(value) is list and len(value) != length
             if now is not value or grown:
                 self._set(held, name, value)

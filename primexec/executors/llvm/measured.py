@@ -19,7 +19,7 @@ from torch import Tensor
 
 from primexec.effects import storage_bytes
 from primexec.executors.llvm import matmul
-from primexec.executors.llvm.contraction import NARROW, blocks
+from primexec.executors.llvm.contraction import blocks, sides
 from primexec.executors.llvm.target import host
 
 SMALLEST = 1 << 22  # multiplications from which on oneDNN may be worth a call
@@ -48,9 +48,10 @@ def linear() -> Any:
 @cache
 def dtypes() -> tuple[torch.dtype, ...]:
     """Of the products that oneDNN has code for on this machine."""
+    if linear() is None:
+        return ()
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    short = linear() is not None and supported is not None and supported()
-    return (torch.float32, torch.bfloat16) if short else (torch.float32,)
+    return (torch.float32, torch.bfloat16) if supported is not None and supported() else (torch.float32,)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Shape:
     @property
     def fits_library(self) -> bool:
         """Whether oneDNN takes the factors as they are, or the left one turned."""
-        if self.batch > 1 or self.size < SMALLEST or self.dtype not in dtypes() or linear() is None:
+        if self.batch > 1 or self.size < SMALLEST or self.dtype not in dtypes():
             return False
         is_left = self.is_turned or self.left == (self.inner, 1)
         is_right = self.right in ((1, self.inner), (self.columns, 1))
@@ -181,15 +182,15 @@ def _library(shape: Shape) -> Product:
 
 
 def _kernel(shape: Shape) -> Product | None:
-    narrow = min(shape.rows, shape.columns) < NARROW or shape.inner == 1
-    if narrow or 0 in (*shape.left, *shape.right):
+    batch, rows, inner, columns = axes = shape.batch, shape.rows, shape.inner, shape.columns
+    between = _extent(rows, inner, shape.left), _extent(inner, columns, shape.right)
+    strides = (between[0], *shape.left, 0), (between[1], 0, *shape.right)
+    if sides(axes, (False, False, True, False), *strides) is None:
         return None
     left, product = _left(shape), matmul.product()
-    batch, rows, inner, columns = shape.batch, shape.rows, shape.inner, shape.columns
     block = blocks(host(), [batch], rows, columns, inner)
     job = matmul.Job(
-        left.data_ptr(), _extent(rows, inner, shape.left), *shape.left,
-        0, _extent(inner, columns, shape.right), *reversed(shape.right),
+        left.data_ptr(), between[0], *shape.left, 0, between[1], *reversed(shape.right),
         0, rows, columns, inner, block.depth, block.rows, block.columns,
         -(-rows // block.rows), -(-columns // block.columns),
     )  # fmt: skip
