@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import primexec
-from primexec.executors.llvm import library, measured
+from primexec.executors.llvm import measured, products
 from tests.test_llvm_models import assert_as_near, floats, wide
 from tests.ways import WAYS, compute_products_by
 
@@ -113,11 +113,11 @@ def test_the_gradient_of_a_weight_reads_rows() -> None:
 
 @torch.no_grad()
 def test_short_products_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs them, and only where oneDNN has code for them."""
+    """Whoever runs them, and only where PyTorch has code for them."""
     compute_products_by("ATen", monkeypatch)
     x, w, b = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((3, 4), (5, 4), (5,)))
-    for dtypes, product in (((torch.float32, torch.bfloat16), "1 aten.addmm"), ((torch.float32,), "1 aten.mm")):
-        monkeypatch.setattr(library, "dtypes", lambda dtypes=dtypes: dtypes)
+    for dtypes, product in ((frozenset(), "1 aten.addmm"), (frozenset([torch.bfloat16]), "1 aten.mm")):
+        monkeypatch.setattr(products, "widened", lambda dtypes=dtypes: dtypes)
         traced = primexec.make_traced(lambda x, w, b: F.linear(x.sin(), w, b).exp(), executor=("llvm", "aten"))
         traced(x, w, b)
         assert product in str(traced.explain(x, w, b))
@@ -126,7 +126,7 @@ def test_short_products_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None
 @torch.no_grad()
 @pytest.mark.parametrize("layout", ["columns", "rows"])
 def test_short_products_that_are_large_enough_to_be_measured(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
-    """Also where oneDNN has no code for them."""
+    """Also where PyTorch has no code for them."""
     monkeypatch.undo()
     x, w = torch.randn(64, 512).bfloat16(), torch.randn(512, 320).bfloat16()
     w = w.t().contiguous().t() if layout == "columns" else w

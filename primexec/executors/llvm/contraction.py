@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from primexec.executors.llvm.ir import Kernel, Load, Op, Reduce, roots_of, walk
+from primexec.executors.llvm.ir import Expr, Kernel, Load, Op, Reduce, roots_of, walk
 from primexec.executors.llvm.maps import VIEWS
 from primexec.executors.llvm.schedule import prim, reduced_axes, value
 from primexec.executors.llvm.target import Target
 
+HALVES = frozenset({torch.bfloat16, torch.float16})
 LARGEST = 1 << 13  # multiplications of a product that is computed as a plain sum
 NARROW = 8  # rows and columns that are worth a tile
 PANEL_BYTES = 3 << 13  # of the columns that stay in the first cache
@@ -59,11 +60,11 @@ def contraction(kernel: Kernel) -> Contraction | None:
     if len(totals) != 1 or kernel.ordered or math.prod(kernel.axes) <= LARGEST:
         return None
     match totals[0]:
-        case Reduce("sum", Op("mul", (Load() as left, Load() as right)), torch.float32) as total:
-            pass
+        case Reduce("sum", Op("mul", (first, second)), torch.float32) as total:
+            left, right = _loaded(first), _loaded(second)
         case _:
             return None
-    if any(f.guards or f.access.indirect or f.dtype is not torch.float32 for f in (left, right)):
+    if left is None or right is None:
         return None
     found = sides(kernel.axes, kernel.reduced, left.access.strides, right.access.strides)
     if found is None:
@@ -72,6 +73,18 @@ def contraction(kernel: Kernel) -> Contraction | None:
     if kernel.stores[0].access.strides[rows] == 1:  # what lies along the lanes is written
         left, right, rows, columns = right, left, columns, rows
     return Contraction(total, left, right, batch, rows, columns, inner)
+
+
+def _loaded(factor: Expr) -> Load | None:
+    """What a factor is read as: float32, or what is widened to it."""
+    match factor:
+        case Op("convert_element_type", (Load(dtype=dtype) as load,)) if dtype in HALVES:
+            pass
+        case Load(dtype=torch.float32) as load:
+            pass
+        case _:
+            return None
+    return None if load.guards or load.access.indirect else load
 
 
 def sides(
@@ -107,8 +120,17 @@ def factors(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(map(_base, operands))
 
 
+def widens(node: Any) -> bool:
+    """Whether a node makes wider numbers of 16-bit ones, each of its own."""
+    if prim(node) != "convert_element_type":
+        return False
+    t = value(node.args[0])
+    return t.dtype in HALVES and all(s or n == 1 for s, n in zip(t.stride(), t.shape, strict=True))
+
+
 def _base(node: Any) -> fx.Node:
-    while prim(node) in VIEWS:
+    """What memory a factor is read from; it may be widened as it is read."""
+    while prim(node) in VIEWS or (value(node).dtype is torch.float32 and widens(node)):
         node = node.args[0]
     return node  # type: ignore[no-any-return]
 

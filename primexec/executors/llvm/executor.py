@@ -146,9 +146,8 @@ def _compiled(
     def make() -> RegionFunction:
         compiled = lower(graph, options, donated)
         _log.debug("%s\n%s", name, compiled.schedule)
-        symbols = {**threads.symbols(), **profiling.symbols(), **compiled.symbols()}
-        if any(map(contraction, compiled.schedule.kernels)):
-            symbols |= matmul.symbols()
+        products = matmul.symbols(compiled.schedule.kernels)
+        symbols = {**threads.symbols(), **profiling.symbols(), **compiled.symbols(), **products}
         module = engine.compile_module(compiled.llvm, compiled.target, symbols)
         _check_results(graph, name, compiled.schedule)
         used = [*codes.remember(compiled.codes, module), *compiled.borrowed.values()]

@@ -11,9 +11,12 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from primexec.executors.llvm.measured import widened
+
 FEW_CHANNELS = 4
 LARGE = 1 << 14
 MANY_SCORES = 1 << 16  # of a head; PyTorch's kernel never has all of them in memory
+MANY_WIDENED = 1 << 21  # in 16 bits without instructions for them, where its backward pass takes 3 to 5 times as long
 
 
 def _always(node: fx.Node) -> bool:
@@ -49,9 +52,11 @@ def _of_an_input(node: fx.Node) -> bool:
 
 def _of_many_scores(node: fx.Node) -> bool:
     """Of attention, whose backward pass takes the gradient first."""
-    operands: Any = node.args[1:3] if "backward" in str(node.target) else node.args[:2]
+    backward = "backward" in str(node.target)
+    operands: Any = node.args[1:3] if backward else node.args[:2]
     query, key = (n.meta["val"] for n in operands)
-    return bool(query.shape[-2] * key.shape[-2] >= MANY_SCORES)
+    most = MANY_WIDENED if backward and query.dtype in widened() else MANY_SCORES
+    return bool(query.shape[-2] * key.shape[-2] >= most)
 
 
 def _first(node: fx.Node) -> Tensor:

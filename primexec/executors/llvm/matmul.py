@@ -8,16 +8,18 @@ is the same for all products, and compiled once a process: of a kernel's own is 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+
+import torch
 
 from primexec.executors.llvm import addresses, engine, threads
 from primexec.executors.llvm.codegen import KernelWriter
 from primexec.executors.llvm.codes import Part
 from primexec.executors.llvm.contraction import blocks, contraction, tile
 from primexec.executors.llvm.emit import Emitter, ModuleText, Value, type_of
-from primexec.executors.llvm.instructions import splat
-from primexec.executors.llvm.ir import Place
+from primexec.executors.llvm.instructions import F32, MEMORY, from_memory, splat
+from primexec.executors.llvm.ir import Kernel, Place
 from primexec.executors.llvm.memory import CACHE_LINE, Positions
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import transposed
@@ -28,11 +30,14 @@ Body = Callable[[str, list[str]], Sequence[str]]
 class Floats(Emitter):
     """A function over arrays of float32."""
 
-    def place(self, start: str, index: str | int) -> str:
-        return self.emit(f"getelementptr float, ptr {start}, i64 {index}")
+    def place(self, start: str, index: str | int, dtype: torch.dtype = F32) -> str:
+        return self.emit(f"getelementptr {type_of(MEMORY[dtype])}, ptr {start}, i64 {index}")
 
-    def read(self, place: str, lanes: int = 1) -> Value:
-        return Value(self, "f32", lanes, self.emit(f"load {type_of('f32', lanes)}, ptr {place}, align 4"))
+    def read(self, place: str, lanes: int = 1, dtype: torch.dtype = F32) -> Value:
+        """Elements, widened to float32."""
+        element = MEMORY[dtype]
+        loaded = self.emit(f"load {type_of(element, lanes)}, ptr {place}, align {dtype.itemsize}")
+        return from_memory(Value(self, element, lanes, loaded), dtype)
 
     def write(self, v: Value, place: str) -> None:
         self.do(f"store {v.type} {v.name}, ptr {place}, align 4")
@@ -99,68 +104,87 @@ _SHARED = {
 _FINISH = "ptr %args, i64 %batch, i64 %row, i64 %count, i64 %column, ptr %sums, i64 %step"
 
 
+Dtypes = tuple[torch.dtype, torch.dtype]  # of the factors: what is not float32 is widened where it is packed
+FLOATS = F32, F32
+
+
+def named(name: str, *dtypes: torch.dtype) -> str:
+    """What a function is called that reads factors of such dtypes."""
+    return "_".join((name, *(MEMORY[d] for d in dtypes)))
+
+
 def _types(name: str) -> list[str]:
     return [p.split()[0] for p in _SHARED[name].split(", ")]
 
 
-def _call(e: Emitter, name: str, *arguments: str | int) -> None:
+def _call(e: Emitter, name: str, *arguments: str | int, dtypes: Sequence[torch.dtype] = ()) -> None:
     given = (f"{t} {a}" for t, a in zip(_types(name), arguments, strict=True))
-    e.do(f"call void @{name}({', '.join(given)})")
+    e.do(f"call void @{named(name, *dtypes)}({', '.join(given)})")
 
 
-def declare(module: ModuleText) -> None:
+def declare(module: ModuleText, dtypes: Dtypes) -> None:
     """Let a module call what computes blocks, one of `symbols`."""
-    module.declare(BLOCK, f"void ({', '.join(_types(BLOCK))})")
+    module.declare(named(BLOCK, *dtypes), f"void ({', '.join(_types(BLOCK))})")
 
 
-def symbols() -> dict[str, int]:
-    """Addresses of what `declare` declares."""
-    return {BLOCK: _loaded().address(BLOCK)}
+def symbols(kernels: Iterable[Kernel]) -> dict[str, int]:
+    """Addresses of what kernels declare."""
+    kinds = {(c.left.dtype, c.right.dtype) for c in map(contraction, kernels) if c}
+    return {(name := named(BLOCK, *dtypes)): _loaded(dtypes).address(name) for dtypes in kinds}
 
 
 @cache
-def _loaded() -> engine.Module:
-    return engine.compile_module(shared(host()), symbols=threads.symbols())
+def _loaded(dtypes: Dtypes) -> engine.Module:
+    return engine.compile_module(shared(host(), dtypes), symbols=threads.symbols())
 
 
-def shared(target: Target) -> str:
-    """The module that all products share."""
+def shared(target: Target, dtypes: Dtypes = FLOATS) -> str:
+    """The module that all products of such factors share; those of float32 can be had plain."""
     module = ModuleText(target)
     threads.declare(module)
-    writers = (_pack, _pack_turned, _pack_rows, _tile, _block, _keep, _plain, _product)
-    for name, write in zip(_SHARED, writers, strict=True):
+
+    def function(name: str, write: Callable[..., None], *read: torch.dtype) -> None:
         e = Floats(module)
-        write(e)
+        write(e, *read)
         e.do("ret void")
-        e.function(f"void @{name}({_SHARED[name]})")
+        e.function(f"void @{named(name, *read)}({_SHARED[name]})")
+
+    for dtype in dict.fromkeys(dtypes):
+        for name, pack in ((PACK, _pack), (PACK_TURNED, _pack_turned), (PACK_ROWS, _pack_rows)):
+            function(name, pack, dtype)
+    function(TILE, _tile)
+    function(BLOCK, _block, *dtypes)
+    for name, write in ((KEEP, _keep), (PLAIN, _plain), (PRODUCT, _product)) if dtypes == FLOATS else ():
+        function(name, write)
     return module.text()
 
 
-def _pack(e: Floats) -> None:
+def _pack(e: Floats, dtype: torch.dtype) -> None:
     def step(k: str) -> None:
-        source, place = e.place("%from", e.times(k, "%along")), e.place("%to", e.times(k, "%step"))
+        source, place = e.place("%from", e.times(k, "%along"), dtype), e.place("%to", e.times(k, "%step"))
 
         def one(i: str) -> None:
-            e.write(e.read(e.place(source, e.times(e.least(i, "%last"), "%across"))), e.place(place, i))
+            element = e.place(source, e.times(e.least(i, "%last"), "%across"), dtype)
+            e.write(e.read(element, 1, dtype), e.place(place, i))
 
         e.each("0", "%width", 1, one)
 
     e.each("0", "%depth", 1, step)
 
 
-def _pack_rows(e: Floats) -> None:
+def _pack_rows(e: Floats, dtype: torch.dtype) -> None:
     """Rows, and asks for what lies behind them: the next panel's."""
     lanes, width = e.target.lanes("f32"), tile(e.target)[1]
 
     def step(k: str) -> None:
-        source, place = e.place("%from", e.times(k, "%along")), e.place("%to", e.times(k, "%step"))
-        behind = e.place(source, "%width")
-        for line in range(0, width, CACHE_LINE // 4):
-            e.prefetch(e.place(behind, line), 2)
+        source, place = e.place("%from", e.times(k, "%along"), dtype), e.place("%to", e.times(k, "%step"))
+        behind = e.place(source, "%width", dtype)
+        for line in range(0, width, CACHE_LINE // dtype.itemsize):
+            e.prefetch(e.place(behind, line, dtype), 2)
         whole = e.emit(f"and i64 %width, {-lanes}")
 
         def copy(count: int) -> Callable[[str], None]:
-            return lambda i: e.write(e.read(e.place(source, i), count), e.place(place, i))
+            return lambda i: e.write(e.read(e.place(source, i, dtype), count, dtype), e.place(place, i))
 
         e.each("0", whole, lanes, copy(lanes))
         e.each(whole, "%width", 1, copy(1))
@@ -168,7 +192,7 @@ def _pack_rows(e: Floats) -> None:
     e.each("0", "%depth", 1, step)
 
 
-def _pack_turned(e: Floats) -> None:
+def _pack_turned(e: Floats, dtype: torch.dtype) -> None:
     """Squares, which are transposed in registers, and what remains element by element; asks for the next panel.
 
     A panel of weights that lie outside of the caches takes as long to fetch as a quarter of its products.
@@ -179,21 +203,21 @@ def _pack_turned(e: Floats) -> None:
 
     def part(first: str) -> None:
         numbers = [e.least(e.plus(first, s), "%last") for s in range(side)]
-        columns = [e.place("%from", e.times(n, "%across")) for n in numbers]
-        further = [e.place(c, e.times("%across", width)) for c in columns]
+        columns = [e.place("%from", e.times(n, "%across"), dtype) for n in numbers]
+        further = [e.place(c, e.times("%across", width), dtype) for c in columns]
         to = e.place("%to", first)
 
         def square(k: str) -> None:
             place = e.place(to, e.times(k, width))
             for c in further:
-                e.prefetch(e.place(c, k), 2)
-            for s, v in enumerate(transposed([e.read(e.place(c, k), side) for c in columns])):
+                e.prefetch(e.place(c, k, dtype), 2)
+            for s, v in enumerate(transposed([e.read(e.place(c, k, dtype), side, dtype) for c in columns])):
                 e.write(v, e.place(place, s * width))
 
         def line(k: str) -> None:
             place = e.place(to, e.times(k, width))
             for s, c in enumerate(columns):
-                e.write(e.read(e.place(c, k)), e.place(place, s))
+                e.write(e.read(e.place(c, k, dtype), 1, dtype), e.place(place, s))
 
         e.each("0", whole, side, square)
         e.each(whole, "%depth", 1, line)
@@ -233,14 +257,16 @@ def _tile(e: Floats) -> None:
     e.choose("%first", keep, add)
 
 
-def _block(e: Floats) -> None:
+def _block(e: Floats, left_dtype: torch.dtype, right_dtype: torch.dtype) -> None:
     height, width = tile(e.target)
+    widens = left_dtype is not F32
 
     def room(rows: str | int, columns: str | int) -> str:
         return e.emit(f"alloca float, i64 {e.times(str(rows), columns)}, align 64")
 
-    # A left factor whose rows do not lie one after another along the inner axis is copied, block by block.
-    copies, in_pieces = e.emit("icmp ne i64 %left.along, 1"), e.emit("icmp sgt i64 %size, %depth")
+    # A left factor whose rows do not lie one after another along the inner axis, or are widened, is copied by blocks.
+    turns, in_pieces = e.emit("icmp ne i64 %left.along, 1"), e.emit("icmp sgt i64 %size, %depth")
+    copies = "true" if widens else turns
     step = e.choice(in_pieces, "%block.columns", width)  # from row to row of the sums
     panel, sums = room("%depth", width), room(e.choice(in_pieces, "%block.rows", height), step)
     copied = room(e.choice(copies, "%depth", 0), "%block.rows")
@@ -248,19 +274,27 @@ def _block(e: Floats) -> None:
     def piece(start: str) -> None:
         depth, first = e.least(e.minus("%size", start), "%depth"), e.emit(f"icmp eq i64 {start}, 0")
         done = e.emit(f"icmp sge i64 {e.plus(start, '%depth')}, %size")
-        left, right = (e.place(f"%{side}", e.times(start, f"%{side}.along")) for side in ("left", "right"))
-        e.choose(copies, lambda: copy_rows(e.place(left, e.times("%row", "%left.across")), depth))
+        left, right = (
+            e.place(f"%{side}", e.times(start, f"%{side}.along"), dtype)
+            for side, dtype in (("left", left_dtype), ("right", right_dtype))
+        )
+        e.choose(copies, lambda: copy_rows(e.place(left, e.times("%row", "%left.across"), left_dtype), depth))
 
         def tiles(column: str) -> None:
-            pack(e.place(right, e.times(column, "%right.across")), column, depth)
+            pack(e.place(right, e.times(column, "%right.across"), right_dtype), column, depth)
 
             def one(row: str) -> None:
                 below, beside = e.minus(row, "%row"), e.minus(column, "%column")
                 place = e.place(sums, e.choice(in_pieces, e.plus(e.times(below, step), beside), 0))
                 count = e.least(e.minus("%row.end", row), height)
-                rows = e.place(copied, below), e.place(left, e.times(row, "%left.across"))
-                across, along = e.choice(copies, 1, "%left.across"), e.choice(copies, "%block.rows", 1)
-                source = e.choice(copies, *rows, kind="ptr")
+                own = (
+                    e.place(copied, e.times(below, "%depth")) if widens else e.place(left, e.times(row, "%left.across"))
+                )
+                across, along = (
+                    e.choice(turns, 1, "%depth" if widens else "%left.across"),
+                    e.choice(turns, "%block.rows", 1),
+                )
+                source = e.choice(turns, e.place(copied, below), own, kind="ptr")
                 _call(e, TILE, source, across, along, e.minus(count, 1), panel, depth, place, step, first)
                 given = f"ptr %args, i64 %batch, i64 {row}, i64 {count}, i64 {column}, ptr {place}, i64 {step}"
                 e.choose(done, lambda: e.do(f"call void %finish({given})"))
@@ -270,27 +304,36 @@ def _block(e: Floats) -> None:
         e.each("%column", "%column.end", width, tiles)
 
     def copy_rows(place: str, depth: str) -> None:
-        count = e.minus("%row.end", "%row")
-        e.choose(
-            e.emit("icmp eq i64 %left.across, 1"),
-            lambda: _call(e, PACK_ROWS, place, "%left.along", depth, count, copied, "%block.rows"),
-            lambda: _call(
-                e, PACK, place, "%left.along", "%left.across", e.minus(count, 1), depth, count, copied, "%block.rows"
-            ),
-        )
+        count, dtypes = e.minus("%row.end", "%row"), (left_dtype,)
+
+        def turned() -> None:
+            sizes = depth, count, copied, "%block.rows"
+            e.choose(
+                e.emit("icmp eq i64 %left.across, 1"),
+                lambda: _call(e, PACK_ROWS, place, "%left.along", *sizes, dtypes=dtypes),
+                lambda: _call(e, PACK, place, "%left.along", "%left.across", e.minus(count, 1), *sizes, dtypes=dtypes),
+            )
+
+        if widens:
+            rows = place, "%left.across", count, depth, copied, "%depth"
+            e.choose(turns, turned, lambda: _call(e, PACK_ROWS, *rows, dtypes=dtypes))
+        else:
+            turned()
 
     def pack(place: str, column: str, depth: str) -> None:
         """A panel of the right factor: for each step along the inner axis its columns, the last one repeated."""
-        last = e.minus(e.minus("%columns", 1), column)
+        last, dtypes = e.minus(e.minus("%columns", 1), column), (right_dtype,)
         whole = e.emit(f"icmp sge i64 {last}, {width - 1}")
         in_rows = e.emit(f"and i1 {whole}, {e.emit('icmp eq i64 %right.across, 1')}")
         e.choose(
             in_rows,
-            lambda: _call(e, PACK_ROWS, place, "%right.along", depth, width, panel, width),
+            lambda: _call(e, PACK_ROWS, place, "%right.along", depth, width, panel, width, dtypes=dtypes),
             lambda: e.choose(
                 e.emit("icmp eq i64 %right.along, 1"),
-                lambda: _call(e, PACK_TURNED, place, "%right.across", last, depth, panel),
-                lambda: _call(e, PACK, place, "%right.along", "%right.across", last, depth, width, panel, width),
+                lambda: _call(e, PACK_TURNED, place, "%right.across", last, depth, panel, dtypes=dtypes),
+                lambda: _call(
+                    e, PACK, place, "%right.along", "%right.across", last, depth, width, panel, width, dtypes=dtypes
+                ),
             ),
         )
 
@@ -329,7 +372,7 @@ def _plain(e: Floats) -> None:
         row, column = e.times(number, job["block_rows"]), e.times(group, job["block_columns"])
         ends = [e.least(e.plus(at, job[f"block_{n}"]), job[n]) for at, n in ((row, "rows"), (column, "columns"))]
         sizes = [job[n] for n in ("columns", "inner", "depth", "block_rows", "block_columns")]
-        _call(e, BLOCK, *factors, row, ends[0], column, ends[1], *sizes, f"@{KEEP}", "%job", batch)
+        _call(e, BLOCK, *factors, row, ends[0], column, ends[1], *sizes, f"@{KEEP}", "%job", batch, dtypes=FLOATS)
 
     e.each("%begin", "%end", 1, one)
 
@@ -357,7 +400,7 @@ class Job(ctypes.Structure):
 
 def product() -> Callable[[Job, int], None]:
     """What computes a plain product of so many blocks."""
-    function = ctypes.CFUNCTYPE(None, ctypes.POINTER(Job), ctypes.c_int64)(_loaded().address(PRODUCT))
+    function = ctypes.CFUNCTYPE(None, ctypes.POINTER(Job), ctypes.c_int64)(_loaded(FLOATS).address(PRODUCT))
     return lambda job, units: function(job, units)
 
 
@@ -375,7 +418,8 @@ class ProductWriter(KernelWriter):
         self.found, self.rows, self.columns = found, axes[found.rows], axes[found.columns]
         self.block = blocks(target, [axes[a] for a in found.batch], self.rows, self.columns, axes[found.inner])
         self.width, self.outer = tile(target)[1], {}
-        declare(self.module)
+        self.dtypes = found.left.dtype, found.right.dtype
+        declare(self.module, self.dtypes)
         self._begin()
         self.e.each("%begin", "%end", 1, self._one)
         self._end(self.kernel.name, "ptr %args, i64 %begin, i64 %end")
@@ -412,13 +456,13 @@ class ProductWriter(KernelWriter):
         at, factors = self._positions(batch), list[str | int]()
         for load, across in ((found.left, found.rows), (found.right, found.columns)):
             access = load.access
-            place = e.place(self.pointers[access.buffer], self._offset(access, at))
+            place = e.place(self.pointers[access.buffer], self._offset(access, at), load.dtype)
             factors += [place, access.strides[across], access.strides[found.inner]]
         row, column = e.times(number, block.rows), e.times(group, block.columns)
         ends = e.least(e.plus(row, block.rows), self.rows), e.least(e.plus(column, block.columns), self.columns)
         sizes = self.columns, self.kernel.axes[found.inner], block.depth, block.rows, block.columns
         finish = f"@{self._finisher}", "%args", batch
-        _call(e, BLOCK, *factors, row, ends[0], column, ends[1], *sizes, *finish)
+        _call(e, BLOCK, *factors, row, ends[0], column, ends[1], *sizes, *finish, dtypes=self.dtypes)
 
     def _finish(self) -> None:
         """What the kernel stores of a tile."""

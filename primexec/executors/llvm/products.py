@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec.executors.llvm.contraction import LARGEST
+from primexec.executors.llvm.contraction import HALVES, LARGEST
 from primexec.executors.llvm.instructions import COPIES
 from primexec.executors.llvm.maps import VIEWS
-from primexec.executors.llvm.measured import Shape, fastest
+from primexec.executors.llvm.measured import Shape, fastest, widened
 from primexec.executors.llvm.schedule import prim, value
 
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
@@ -23,6 +23,8 @@ _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
 
 def product(a: Tensor, b: Tensor) -> Any:
     """The operators `mm` and `bmm`."""
+    if a.dtype in HALVES:  # rounded once
+        return (torch.bmm if a.dim() == 3 else torch.mm)(a.float(), b.float()).to(a.dtype)
     if a.dtype not in (torch.float32, torch.float64):
         return f"a product of {a.dtype} is the library's"
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
@@ -37,7 +39,7 @@ def widened_from(operand: Any) -> torch.dtype | None:
     t, source = value(operand), value(operand.all_input_nodes[0])
     if not isinstance(t, Tensor) or not isinstance(source, Tensor) or t.dtype is not torch.float32:
         return None
-    return source.dtype if source.dtype in (torch.bfloat16, torch.float16) else None
+    return source.dtype if source.dtype in HALVES else None
 
 
 def _operands(node: fx.Node) -> list[Tensor]:
@@ -55,12 +57,15 @@ def is_large(node: fx.Node) -> bool:
 
 def why_not(node: fx.Node) -> str:
     """Why the operands of a product are not for a kernel; empty where they may be."""
-    if any(map(widened_from, node.all_input_nodes)):
-        return "a product of 16-bit numbers is the library's"
-    if not is_large(node):
-        return ""
     a, b = _operands(node)
+    is_short, sources = a.dtype in HALVES, {widened_from(n) for n in node.all_input_nodes} - {None}
+    if (sources | ({a.dtype} if is_short else set())) - widened():
+        return "a product of 16-bit numbers is the library's"
+    if is_short or not is_large(node):
+        return ""
     if any(s == 0 for t in (a, b) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1):
         return "a factor repeats itself"
+    if sources:
+        return ""
     found = fastest(Shape.of(a, b))
     return "" if found == "kernel" else f"{found} was measured to be faster than a kernel"
