@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_packed, effects, literals, numbers
+from primexec import _torch, _torch_packed, effects, literals, numbers, parts
 from primexec._torch import pytree
 from primexec.decisions import decide
 from primexec.errors import CaptureError
@@ -86,6 +86,8 @@ class Calls(_torch.TorchFunctionMode):
             return number
         if (made := literals.assembled(fn, args, kwargs)) is not None:
             return made
+        if tracer.numbers and tracer.scope.parent is None:
+            args = parts.taken(tracer, fn, args)
         args = numbers.bounds_decided(fn, literals.spelled_out(fn, args))
         given_later: dict[str, fx.Node] = {}  # what C++ takes as a float only, and no metadata depends on
         if fn in _torch.fused_optimizers():

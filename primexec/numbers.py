@@ -33,6 +33,7 @@ READ = torch.ops.aten._local_scalar_dense.default
 _MAX = 10_000
 # Calls that compare ints before they come to any operator, and behind which argument the last of these stands.
 _BOUNDS = {Tensor.__getitem__: 2, Tensor.__setitem__: 2, Tensor.narrow: 4, torch.narrow: 4}
+_BOUNDS[_torch.private("torch._C._nn.pad")] = 2  # its formula asks again
 
 
 def as_input(value: int | float) -> Tensor:
@@ -276,6 +277,7 @@ class Numbers:
     def __init__(self) -> None:
         self._given: dict[int, weakref.ref[Number]] = {}
         self.made: dict[Symbol, Made] = {}
+        self.places: set[fx.Node | None] = set()  # those at which parts of tensors begin or end, and that stay unknown
 
     def add(self, number: Number) -> None:
         self._given[id(number)] = weakref.ref(number)

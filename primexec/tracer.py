@@ -30,6 +30,7 @@ from primexec import (
     higher_order,
     literals,
     numbers,
+    parts,
     sizes,
 )
 from primexec.bytecode import IDENTITY, NUMBER_TYPE, SUSPECTS, user_source
@@ -99,6 +100,7 @@ class Tracer:
         self._running = False
         self.calling: Any = None  # the function of torch's API that runs
         self.running: Any = None  # the operator that runs
+        self.taking: Any = None  # the size of the part of a tensor that is taken where a number says
         self._inference = torch.is_inference_mode_enabled()
         self._lifts: dict[int, tuple[object, Any]] = {}  # id of a real tensor or generator → (it, stand-in)
         self._positions: dict[int, int] = {}  # id of an argument → its position
@@ -270,6 +272,8 @@ class Tracer:
                 if (answer := ask(self, args[0])) is not None:
                     return answer
         if self.numbers:
+            if (part := parts.recorded(self, op, args)) is not None:
+                return part
             args, kwargs = sizes.given(self, op, args, kwargs)
         node_args, node_kwargs = self._nodes(args), self._nodes(kwargs)
         if (answer := numbers.answer(self, op, node_args)) is not None:

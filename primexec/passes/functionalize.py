@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from primexec import _torch, effects
+from primexec import _torch, effects, numbers
 from primexec.passes.emission import copied, emit, result
 from primexec.program import Program, base_name
 
@@ -123,7 +123,8 @@ def _bases(program: Program, *, complex_too: bool) -> dict[int, fx.Node]:
 
 def _is_plain_view(node: fx.Node) -> bool:
     viewed = [n for n in node.all_input_nodes if effects.storage_of(n) == effects.storage_of(node)]
-    return node.target is not operator.getitem and len(viewed) == 1 and node.args[0] is viewed[0]
+    placed = any(numbers.symbol_of(n.meta.get("val")) for n in node.all_input_nodes)  # where a number says
+    return node.target is not operator.getitem and len(viewed) == 1 and node.args[0] is viewed[0] and not placed
 
 
 def _can_carry(node: fx.Node, written: fx.Node, base: fx.Node) -> bool:

@@ -59,6 +59,12 @@ def _of_many_scores(node: fx.Node) -> bool:
     return bool(query.shape[-2] * key.shape[-2] >= most)
 
 
+def _is_known(node: fx.Node) -> bool:
+    """Whether no size of an operand depends on values."""
+    given = [n.meta.get("val") for n in node.all_input_nodes]
+    return all(type(size) is int for t in given if isinstance(t, Tensor) for size in t.shape)
+
+
 def _first(node: fx.Node) -> Tensor:
     argument: Any = node.args[0]
     value: Tensor = argument.meta["val"]
@@ -91,6 +97,6 @@ _WHOLE: dict[str, tuple[Callable[[fx.Node], bool], str]] = {
 def why(node: fx.Node) -> str | None:
     """Why a node is left to them; None where it is not."""
     is_slower, factor = _WHOLE.get(str(node.target), (None, ""))
-    if is_slower is None or not is_slower(node):
+    if is_slower is None or not _is_known(node) or not is_slower(node):
         return None
     return f"its prims were measured to take {factor} times as long as PyTorch's kernel"
