@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 READ = torch.ops.aten._local_scalar_dense.default
 _MAX = 10_000
 # Calls that compare ints before they come to any operator, and behind which argument the last of these stands.
-_BOUNDS = {Tensor.__getitem__: 2, Tensor.__setitem__: 2, Tensor.narrow: 4, torch.narrow: 4}
-_BOUNDS[_torch.private("torch._C._nn.pad")] = 2  # its formula asks again
+# Those of padding its formula asks for.
+_BOUNDS = {Tensor.__getitem__: 2, Tensor.__setitem__: 2, Tensor.narrow: 4, torch.narrow: 4, _torch.pad: 2}
 
 
 def as_input(value: int | float) -> Tensor:
