@@ -7,19 +7,37 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("primexec", "FRAGMENT")
-_LIBRARY.define("outside_draw(str generator) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
-# The functions that give one float between 0 and 1, or between bounds, by module. Other ones are refused.
-_DRAWING = {"random": ("random", "uniform"), "numpy.random": ("rand", "random", "random_sample", "uniform")}
+_LIBRARY.define(
+    "outside_draw(str generator, str function, Scalar[] arguments) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+# The functions that give one number, by module, and what their arguments are called. Other ones are refused.
+_DRAWING: dict[str, dict[str, tuple[str, ...]]] = {
+    "random": {
+        "random": (), "uniform": ("a", "b"), "randint": ("a", "b"), "randrange": ("start", "stop", "step"),
+        "choice": ("seq",), "betavariate": ("alpha", "beta"), "expovariate": ("lambd",), "gauss": ("mu", "sigma"),
+        "normalvariate": ("mu", "sigma"), "triangular": ("low", "high", "mode"),
+    },
+    "numpy.random": {
+        "rand": (), "randn": (), "random": (), "random_sample": (), "standard_normal": (), "uniform": ("low", "high"),
+        "randint": ("low", "high"), "beta": ("a", "b"), "exponential": ("scale",), "gamma": ("shape", "scale"),
+        "normal": ("loc", "scale"),
+    },
+}  # fmt: skip
+_INTS = frozenset({"randint", "randrange"})
+_LARGEST = 2**62
 
 
-def _draw(generator: str) -> Tensor:
-    return torch.scalar_tensor(_shared(generator).uniform(0.0, 1.0), dtype=torch.float64)
+def _draw(generator: str, function: str, arguments: list[int | float]) -> Tensor:
+    dtype = torch.int64 if function in _INTS else torch.float64
+    return torch.scalar_tensor(getattr(_shared(generator), function)(*arguments), dtype=dtype)
 
 
 _LIBRARY.impl("outside_draw", _draw, "CompositeExplicitAutograd")
@@ -53,11 +71,11 @@ def generators() -> list[Outside]:
 
 
 @contextmanager
-def recorded(give: Callable[[str], Any]) -> Iterator[None]:
+def recorded(give: Callable[[str, str, list[int | float], type], Any]) -> Iterator[None]:
     """In this thread, numbers come from elsewhere.
 
     Args:
-        give: gives a number between 0 and 1 in place of a module's; None where the module is to draw itself.
+        give: gives a number of a class in place of a function of a module; None where that is to draw itself.
     """
     thread = threading.get_ident()
     places = [(sys.modules[m], name) for m, names in _DRAWING.items() if m in sys.modules for name in names]
@@ -65,11 +83,9 @@ def recorded(give: Callable[[str], Any]) -> Iterator[None]:
 
     def standing_in(module: str, name: str, original: Any) -> Any:
         def draw(*args: Any, **kwargs: Any) -> Any:
-            bounds = _bounds(name, *args, **kwargs) if threading.get_ident() == thread else None
-            number = None if bounds is None else give(module)
-            if bounds is None or number is None:
-                return original(*args, **kwargs)
-            return bounds[0] + (bounds[1] - bounds[0]) * number if name == "uniform" else number
+            given = _bound(_DRAWING[module][name], args, kwargs) if threading.get_ident() == thread else None
+            number = None if given is None else _number(partial(give, module), name, given)
+            return original(*args, **kwargs) if number is None else number
 
         draw.__self__ = original.__self__  # type: ignore[attr-defined]  # by which the generator is known
         return draw
@@ -79,15 +95,25 @@ def recorded(give: Callable[[str], Any]) -> Iterator[None]:
             setattr(module, name, standing_in(module.__name__, name, original))
         yield
     finally:
+        thread = 0  # whoever has kept one draws as ever
         for module, name, original in originals:
             setattr(module, name, original)
 
 
-def _bounds(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any] | None:
-    """Between which numbers a function draws; None where it is asked for more than one."""
-    if name != "uniform":
-        return None if args or kwargs else (0.0, 1.0)
-    given = {**dict(zip(("low", "high", "size"), args, strict=False)), **kwargs}
-    low, high = given.pop("low", given.pop("a", 0.0)), given.pop("high", given.pop("b", 1.0))
-    plain = isinstance(low, (int, float)) and isinstance(high, (int, float)) and given.pop("size", None) is None
-    return (low, high) if plain and not given else None
+def _bound(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+    """The arguments in their order; None where it is asked for more than one number, or in another way."""
+    rest = names[len(args) : len(args) + len(kwargs)]
+    return [*args, *(kwargs[n] for n in rest)] if len(args) <= len(names) and {*rest} == kwargs.keys() else None
+
+
+def _number(give: Callable[[str, list[int | float], type], Any], name: str, given: list[Any]) -> Any:
+    """What a function gives; None where it is to draw itself."""
+    if name == "choice":  # one of these is drawn as `randrange` draws
+        place = give("randrange", [len(given[0])], int) if given and len(given[0]) else None
+        return None if place is None else given[0][place]
+    if name == "uniform" and all(isinstance(v, (int, float)) for v in given):  # they may be part of the program
+        bounds = [*given, *[0.0, 1.0][len(given) :]]
+        number = give("random", [], float)
+        return None if number is None else bounds[0] + (bounds[1] - bounds[0]) * number
+    plain = all(type(v) in (int, float) and -_LARGEST < v < _LARGEST for v in given)
+    return give(name, given, int if name in _INTS else float) if plain else None

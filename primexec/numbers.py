@@ -302,13 +302,13 @@ def item(tracer: Tracer, t: Tensor) -> Number | None:
     return _wrapped(_emit(tracer, READ, (tracer.node_of(t),), float if t.is_floating_point() else int))
 
 
-def drawn(tracer: Tracer, generator: str) -> Number | None:
+def drawn(tracer: Tracer, generator: str, function: str, arguments: list[int | float], kind: type) -> Number | None:
     """A number that the program draws from a generator of another module's than torch; None where it cannot."""
     if tracer.scope.parent is not None:
         return None
     with _torch.modes_off(), tracer.fake_mode:
-        value = torch.empty((), dtype=torch.float64)
-    return item(tracer, tracer.add_node(DRAW, (generator,), {}, value))
+        value = torch.empty((), dtype=torch.int64 if kind is int else torch.float64)
+    return item(tracer, tracer.add_node(DRAW, (generator, function, arguments), {}, value))
 
 
 def whole(tracer: Tracer, t: Tensor) -> Any:

@@ -159,9 +159,9 @@ def test_effects_are_refused_and_undone(name: str) -> None:
 
 
 def from_an_import(x: Tensor) -> Any:
-    from numpy.random import normal
+    from numpy.random import permutation
 
-    return x * normal()
+    return x * permutation(3)[0]
 
 
 COUNTS = (itertools.count(1),)
@@ -178,7 +178,7 @@ DRAWS: dict[str, Callable[[Tensor], Any]] = {
     "function": lambda x: x * normalvariate(0, 1),
     "bits": lambda x: x * getrandbits(8),
     "numpy_function": lambda x: x * rand(),
-    "numpy_module": lambda x: x * of_numpy.randint(5),
+    "numpy_module": lambda x: x * of_numpy.permutation(5)[0],
     "from_an_import": from_an_import,
     "partial": functools.partial(lambda draw, x: x * draw(), functools.partial(random.gauss, 0, 1)),
     "generator_in_list": lambda x: x * GENERATOR[0].normal(),

@@ -1,5 +1,6 @@
 """Floats that Python's and NumPy's shared generators give: drawn anew at every call, as eager draws them."""
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable
@@ -44,8 +45,21 @@ def with_torch(x: Tensor) -> Tensor:
     return nn.functional.dropout(x, 0.5) * random.random() + torch.rand(3)
 
 
+def distributed(x: Tensor) -> list[Any]:
+    python = [random.gauss(0, 2), random.normalvariate(1.5, 2), random.betavariate(0.5, 0.5), random.expovariate(3)]
+    lam, noise = np.random.beta(0.2, b=0.2), np.random.normal(1, 2) + np.random.standard_normal() + np.random.randn()
+    rest = [random.triangular(0, 3), np.random.exponential(2.0), np.random.gamma(2.0, scale=0.5), np.random.normal()]
+    return [*python, *rest, lam * x + (1 - lam) * x.flip(0), x + noise]
+
+
+def ints(x: Tensor) -> list[Any]:
+    i, j = random.randint(-3, 3), np.random.randint(5)
+    kinds = [isinstance(v, int) for v in (i, j)]
+    return [i, x * j, i // 2 * x, random.randrange(2, 11, 3) * x, np.random.randint(low=2, high=4), kinds]
+
+
 @pytest.mark.parametrize("executor", ["aten", "auto"])
-@pytest.mark.parametrize("fn", [scaled, unused, with_torch], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fn", [scaled, unused, with_torch, distributed, ints], ids=lambda f: f.__name__)
 def test_draws(fn: Callable[..., Any], executor: str) -> None:
     traced = make_traced(fn, executor=executor)
     for seed in range(4):
@@ -85,6 +99,35 @@ def test_layers_that_are_dropped(training: bool, executor: str) -> None:
     assert traced.cache_info().traces == (4 if training else 1)
 
 
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_choices_and_crops(executor: str) -> None:
+    layers = [torch.tanh, torch.cos]
+
+    def fn(x: Tensor) -> Tensor:
+        i = random.randint(0, 6)
+        return random.choice(layers)(x[i : i + 4]) + x[np.random.randint(0, 10)]
+
+    traced, x = make_traced(fn, executor=executor), torch.linspace(0, 1, 10)
+    for seed in range(12):
+        found = [seeded(run, seed, x) for run in (traced, fn)]
+        same(found[0][0], found[1][0], False)
+        assert found[0][1:] == found[1][1:]
+    traces = traced.cache_info().traces
+    for seed in range(12, 24):
+        same(seeded(traced, seed, x)[0], seeded(fn, seed, x)[0], False)
+    assert traced.cache_info().traces == traces < 8
+
+
+def test_wrong_bounds_raise_as_in_eager() -> None:
+    def fn(x: Tensor) -> Tensor:
+        return x * random.randint(3, 1) + random.choice([])
+
+    before = random.getstate()
+    with pytest.raises(ValueError, match="empty range"):
+        make_traced(fn)(torch.ones(3))
+    assert random.getstate() == before
+
+
 def test_decisions_behind_writes_and_draws() -> None:
     def fn(x: Tensor) -> Tensor:
         x.add_(1)
@@ -106,8 +149,10 @@ def test_decisions_behind_writes_and_draws() -> None:
 REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "array": lambda x: x * np.random.rand(3)[0],
     "size": lambda x: x * np.random.uniform(0, 1, 3)[0],
-    "choice": lambda x: x * random.choice([1.0, 2.0]),
-    "int": lambda x: x * random.randint(1, 3),
+    "sample": lambda x: x * random.sample([1.0, 2.0], 1)[0],
+    "large": lambda x: x * (random.randint(1, 2**70) > 5),
+    "number": lambda x: x * random.gauss(x.sum().item(), 1),
+    "dtype": lambda x: x * np.random.randint(0, 3, dtype=np.int64),
     "imported before": lambda x: x * PLAIN(),
     "value": lambda x: x * np.float64(random.random()),
 }
@@ -121,12 +166,32 @@ def test_other_draws_are_refused(name: str) -> None:
     assert (random.getstate(), random.random, np.random.uniform) == before
 
 
+def test_functions_that_are_kept_draw_as_ever() -> None:
+    kept: list[Any] = []
+
+    def fn(x: Tensor) -> Tensor:
+        from random import gauss
+
+        kept[:] = [gauss]
+        return x * gauss(0, 1)
+
+    with contextlib.suppress(CaptureError):
+        make_traced(fn)(torch.ones(3))
+    with recorded(lambda module, function, arguments, kind: 7.0):
+        kept.append(random.gauss)
+    random.seed(3)
+    expected = random.gauss(0, 1)
+    for function in kept:
+        random.seed(3)
+        assert function(0, 1) == expected
+
+
 def test_other_threads_draw_by_themselves() -> None:
     drawn: list[float] = []
     random.seed(3)
     expected = random.random()
     random.seed(3)
-    with recorded(lambda module: 7.0):
+    with recorded(lambda module, function, arguments, kind: 7.0):
         other = threading.Thread(target=lambda: drawn.append(random.random()))
         other.start()
         other.join()
