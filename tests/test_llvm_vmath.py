@@ -9,6 +9,7 @@ import pytest
 import torch
 from mpmath import mp
 
+from primexec import make_traced
 from primexec.executors.llvm import engine
 from primexec.executors.llvm.target import NAMED, X86_64, X86_64_AVX2, Target, host
 from primexec.executors.llvm.vmath import FUNCTIONS
@@ -206,3 +207,18 @@ def test_one_lane_gives_the_same_bits(name: str, dtype: str) -> None:
     y = x.flip(0) * 0.3 if name in BINARY else None
     wide, narrow = kernels()(name, x, y), scalar()(name, x, y)
     assert torch.equal(wide.nan_to_num(7.0), narrow.nan_to_num(7.0))
+
+
+def test_softmax() -> None:
+    """Quotients by what a row shares are rounded as divisions are, also where they are denormal, 0 or none."""
+    x = torch.randint(-180, 60, (64, 333), generator=torch.Generator().manual_seed(0)).float()  # exact differences
+    x[0, 5], x[1], x[2, ::2], x[3, 7], x[4] = torch.inf, -torch.inf, -torch.inf, torch.nan, -3e38
+    x[5:20] = x[5:20] / 64
+    for rows in (x, x[:, :1], x[:, :19]):
+        got, exact = (
+            make_traced(lambda x: torch.softmax(x, -1))(rows, executor=("llvm", "aten")),
+            rows.double().softmax(-1),
+        )
+        ulp = torch.ldexp(torch.ones_like(exact), torch.frexp(exact)[1].clamp(min=-125) - 24)
+        assert torch.equal(got.isnan(), exact.isnan())
+        assert (((got.double() - exact).abs() / ulp).nan_to_num(0) <= 2.6).all()

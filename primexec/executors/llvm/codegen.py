@@ -40,6 +40,7 @@ from primexec.executors.llvm.ir import (
     Scan,
     Store,
     Within,
+    is_share,
     never_positive,
     operands,
     roots_of,
@@ -54,7 +55,7 @@ from primexec.executors.llvm.reductions import Accumulator
 from primexec.executors.llvm.spans import Span
 from primexec.executors.llvm.target import ELEMENT_BYTES
 from primexec.executors.llvm.vmath import COARSE
-from primexec.executors.llvm.vmath.core import exp
+from primexec.executors.llvm.vmath.core import exp, quotient
 
 BUSY = 2  # dear functions a point of kernels that memory does not hold up
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
@@ -464,6 +465,8 @@ class KernelWriter(Memory):
         assert emit is not None, v.prim
         if coarse and v.prim == "div" and id(v.args[1]) in self.row and self.precision.not_below_one(v.args[1]):
             same[1], emit = splat(1.0 / arguments[1], lanes), operator.mul  # divides once a row
+        elif is_share(v) and id(v.args[1]) in self.row and self.module.target.divides_slowly:
+            emit = partial(quotient, inverse=splat(1.0 / arguments[1], lanes))
         if lanes == 1 and all(not a.name.startswith("%") for a in same):
             same[0] = addresses.materialised(same[0])
         never_above = v.prim == "exp" and never_positive(v.args[0])

@@ -270,6 +270,14 @@ def never_positive(v: Expr) -> bool:
     return isinstance(maximum, Reduce) and maximum.kind == "amax" and maximum.arg is value
 
 
+def is_share(v: Expr) -> bool:
+    """Whether a value is a quotient of numbers of at most 1 and a sum of such of which one is 1, or NaN."""
+    match v:
+        case Op("div", (Op("exp", (power,)), Reduce("sum", Op("exp", (other,))))):
+            return never_positive(power) and never_positive(other)
+    return False
+
+
 def never_negative(v: Expr) -> bool:
     """Whether a value is an exponential or a square: without a sign, NaN apart, with a rounding error of its own."""
     return isinstance(v, Op) and (v.prim in ("exp", "exp2") or (v.prim == "mul" and v.args[0] is v.args[1]))

@@ -53,6 +53,11 @@ class Target:
         return self.triple.startswith("aarch64") or "+fma" in self.features
 
     @property
+    def divides_slowly(self) -> bool:
+        """Whether a division of a vector takes as long as eight products, which pass through two units."""
+        return self.has_fma and not self.has_scaling
+
+    @property
     def has_scaling(self) -> bool:
         """Whether one instruction multiplies by a power of two, with one rounding, and another takes fractions."""
         return self.triple.startswith("x86_64") and {"+avx512f", "+avx512dq", "+avx512vl"} <= self.features

@@ -179,7 +179,9 @@ def exp_reduced(r: Value) -> Value:
 
 
 EXP_RANGE = {"f32": (-104.5, 89.0), "f64": (-746.0, 710.0)}
-LIFT = 64  # added to exponents, so that results below the normal numbers are rounded once, by the last product
+# Added to exponents, so that results below the normal numbers are rounded once, by the last product: as little as lets
+# the exponent of the smallest number that is not rounded to 0 be a normal one's.
+LIFT = {"f32": 25, "f64": 54}
 
 
 def fraction(x: Value) -> Value:
@@ -198,8 +200,8 @@ def fraction(x: Value) -> Value:
 def exp(x: Value, halvings: int = 0, nonpositive: bool = False, coarse: bool = False) -> Value:
     """exp(x) / 2**halvings, without an overflow on the way; `nonpositive` promises that no x is larger than 0.
 
-    Where the result is 0, so is the last factor: a product that underflows is slow. `coarse`: float32, with a relative
-    error of 2**-16, as what is rounded to half precision allows.
+    Far below the smallest number the power itself has no bits left and is 0: a product that underflows is slow.
+    `coarse`: float32, with a relative error of 2**-16, as what is rounded to half precision allows.
     """
     if coarse and x.e.target.has_scaling:
         y = x * (1.0 / LN2)
@@ -210,18 +212,24 @@ def exp(x: Value, halvings: int = 0, nonpositive: bool = False, coarse: bool = F
         n, _ = nearest(x, 1.0 / LN2)
         r = n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
         return scaled(exp_reduced(r), n - float(halvings) if halvings else n)
-    gone = x.compare("olt", low)
-    x = x.at_least(low)
-    offset: Value | int = LIFT
-    factor = x.const(2.0 ** -(LIFT + halvings))
+    lift = LIFT[x.element]
+    x = x.at_least(-(fmt.bias + lift) * LN2)
+    offset: Value | int = lift
+    factor = x.const(2.0 ** -(lift + halvings))
     if not nonpositive:
         x = x.at_most(high + halvings)
-        below = x.compare("olt", 0.0)
+        below = x.bits().compare("slt", 0)
         zero = fmt.magic + fmt.bias
-        offset = below.select(x.const(zero + LIFT), zero - 2 - halvings)
+        offset = below.select(x.const(zero + lift), zero - 2 - halvings)
         factor = below.select(factor, 4.0)
     m, power = powers(x, offset, coarse)
-    return m.muladd(power, power) * gone.select(0.0, factor)
+    return m.muladd(power, power) * factor
+
+
+def quotient(x: Value, y: Value, inverse: Value) -> Value:
+    """x / y by the inverse of y, neither of them near the ends of their range; the remainder mends the last place."""
+    found = x * inverse
+    return (-found).fma(y, x).fma(inverse, found)
 
 
 def looked_up(numbers: Sequence[float], index: Value) -> Value:
