@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from primexec._torch_dynamo import defer_dynamo
 from primexec.errors import PrimexecError
 
 __all__ = ["TorchDispatchMode", "TorchFunctionMode", "private", "pytree"]
@@ -206,6 +207,7 @@ def functorch_active() -> bool:
 
 def fake_mode(*, cached: bool = True) -> Any:
     """A mode of fake tensors; its cache costs as much as it saves where operators hardly ever come again."""
+    defer_dynamo()
     mode = private("torch._subclasses.fake_tensor.FakeTensorMode")()
     mode.cache_enabled &= cached
     return mode

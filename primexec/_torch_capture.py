@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from primexec._torch import modes_off, private, pytree, torch_directory
+from primexec._torch_dynamo import replaced
 from primexec._torch_flag import CapturingFlag
 from primexec._torch_flag import capturing as capturing
 from primexec._torch_flag import state as _capturing
@@ -52,6 +53,8 @@ def capture_environment(trace: Trace) -> Iterator[list[str]]:
             for owner, name, replacement in _stand_ins():
                 original = getattr(owner, name)
                 patches.callback(setattr, owner, name, original)
+                replaced.append((owner, name, original))
+                patches.callback(replaced.pop)
                 setattr(owner, name, replacement(original))
             if "float" not in (names := vars(torch.nn.modules.batchnorm)):
                 names["float"] = _as_number

@@ -14,8 +14,9 @@ import torch
 from torch import fx
 
 from primexec import _torch, config
+from primexec._torch_dynamo import capture_lock
 from primexec.cache import Cache, CacheInfo, compile_captured, runs_inline
-from primexec.capture import capture, capture_lock
+from primexec.capture import capture
 from primexec.captured import Signature
 from primexec.config import Executors, Options
 from primexec.decisions import NOTHING, DecidedOtherwiseError

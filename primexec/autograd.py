@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from primexec import _torch, _torch_autograd, effects, replayed
-from primexec.capture import capture_lock
+from primexec._torch_dynamo import capture_lock
 from primexec.errors import PrimexecError
 from primexec.joint import CONTIGUOUS, Gradients, Joint
 from primexec.partition import Plan

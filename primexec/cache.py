@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from primexec import _torch, _torch_capture, _torch_flag
+from primexec._torch_dynamo import capture_lock
 from primexec.autograd import bind
 from primexec.bytecode import user_source_of
-from primexec.capture import capture, capture_lock, left_the_function, raise_located
+from primexec.capture import capture, left_the_function, raise_located
 from primexec.captured import Captured, FirstUse, Signature
 from primexec.config import RETRACES_BEFORE_WARNING, Options, logger
 from primexec.decisions import DecidedOtherwiseError, Decisions, agree, decided_in

@@ -11,9 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import os
 import re
-import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator, Set, ValuesView
@@ -43,24 +41,10 @@ from primexec.reads import Reads
 from primexec.shadow import Shadows
 from primexec.tracer import Tracer
 
-_lock = threading.RLock()
 _log = logger("trace")
-
-
-def _reset_lock_after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_reset_lock_after_fork)
 
 _RUNS_LATER = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 _GRAD_HINT = "call it under torch.no_grad(), or work on a clone of the tensor"
-
-
-def capture_lock() -> threading.RLock:
-    """Held while anything is captured: part of PyTorch's tracing state belongs to the process."""
-    return _lock
 
 
 def capture(

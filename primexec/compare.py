@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from primexec import _torch, passes, repro
+from primexec._torch_dynamo import capture_lock
 from primexec.api import Traced, TracedModule
 from primexec.bisection import Bisection
 from primexec.cache import runs_inline
-from primexec.capture import capture, capture_lock
+from primexec.capture import capture
 from primexec.captured import Captured, Signature
 from primexec.config import Options
 from primexec.decisions import take_for_granted

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from primexec._torch_dynamo import capture_lock
 from primexec.cache import Cache, compile_captured, runs_inline
-from primexec.capture import capture, capture_lock
+from primexec.capture import capture
 from primexec.decisions import Decision, Decisions
 from primexec.descriptions import describe_call
 from primexec.executors import registry

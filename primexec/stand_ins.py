@@ -9,6 +9,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from primexec._torch_dynamo import never_compiled, replaced
+
 
 class StandIns:
     """What stands in for some of `builtins`.
@@ -45,12 +47,16 @@ class StandIns:
         if self._runs == 1:
             originals = [(name, getattr(builtins, name)) for name in self._make]
             self._places = [(name, original, self._make[name](original)) for name, original in originals]
+            for _, _, stand_in in self._places:
+                never_compiled(stand_in)  # in other threads
+            replaced.extend((builtins, name, original) for name, original in originals)
         self.resume()
 
     def stop(self) -> None:
         self._runs -= 1
         self.pause()
         if self._runs == 0:
+            del replaced[len(replaced) - len(self._places) :]
             self._places.clear()
 
     def pause(self) -> None:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
+from primexec._torch_dynamo import capture_lock
 from primexec.cache import compile_captured
-from primexec.capture import capture, capture_lock
+from primexec.capture import capture
 from primexec.captured import Signature
 from primexec.config import Options
 from primexec.errors import ExecutorError

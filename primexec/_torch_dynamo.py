@@ -1,0 +1,138 @@
+"""Dynamo, of which no more is imported than fake tensors ask for: a part of `_torch.py`.
+
+For two settings and two names PyTorch's fake tensors import all of Dynamo: 0.8 of the 1.4 seconds of a first call. Here
+the package is there with these alone, and becomes the whole when somebody asks for more, as by importlib's LazyLoader.
+
+What a capture puts in the place of Python's and PyTorch's own functions must not be met by Dynamo, which knows them by
+their identity: it neither begins nor compiles in another thread meanwhile.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import os
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+_PACKAGE, _SOURCES = "torch._dynamo", "torch._dynamo.source"
+_not_disabled: list[Any] = []
+replaced: list[tuple[Any, str, Any]] = []  # (owner, name, original) of what captures have put a stand-in for
+_lock = threading.RLock()
+
+
+def _reset_lock_after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_reset_lock_after_fork)
+
+
+@contextmanager
+def capture_lock() -> Iterator[None]:
+    """Held while anything is captured: part of PyTorch's tracing state belongs to the process."""
+    with _lock:
+        compiler = sys.modules.get(f"{_PACKAGE}.convert_frame")
+        with getattr(compiler, "compile_lock", nullcontext()):
+            yield
+
+
+def defer_dynamo() -> None:
+    """Have Dynamo imported when somebody asks for more of it than fake tensors do, unless it is there already."""
+    if _PACKAGE not in sys.modules:
+        sys.meta_path.insert(0, _Deferring)
+        try:
+            importlib.import_module(_PACKAGE)
+        finally:
+            sys.meta_path.remove(_Deferring)
+
+
+class _Deferring:
+    """Finds the package and its module of sources, and loads little of them."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name in (_PACKAGE, _SOURCES) else None
+        if spec is not None:
+            spec.loader = _Deferring  # type: ignore[assignment]
+        return spec
+
+    @staticmethod
+    def create_module(spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return types.ModuleType(spec.name)
+
+    @staticmethod
+    def exec_module(module: types.ModuleType) -> None:
+        if module.__name__ == _PACKAGE:
+            importlib.import_module(f"{_PACKAGE}.config")
+            importlib.import_module(_SOURCES)
+            module.disable = _as_it_is  # type: ignore[attr-defined]
+            del module.__path__  # what an import of any other part asks for
+        else:
+            module.ConstantSource = _source_class()  # type: ignore[attr-defined]
+            module.RandomValueSource = ()  # type: ignore[attr-defined]  # nothing is an instance of it yet
+        module.__class__ = _Deferred
+
+
+class _Deferred(types.ModuleType):
+    """A module of which little is there."""
+
+    def __getattr__(self, name: str) -> Any:
+        # Who looks through all modules asks for `__warningregistry__` and its like.
+        if name.startswith("__") and (name, self.__name__) != ("__path__", _PACKAGE):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        with capture_lock():
+            for module in (sys.modules[_PACKAGE], self):  # a part is imported in the order that its package knows
+                if vars(module)["__spec__"].loader is _Deferring:
+                    with _as_outside():
+                        importlib.reload(module)
+                    module.__class__ = types.ModuleType
+        return types.ModuleType.__getattribute__(self, name)
+
+
+@contextmanager
+def _as_outside() -> Iterator[None]:
+    """As if nothing were captured in this thread."""
+    trace, stand_ins = sys.gettrace(), [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+    sys.settrace(None)
+    for owner, name, original in reversed(replaced):
+        setattr(owner, name, original)
+    try:
+        with importlib.import_module("torch.utils._python_dispatch")._disable_current_modes():
+            yield
+    finally:
+        for owner, name, stand_in in stand_ins:
+            setattr(owner, name, stand_in)
+        sys.settrace(trace)
+        while _not_disabled:
+            del vars(_not_disabled.pop())["__dynamo_disable"]
+
+
+def _as_it_is(fn: Callable[..., Any], *args: object, **kwargs: object) -> Callable[..., Any]:
+    """What `torch._disable_dynamo` keeps for a function: without Dynamo there is nothing to disable."""
+    _not_disabled.append(fn)
+    return fn
+
+
+def _source_class() -> type:
+    """Where a fake tensor comes from that is not told."""
+
+    class ConstantSource(importlib.import_module("torch._guards").Source):  # type: ignore[misc]
+        def __init__(self, source_name: str) -> None:
+            self.name = source_name
+
+    return ConstantSource
+
+
+def never_compiled(fn: types.FunctionType) -> None:
+    """Have Dynamo run a function as it is, in whichever thread."""
+    frames = importlib.import_module("torch._C._dynamo.eval_frame")
+    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
+    frames.set_code_exec_strategy(fn.__code__, skip)
