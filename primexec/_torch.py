@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-from primexec._torch_dynamo import defer_dynamo
 from primexec.errors import PrimexecError
 
 __all__ = ["TorchDispatchMode", "TorchFunctionMode", "private", "pytree"]
@@ -203,14 +202,6 @@ def functorch_active() -> bool:
 
 
 # Fake tensors -------------------------------------------------------------------------------------------
-
-
-def fake_mode(*, cached: bool = True) -> Any:
-    """A mode of fake tensors; its cache costs as much as it saves where operators hardly ever come again."""
-    defer_dynamo()
-    mode = private("torch._subclasses.fake_tensor.FakeTensorMode")()
-    mode.cache_enabled &= cached
-    return mode
 
 
 def graph_module(root: torch.nn.Module | dict[str, Any], graph: fx.Graph, name: str = "GraphModule") -> fx.GraphModule:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects
+from primexec import _torch, _torch_fake, effects
 from primexec.errors import CaptureError, SourceLine
 from primexec.origins import is_layer, is_library
 from primexec.program import Input, Program, Static, TensorSpec
@@ -78,7 +78,7 @@ def specialise(program: Program, values: Sequence[Any]) -> Program:
         CaptureError: where an operator has no rule for fake tensors.
     """
     graph = fx.Graph()
-    mode = _torch.fake_mode()
+    mode = _torch_fake.fake_mode()
     made: dict[fx.Node, Any] = {}  # what stands for a node in the new graph: a node, or a number
     known: dict[fx.Node, Any] = {}  # its fake tensor or number
     inputs: list[Input] = []

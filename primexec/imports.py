@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 import types
 import weakref
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class Imports(StandIns):
     def _stand_in_for(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def stand_in(name: str, globals: Any = None, *rest: Any, **named: Any) -> Any:
             importer = (globals or {}).get("__name__", "")
-            if not self.here():
+            if (importer.startswith("torch.") and name in sys.modules) or not self.here():
                 return original(name, globals, *rest, **named)
             make = functools.partial(original, name, globals, *rest, **named)
             # What modules of libraries import in their turn is not the function's, either.

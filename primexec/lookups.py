@@ -40,12 +40,14 @@ def stand_ins(ask: Callable[[str, bool], None]) -> StandIns:
 
     def make(original: Any, asks: bool) -> Any:
         def stand_in(*args: Any) -> Any:
-            if len(args) > 1 and isinstance(args[1], str) and made.here():
-                asker = sys._getframe(1).f_code.co_filename
+            # Most ask from torch's own code, and each call of a Python function from here is watched.
+            if len(args) > 1 and isinstance(args[1], str):
+                by_torch = is_run_by_torch(sys._getframe(1).f_code.co_filename)
                 sets = not asks and issubclass(type(args[0]), torch.nn.Module)  # as hooks of torch.nn.utils do
-                by_torch = made.outside(lambda: (is_run_by_torch(asker) and not sets) or told()(args[1], asks))
-                if not by_torch and issubclass(type(args[0]), Disguised):
-                    args = (_as_it_says(args[0], args[1], asks), *args[1:])
+                if (sets or not by_torch) and made.here():
+                    by_torch = made.outside(lambda: told()(args[1], asks))
+                    if not by_torch and issubclass(type(args[0]), Disguised):
+                        args = (_as_it_says(args[0], args[1], asks), *args[1:])
             return original(*args)
 
         return stand_in

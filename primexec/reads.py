@@ -69,11 +69,13 @@ class Reads(Reaching):
         sys.settrace(None)
         if watching is not None:
             self._lookups.pause()
+            self._imports.pause()
         return watching
 
     def resume(self, watching: Any) -> None:
         if watching is not None:
             self._lookups.resume()
+            self._imports.resume()
         sys.settrace(watching)
 
     def enter(self, frame: types.FrameType, event: str, arg: Any) -> Any:

@@ -24,6 +24,7 @@ from primexec import (
     _torch,
     _torch_autograd,
     _torch_capture,
+    _torch_fake,
     _torch_packed,
     effects,
     functions,
@@ -87,7 +88,7 @@ class Tracer:
         self.reads, self.shadows = reads, shadows
         reads.refuse = self.fail  # type: ignore[method-assign]
         reads.float = functions.float_stand_in()
-        self.fake_mode = _torch.fake_mode()
+        self.fake_mode = _torch_fake.fake_mode()
         self.scope = Scope()
         self.inputs: dict[str, BoundInput] = {}  # by the names of their nodes
         self.calls: list[ApiCall] = []

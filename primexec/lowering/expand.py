@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects
+from primexec import _torch, _torch_fake, effects
 from primexec._torch import pytree
 from primexec.lowering.operands import rounded
 from primexec.lowering.rules import NoExpansionError
@@ -276,7 +276,7 @@ def finish_graph(graph: fx.Graph, results: list[fx.Node | None]) -> Expansion:
 def _mode() -> Any:
     global _fake_mode
     if _fake_mode is None:
-        _fake_mode = _torch.fake_mode(cached=False)
+        _fake_mode = _torch_fake.fake_mode(cached=False)
     return _fake_mode
 
 
@@ -338,7 +338,7 @@ class _Recorder(_torch.TorchDispatchMode):  # type: ignore[misc]
         if str(op) == "aten.as_strided.default" and _torch.storage_key(args[0]) in self.inputs:
             raise NoExpansionError("its decomposition reads the memory of an argument by strides")
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self.node_of, (list(args), kwargs))
-        out = op(*args, **kwargs)
+        out = _torch_fake.run(op, args, kwargs)
         name = op._schema.name.partition("::")[2]
         node = self.graph.create_node("call_function", op, tuple(node_args), node_kwargs, name=name)
         if isinstance(out, Tensor):

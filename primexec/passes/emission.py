@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, numbers
+from primexec import _torch, _torch_fake, numbers
 from primexec.program import TensorSpec
 
 _KEPT = ("source", "stack_trace", "inference", "in_backward")
@@ -48,4 +48,4 @@ def result(op: Any, args: Any, kwargs: Any, graph: fx.Graph | None = None) -> An
     others = (n.meta.get("val") for n in (graph.nodes if graph else ()))
     like: Any = next(v for v in chain(_torch.pytree.tree_leaves((args, kwargs)), others) if isinstance(v, Tensor))
     with _torch.quiet_modes(), like.fake_mode, torch.no_grad():
-        return op(*args, **kwargs)
+        return _torch_fake.run(op, args, kwargs)

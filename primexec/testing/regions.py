@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_rules
+from primexec import _torch, _torch_fake, _torch_rules
 from primexec.errors import SourceLine
 from primexec.executors.base import Executor, Region
 from primexec.program import TensorSpec
@@ -22,7 +22,7 @@ class Builder:
     def __init__(self, executor: str) -> None:
         self.executor = executor
         self.graph = fx.Graph()
-        self.mode = _torch.fake_mode()
+        self.mode = _torch_fake.fake_mode()
         self.inputs: list[Tensor] = []
 
     def input(self, tensor: Tensor) -> fx.Node:
