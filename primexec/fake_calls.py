@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from primexec import _torch, _torch_rules, numbers, sizes
+from primexec import _torch, _torch_fake, _torch_rules, numbers, sizes
 from primexec._torch import pytree
 from primexec.calls import READS_DATA, VALUE_HINT
 
@@ -28,7 +28,7 @@ def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
     try:
         rule = _torch_rules.rules().get(op)
         if rule is None:
-            return _counted(tracer, op, args, kwargs, op(*args, **kwargs))
+            return _counted(tracer, op, args, kwargs, _torch_fake.run(op, args, kwargs))
         allow_unknown_sizes(tracer)
         with _torch.modes_off(), tracer.fake_mode:
             return rule(tracer.fake_mode, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,7 @@ class _Body:
                 try:
                     out = fn(*operands)
                 finally:
+                    sys.settrace(None)  # as in `Tracer.run`
                     tracer.reads.stop()
             outputs = out if isinstance(out, (tuple, list)) else (out,)
             results = [tracer._nodes(tracer._stand_ins(t)) for t in outputs]

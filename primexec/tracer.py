@@ -131,6 +131,7 @@ class Tracer:
             try:
                 return fn(*args, **kwargs)
             finally:
+                sys.settrace(None)  # what watches may raise, where it sees `stop` called
                 self._running = False
                 self.reads.stop()
 

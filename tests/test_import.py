@@ -60,8 +60,8 @@ LAYERS = (
     "rehearsal", "decisions", "draws", "conditions", "effects", "shadow", "references", "reads", "reaching",
     "record", "cached_calls", "imports", "namespaces", "contents", "bytecode", "appended", "lookups", "stand_ins",
     "origins", "value_checks", "statics", "program", "config",
-    "_torch_packed", "_torch_capture", "_torch_formulas", "_torch_fake", "_torch_flag", "_torch_rules", "_torch_autograd", "_torch",
-    "_torch_dynamo", "errors", "progress",
+    "_torch_packed", "_torch_capture", "_torch_formulas", "_torch_fake", "_torch_flag", "_torch_rules",
+    "_torch_autograd", "_torch", "_torch_dynamo", "errors", "progress",
 )  # fmt: skip
 
 PRIVATE = re.compile(

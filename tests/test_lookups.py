@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from primexec import CaptureError, make_traced
+from primexec.reads import Reads
 
 EXECUTORS: list[Any] = ["aten", ("llvm", "aten")]
 X = torch.arange(1.0, 4.0)
@@ -289,3 +290,17 @@ def test_attributes_of_tensors_that_are_handled_where_they_are_absent() -> None:
     tagged.gain = 2.0  # type: ignore[attr-defined]
     with pytest.raises(CaptureError, match="gain"):
         traced(tagged)
+
+
+def test_builtins_are_there_again_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Reads.enter
+
+    def enter(self: Reads, frame: types.FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code is Reads.stop.__code__:
+            raise RuntimeError("at the end")
+        return watch(self, frame, event, arg)
+
+    monkeypatch.setattr(Reads, "enter", enter)
+    before = dict(vars(builtins))
+    assert torch.equal(make_traced(lambda x: x * 2)(X), X * 2)
+    assert vars(builtins) == before
