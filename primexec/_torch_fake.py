@@ -32,8 +32,8 @@ def run(op: Any, args: Any, kwargs: Any) -> Any:
     fakes: list[Any] = [t for t in leaves if isinstance(t, Tensor)]
     devices = {t.device for t in fakes}
     told = any(isinstance(leaf, torch.device) for leaf in leaves)
-    unknown = any(t._has_symbolic_sizes_strides for t in fakes)
-    if rule is None or op._schema.is_mutable or len(devices) != 1 or told or unknown:
+    is_special = any(t._has_symbolic_sizes_strides or t.dim() == 0 for t in fakes)  # rules ask where a scalar lies
+    if rule is None or op._schema.is_mutable or len(devices) != 1 or told or is_special:
         return op(*args, **kwargs)
     mode, (device,) = fakes[0].fake_mode, devices
     with private("torch._subclasses.fake_tensor.in_kernel_invocation_manager")(mode):

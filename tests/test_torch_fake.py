@@ -50,6 +50,8 @@ def test_prims(layout: str) -> None:
         assert_as_the_mode(PRIMS.add.default, x, 2.0)
         assert_as_the_mode(PRIMS.eq.default, x, y)
         assert_as_the_mode(PRIMS.where.default, x > 0, x, y)
+        assert_as_the_mode(PRIMS.where.default, x > 0, torch.empty(()), x)
+        assert_as_the_mode(PRIMS.add.default, torch.empty(()), x)
         assert_as_the_mode(PRIMS.exp.default, x)
         assert_as_the_mode(PRIMS.convert_element_type.default, x, torch.float64)
         assert_as_the_mode(PRIMS.sum.default, x, [0, 2])
