@@ -135,10 +135,10 @@ def module_toggles_training(self: Any, x: Tensor) -> Tensor:
 
 # Random numbers that are not torch's, and torch's seeds.
 RANDOM: dict[str, Any] = {
-    "python_int": (lambda x: x * random.randint(1, 9), "random.randint(1, 9)"),
-    "python_choice": (lambda x: random.choice([x, -x]), "random.choice([x, -x])"),
+    "python_int": (lambda x: x * random.getrandbits(3), "random.getrandbits(3)"),
+    "python_choice": (lambda x: random.choices([x, -x])[0], "random.choices([x, -x])[0]"),
     "python_shuffle": (lambda x: random.sample(range(3), 3), "random.sample(range(3), 3)"),
-    "numpy_normal": (lambda x: x + np.random.normal(), "np.random.normal()"),
+    "numpy_normal": (lambda x: x + np.random.normal(size=3), "np.random.normal(size=3)"),
     "manual_seed": (lambda x: (torch.manual_seed(0), x + torch.rand(4))[1], "torch.manual_seed(0)"),
     "seed": (lambda x: (torch.seed(), x + torch.rand(4)), "torch.seed()"),
     "set_rng_state": (lambda x: (torch.set_rng_state(torch.get_rng_state()), x)[1], "torch.set_rng_state("),
