@@ -31,17 +31,24 @@ class Training:
 
     def __init__(self, joint: Joint, forward: Executable, compile_: Compile) -> None:
         self.joint, self.forward, self.compile = joint, forward, compile_
-        self.plans: list[Plan] = []  # of the backward programs, the one that decided what is saved first
-        self.compiles = 0
+        self.compiles = 0  # of regions of backward programs
+        self.compiled: Callable[[], Callable[[int], None] | None] = lambda: None  # gives what is told of later ones
         self.program = forward.plan.program
         backward: Any = self.program.backward
         self.saved = [(i.label, *joint.places[i.label]) for i in backward.inputs if i.kind == "saved"]
         self._positions = {name: i for i, (name, _, _) in enumerate(self.saved)}
         self._backward: dict[tuple[Gradients, tuple[bool, ...]], Backward] = {}
-        recorder = self.joint.recorder
-        self._backward[recorder.gradients, recorder.needed] = self._prepare(backward, recorder.gradients)
+        self._plans: dict[Any, Plan] = {}
         self.enter = self._write_forward()
         self.leave = self._write_backward()
+
+    def plan(self) -> Plan:
+        """Of the backward program that decided what is saved."""
+        recorder = self.joint.recorder
+        usual = recorder.gradients, recorder.needed
+        if usual not in self._backward:
+            self.record(*usual)
+        return self._plans[usual]
 
     def saved_bytes(self) -> tuple[int, int]:
         """How many bytes are kept for backward, and how many eager keeps; memory that is shared counts once."""
@@ -141,15 +148,29 @@ class Training:
         )
 
     def record(self, gradients: Gradients, needed: tuple[bool, ...]) -> Backward:
-        """The backward program for gradients that arrive for the first time."""
-        with capture_lock():
-            program = self.joint.recorder.record(gradients, needed)
-            self.joint.recorder.tracer.complete_metadata([program.graph_module.graph])
-            compiled = self._backward[gradients, needed] = self._prepare(program, gradients)
-        return compiled
+        """The backward program for gradients that arrive for the first time, compiled.
 
-    def _prepare(self, program: Program, gradients: Gradients) -> Backward:
-        """Compile a backward program, and write out what stands between it and autograd.
+        That of the capture is compiled no earlier: often others arrive, such as none for all results but a loss.
+        """
+        recorder = self.joint.recorder
+        with capture_lock():
+            if (there := self._backward.get((gradients, needed))) is not None:  # of another thread
+                return there
+            if (gradients, needed) == (recorder.gradients, recorder.needed):
+                program: Any = self.program.backward
+            else:
+                program = recorder.record(gradients, needed)
+                recorder.tracer.complete_metadata([program.graph_module.graph])
+            executable = self.compile(program, boxed=True)
+            self.compiles += executable.compiles
+            if (told := self.compiled()) is not None:
+                told(executable.compiles)
+            self._plans[gradients, needed] = executable.plan
+            run = self._backward[gradients, needed] = self._joined(program, gradients, executable)
+        return run
+
+    def _joined(self, program: Program, gradients: Gradients, executable: Executable) -> Backward:
+        """What stands between a backward program and autograd, written out.
 
         It takes what was saved out of the list, so that each tensor goes when the program has used it.
         """
@@ -162,9 +183,6 @@ class Training:
                 raise PrimexecError(f"the backward pass of {program.name} needs {i.label}, which was not saved")
             place = {"tangent": arriving, "constant": constants}.get(i.kind)
             inputs.append(f"saved[{self._positions[i.label]}]" if place is None else next(place))
-        executable = self.compile(program, boxed=True)
-        self.plans.append(executable.plan)
-        self.compiles += executable.compiles
         found = ["None" if isinstance(leaf, Static) else f"out[{leaf}]" for leaf in program.output_leaves]
         lines = [
             f"def backward(saved, {', '.join(given)}):",
@@ -216,7 +234,7 @@ def bind(
         on_aten: compiles the program for PyTorch's kernels; None where executors are not chosen by cost.
     """
     training = Training(joint, forward, compile_)
-    if on_aten is not None and replayed.is_worthwhile(joint, forward.plan, training.plans[0]):
+    if on_aten is not None and replayed.is_worthwhile(joint, forward.plan, training.plan):
         is_there = all(region.executor == "aten" for region in forward.plan.regions)
         alone = forward if is_there else on_aten()
         if replayed.records_itself(joint, alone.plan.program, alone.run):

@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -179,12 +180,17 @@ class Cache:
                 raise
             self._varying, self._fixed = frozenset(), self._fixed | self._varying
             captured, executable = compile_captured(attempt(), self.options, executors)
-        self.compiles += executable.compiles
+        self._count(executable.compiles)
+        if executable.training is not None:
+            executable.training.compiled = weakref.WeakMethod(self._count)
         entry = make_entry(captured, executable, args, kwargs, description)
         with self._lock:
             self.evictions += max(0, len(self.entries) + 1 - self.size)
             self.entries = (entry, *self.entries)[: self.size]
         return entry
+
+    def _count(self, compiles: int) -> None:
+        self.compiles += compiles
 
     def _capture_in_secret(
         self, attempt: Callable[..., Captured], description: dict[str, str], raised: Exception

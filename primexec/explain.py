@@ -106,7 +106,7 @@ def explain(fn: Callable[..., Any], cache: Cache, args: tuple[Any, ...], kwargs:
         any(e.captured.decisions == captured.decisions for e in fitting),
         tuple(nearest),
         f"{guarded or 'nothing'}, global state",
-        training and training.plans[0],
+        training and training.plan(),
         training.saved_bytes() if training is not None else (0, 0),
         described(executable.plan, executors, cache.options),
         (*captured.decisions, *(Decision(c.question, c.outcome, c.source) for c in captured.conditions)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -33,11 +33,15 @@ QUICK_ELEMENTS = 1 << 15  # kernels that are no faster than PyTorch's gain less 
 _QUICK = frozenset({"broadcast_in_dim", "div", "exp", "log", "reciprocal", "rsqrt", "sqrt"})
 
 
-def is_worthwhile(joint: Joint, forward: Plan, backward: Plan) -> bool:
-    """Whether a node of our own would cost more than kernels of our own gain."""
-    plans = forward, backward
-    if any(len(plan.program.nodes) > OPERATORS for plan in plans):
+def is_worthwhile(joint: Joint, forward: Plan, planned: Callable[[], Plan]) -> bool:
+    """Whether a node of our own would cost more than kernels of our own gain.
+
+    Args:
+        planned: plans the backward pass, which takes its time.
+    """
+    if len(forward.program.nodes) > OPERATORS or len((backward := planned()).program.nodes) > OPERATORS:
         return False
+    plans = forward, backward
     if (all(map(_is_small, plans)) and not _is_loss(forward)) or (
         _keeps_size(forward) and _is_quick(forward, 1) and _is_quick(backward, FEW)
     ):
