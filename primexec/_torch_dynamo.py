@@ -21,6 +21,7 @@ from typing import Any
 
 _PACKAGE, _SOURCES = "torch._dynamo", "torch._dynamo.source"
 _not_disabled: list[Any] = []
+_early: list[tuple[types.ModuleType, str]] = []  # what stands in deferred modules in the place of what they will hold
 replaced: list[tuple[Any, str, Any]] = []  # (owner, name, original) of what captures have put a stand-in for
 _lock = threading.RLock()
 
@@ -73,11 +74,12 @@ class _Deferring:
         if module.__name__ == _PACKAGE:
             importlib.import_module(f"{_PACKAGE}.config")
             importlib.import_module(_SOURCES)
-            module.disable = _as_it_is  # type: ignore[attr-defined]
             del module.__path__  # what an import of any other part asks for
+            names: dict[str, Any] = {"disable": _as_it_is}
         else:
-            module.ConstantSource = _source_class()  # type: ignore[attr-defined]
-            module.RandomValueSource = ()  # type: ignore[attr-defined]  # nothing is an instance of it yet
+            names = {"ConstantSource": _source_class(), "RandomValueSource": ()}  # nothing is an instance of the latter
+        vars(module).update(names)
+        _early.extend((module, name) for name in names)
         module.__class__ = _Deferred
 
 
@@ -104,6 +106,8 @@ def _as_outside() -> Iterator[None]:
     sys.settrace(None)
     for owner, name, original in reversed(replaced):
         setattr(owner, name, original)
+    while _early:
+        delattr(*_early.pop())
     try:
         with importlib.import_module("torch.utils._python_dispatch")._disable_current_modes():
             yield

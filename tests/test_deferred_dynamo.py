@@ -90,3 +90,16 @@ def test_another_thread_compiles_meanwhile() -> None:
         places.stop()
     thread.join()
     torch.testing.assert_close(results, [x.sin() * 2])
+
+
+def test_nothing_keeps_what_stood_there_before() -> None:
+    assert (
+        _prints(f"""{_TRACED}
+import torch._dynamo.utils
+whole = torch._dynamo.source
+names = {{"ConstantSource": whole.ConstantSource, "RandomValueSource": whole.RandomValueSource, "_as_it_is": None}}
+parts = [vars(module) for name, module in sys.modules.items() if name.startswith("torch._dynamo")]
+print(all(part.get(name, kept) is kept for part in parts for name, kept in names.items()))
+""")
+        == "True\n"
+    )
