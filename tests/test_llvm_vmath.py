@@ -82,6 +82,12 @@ def test_float32(name: str) -> None:
     check_float32(name, float32_sample(40_009 if slow else 4_001), kernels())
 
 
+def test_float32_below_a_power_of_two() -> None:
+    x = torch.tensor(0.22531205).view(torch.int32) + torch.arange(-5000, 5000, dtype=torch.int32)
+    for run in (kernels(), baseline(), scalar()):
+        check_float32("erf", x.view(torch.float32), run)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", UNARY)
 def test_every_float32(name: str) -> None:

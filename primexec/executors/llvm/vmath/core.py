@@ -106,11 +106,11 @@ def reduce_exp(x: Value, accuracy: str = "") -> Reduced:
     return Reduced(r, horner(r, EXP[accuracy or x.element]), integer(shifted, x.element))
 
 
-def powers(x: Value, offset: Value | int = 0, coarse: bool = False) -> tuple[Value, Value]:
+def powers(x: Value, offset: Value | int = 0, coarse: bool = False, lost: Value | None = None) -> tuple[Value, Value]:
     """(m, p) with exp(x) = (1 + m) p / 2**offset, for x of moderate size; p is 2**(n + offset), a normal number.
 
-    `coarse` as in `exp`. The exponent's bias rides on the constant that rounds to an integer, so that a shift makes p;
-    a NaN is kept by m.
+    `coarse` as in `exp`; `lost` is what rounding lost of x. The exponent's bias rides on the constant that rounds to an
+    integer, so that a shift makes p; a NaN is kept by m.
     """
     fmt = format_of(x)
     magic = offset if isinstance(offset, Value) else x.const(fmt.magic + fmt.bias + offset)
@@ -118,7 +118,8 @@ def powers(x: Value, offset: Value | int = 0, coarse: bool = False) -> tuple[Val
     n = shifted - magic
     r = n.muladd(-LN2, x) if coarse else n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
     p = horner(r, EXP["coarse" if coarse else x.element])
-    return (r * r).muladd(p, r), (shifted.bits() << fmt.mantissa).as_float()
+    m = (r * r).muladd(p, r) if lost is None else (r * r).muladd(p, lost) + r
+    return m, (shifted.bits() << fmt.mantissa).as_float()
 
 
 Registers = tuple[int, ...]  # lanes of the vectors that an instruction or a function takes, widest first
