@@ -126,7 +126,9 @@ class Traced:
         executors = registry.resolve(cache.options, torch.device("cpu"))
         with capture_lock():
             captured = capture(self._fn, args, kwargs, self._signature, registry.saving(cache.options, executors))
-            captured, _ = compile_captured(captured, cache.options, executors)
+            captured, executable = compile_captured(captured, cache.options, executors)
+            if executable.training is not None:
+                executable.training.plan()  # the passes change its program
         return captured.program
 
     def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
