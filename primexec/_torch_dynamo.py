@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -75,7 +75,7 @@ class _Deferring:
             importlib.import_module(f"{_PACKAGE}.config")
             importlib.import_module(_SOURCES)
             del module.__path__  # what an import of any other part asks for
-            names: dict[str, Any] = {"disable": _as_it_is}
+            names: dict[str, Any] = {"disable": _disable}
         else:
             names = {"ConstantSource": _source_class(), "RandomValueSource": ()}  # nothing is an instance of the latter
         vars(module).update(names)
@@ -119,8 +119,10 @@ def _as_outside() -> Iterator[None]:
             del vars(_not_disabled.pop())["__dynamo_disable"]
 
 
-def _as_it_is(fn: Callable[..., Any], *args: object, **kwargs: object) -> Callable[..., Any]:
-    """What `torch._disable_dynamo` keeps for a function: without Dynamo there is nothing to disable."""
+def _disable(fn: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """`torch._dynamo.disable`; for what `torch._disable_dynamo` keeps there is nothing to disable without Dynamo."""
+    if sys._getframe(1).f_code.co_filename != importlib.import_module("torch._compile").__file__:
+        return importlib.import_module(f"{_PACKAGE}.decorators").disable(fn, *args, **kwargs)
     _not_disabled.append(fn)
     return fn
 

@@ -95,11 +95,23 @@ def test_another_thread_compiles_meanwhile() -> None:
 def test_nothing_keeps_what_stood_there_before() -> None:
     assert (
         _prints(f"""{_TRACED}
+before = [*vars(torch._dynamo.source).values(), vars(torch._dynamo)["disable"]]
+kept = [value for value in before if getattr(value, "__module__", "") == "primexec._torch_dynamo"]
 import torch._dynamo.utils
-whole = torch._dynamo.source
-names = {{"ConstantSource": whole.ConstantSource, "RandomValueSource": whole.RandomValueSource, "_as_it_is": None}}
 parts = [vars(module) for name, module in sys.modules.items() if name.startswith("torch._dynamo")]
-print(all(part.get(name, kept) is kept for part in parts for name, kept in names.items()))
+print(bool(kept), [name for part in parts for name, value in part.items() if any(value is k for k in kept)])
 """)
-        == "True\n"
+        == "True []\n"
+    )
+
+
+def test_what_users_disable_is_not_compiled() -> None:
+    assert (
+        _prints(f"""{_TRACED}
+assert "torch._dynamo.utils" not in sys.modules
+kept = torch._dynamo.disable(lambda x: x + torch.compiler.is_compiling())
+compiled = torch.compile(lambda x: kept(x * 2), backend="eager")
+print(torch.equal(compiled(x), x * 2), kept._torchdynamo_disable)
+""")
+        == "True True\n"
     )
