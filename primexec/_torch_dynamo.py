@@ -47,23 +47,24 @@ def defer_dynamo() -> None:
     """Have Dynamo imported when somebody asks for more of it than fake tensors do, unless it is there already."""
     if _PACKAGE not in sys.modules:
         sys.meta_path.insert(0, _Deferring)
-        try:
-            importlib.import_module(_PACKAGE)
-        finally:
-            sys.meta_path.remove(_Deferring)
+        importlib.import_module(_PACKAGE)
 
 
 class _Deferring:
-    """Finds the package and its module of sources, and loads little of them."""
+    """Finds the package and its module of sources, and loads little of them; any other part makes it find the whole."""
 
     @staticmethod
-    def find_spec(
-        name: str, path: Sequence[str] | None, target: object = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        spec = importlib.machinery.PathFinder.find_spec(name, path) if name in (_PACKAGE, _SOURCES) else None
-        if spec is not None:
-            spec.loader = _Deferring  # type: ignore[assignment]
-        return spec
+    def find_spec(name: str, path: Sequence[str] | None, target: object = None) -> Any:
+        if name in (_PACKAGE, _SOURCES):
+            spec: Any = importlib.machinery.PathFinder.find_spec(name, path)
+            spec.loader = _Deferring
+            return spec
+        if not name.startswith(f"{_PACKAGE}.") or name == f"{_PACKAGE}.config":
+            return None
+        _load()
+        if (there := sys.modules.get(name)) is not None:  # the import goes on, by the specification that it has
+            there.__spec__ = importlib.machinery.ModuleSpec(name, _Again(there))  # type: ignore[arg-type]
+        return there and there.__spec__
 
     @staticmethod
     def create_module(spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
@@ -74,7 +75,6 @@ class _Deferring:
         if module.__name__ == _PACKAGE:
             importlib.import_module(f"{_PACKAGE}.config")
             importlib.import_module(_SOURCES)
-            del module.__path__  # what an import of any other part asks for
             names: dict[str, Any] = {"disable": _disable}
         else:
             names = {"ConstantSource": _source_class(), "RandomValueSource": ()}  # nothing is an instance of the latter
@@ -83,20 +83,41 @@ class _Deferring:
         module.__class__ = _Deferred
 
 
+class _Again:
+    """Gives a part that is there, with the specification that it had."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return self.module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self.spec
+
+
 class _Deferred(types.ModuleType):
     """A module of which little is there."""
 
     def __getattr__(self, name: str) -> Any:
-        # Who looks through all modules asks for `__warningregistry__` and its like.
-        if name.startswith("__") and (name, self.__name__) != ("__path__", _PACKAGE):
+        if name.startswith("__") and name != "__all__":  # who looks through all modules asks for such names
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        with capture_lock():
-            for module in (sys.modules[_PACKAGE], self):  # a part is imported in the order that its package knows
-                if vars(module)["__spec__"].loader is _Deferring:
-                    with _as_outside():
-                        importlib.reload(module)
-                    module.__class__ = types.ModuleType
+        _load(self)
         return types.ModuleType.__getattribute__(self, name)
+
+
+def _load(part: types.ModuleType | None = None) -> None:
+    """Import the whole package, and then the part, which the package itself may ask for meanwhile."""
+    with capture_lock():
+        if _Deferring in sys.meta_path:
+            sys.meta_path.remove(_Deferring)
+            while _early:
+                delattr(*_early.pop())
+        for module in (sys.modules[_PACKAGE], part or sys.modules[_SOURCES]):
+            if vars(module)["__spec__"].loader is _Deferring:
+                with _as_outside():
+                    importlib.reload(module)
+                module.__class__ = types.ModuleType
 
 
 @contextmanager
@@ -106,8 +127,6 @@ def _as_outside() -> Iterator[None]:
     sys.settrace(None)
     for owner, name, original in reversed(replaced):
         setattr(owner, name, original)
-    while _early:
-        delattr(*_early.pop())
     try:
         with importlib.import_module("torch.utils._python_dispatch")._disable_current_modes():
             yield

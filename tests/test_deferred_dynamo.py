@@ -2,6 +2,7 @@
 
 import threading
 
+import pytest
 import torch
 
 from primexec._torch_dynamo import capture_lock
@@ -50,9 +51,22 @@ print(traced.cache_info().misses)
     )
 
 
-def test_a_part_of_it_is_imported_first() -> None:
-    assert _prints(f"{_TRACED}\nimport torch._dynamo.utils as part\nprint(part.__name__)\n{_COMPILED}") == (
-        "torch._dynamo.utils\n"
+@pytest.mark.parametrize("part", ["utils", "decorators", "variables", "eval_frame"])
+def test_a_part_of_it_is_imported_first(part: str) -> None:
+    assert (
+        _prints(f"""{_TRACED}
+import importlib
+executed = []
+real = importlib.machinery.SourceFileLoader.exec_module
+def exec_module(self, module):
+    executed.append(module.__name__)
+    real(self, module)
+importlib.machinery.SourceFileLoader.exec_module = exec_module
+part = importlib.import_module("torch._dynamo.{part}")
+print(part.__name__, part is torch._dynamo.{part}, part.__spec__.name, len(executed) - len(set(executed)))
+{_COMPILED}
+""")
+        == f"torch._dynamo.{part} True torch._dynamo.{part} 0\n"
     )
 
 
