@@ -24,6 +24,7 @@ _not_disabled: list[Any] = []
 _early: list[tuple[types.ModuleType, str]] = []  # what stands in deferred modules in the place of what they will hold
 replaced: list[tuple[Any, str, Any]] = []  # (owner, name, original) of what captures have put a stand-in for
 _lock = threading.RLock()
+PATIENCE = 10  # seconds that an import waits for a capture, which itself may wait for what is imported
 
 
 def _reset_lock_after_fork() -> None:
@@ -47,24 +48,23 @@ def defer_dynamo() -> None:
     """Have Dynamo imported when somebody asks for more of it than fake tensors do, unless it is there already."""
     if _PACKAGE not in sys.modules:
         sys.meta_path.insert(0, _Deferring)
-        importlib.import_module(_PACKAGE)
+    importlib.import_module(_PACKAGE)  # another thread may be about to
 
 
 class _Deferring:
-    """Finds the package and its module of sources, and loads little of them; any other part makes it find the whole."""
+    """Finds the package and its module of sources, and loads little of them; later, parts that came with the whole."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None, target: object = None) -> Any:
-        if name in (_PACKAGE, _SOURCES):
-            spec: Any = importlib.machinery.PathFinder.find_spec(name, path)
-            spec.loader = _Deferring
-            return spec
-        if not name.startswith(f"{_PACKAGE}.") or name == f"{_PACKAGE}.config":
+        if target is not None or not name.startswith(_PACKAGE):
             return None
-        _load()
-        if (there := sys.modules.get(name)) is not None:  # the import goes on, by the specification that it has
-            there.__spec__ = importlib.machinery.ModuleSpec(name, _Again(there))  # type: ignore[arg-type]
-        return there and there.__spec__
+        if name in sys.modules:  # Python asked for the package's path, which made it whole, and would load a part again
+            sys.modules[name].__spec__ = again = importlib.machinery.ModuleSpec(name, _Again(sys.modules[name]))  # type: ignore[arg-type]
+            return again
+        spec: Any = importlib.machinery.PathFinder.find_spec(name, path) if name in (_PACKAGE, _SOURCES) else None
+        if spec is not None:
+            spec.loader = _Deferring
+        return spec
 
     @staticmethod
     def create_module(spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
@@ -75,6 +75,7 @@ class _Deferring:
         if module.__name__ == _PACKAGE:
             importlib.import_module(f"{_PACKAGE}.config")
             importlib.import_module(_SOURCES)
+            del module.__path__  # what an import of any other part asks for
             names: dict[str, Any] = {"disable": _disable}
         else:
             names = {"ConstantSource": _source_class(), "RandomValueSource": ()}  # nothing is an instance of the latter
@@ -100,24 +101,26 @@ class _Deferred(types.ModuleType):
     """A module of which little is there."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__all__":  # who looks through all modules asks for such names
+        # Who looks through all modules asks for `__warningregistry__` and its like.
+        if name.startswith("__") and (name, self.__name__) not in (("__path__", _PACKAGE), ("__all__", _PACKAGE)):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        _load(self)
+        self._load()
         return types.ModuleType.__getattribute__(self, name)
 
-
-def _load(part: types.ModuleType | None = None) -> None:
-    """Import the whole package, and then the part, which the package itself may ask for meanwhile."""
-    with capture_lock():
-        if _Deferring in sys.meta_path:
-            sys.meta_path.remove(_Deferring)
+    def _load(self) -> None:
+        """Import the whole package, and then this part, which the package itself may ask for meanwhile."""
+        held = _lock.acquire(timeout=PATIENCE)
+        try:
             while _early:
                 delattr(*_early.pop())
-        for module in (sys.modules[_PACKAGE], part or sys.modules[_SOURCES]):
-            if vars(module)["__spec__"].loader is _Deferring:
-                with _as_outside():
-                    importlib.reload(module)
-                module.__class__ = types.ModuleType
+            for module in (sys.modules[_PACKAGE], self):
+                if vars(module)["__spec__"].loader is _Deferring:
+                    with _as_outside():
+                        importlib.reload(module)
+                    module.__class__ = types.ModuleType
+        finally:
+            if held:
+                _lock.release()
 
 
 @contextmanager
