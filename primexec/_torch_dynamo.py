@@ -78,7 +78,8 @@ class _Deferring:
             del module.__path__  # what an import of any other part asks for
             names: dict[str, Any] = {"disable": _disable}
         else:
-            names = {"ConstantSource": _source_class(), "RandomValueSource": ()}  # nothing is an instance of the latter
+            source = _source_class()
+            names = {"ConstantSource": source, "AttrSource": source, "RandomValueSource": ()}  # which nothing is yet
         vars(module).update(names)
         _early.extend((module, name) for name in names)
         module.__class__ = _Deferred
@@ -150,13 +151,13 @@ def _disable(fn: Any = None, *args: Any, **kwargs: Any) -> Any:
 
 
 def _source_class() -> type:
-    """Where a fake tensor comes from that is not told."""
+    """Where a fake tensor comes from that is not told: that of a tensor, or of its attribute such as `grad`."""
 
-    class ConstantSource(importlib.import_module("torch._guards").Source):  # type: ignore[misc]
-        def __init__(self, source_name: str) -> None:
-            self.name = source_name
+    class Source(importlib.import_module("torch._guards").Source):  # type: ignore[misc]
+        def __init__(self, base: Any, member: str = "") -> None:
+            self.name = f"{getattr(base, 'name', base)}.{member}"
 
-    return ConstantSource
+    return Source
 
 
 def never_compiled(fn: types.FunctionType) -> None:

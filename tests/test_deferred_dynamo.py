@@ -14,6 +14,11 @@ import sys, threading, torch, primexec
 x = torch.linspace(-1, 1, 6)
 traced = primexec.make_traced(lambda x: (x * 2).relu(), executor=("llvm", "aten"))
 assert torch.equal(traced(x), (x * 2).relu())
+weight = torch.nn.Parameter(x.clone())
+weight.grad = torch.ones(6)
+trained = primexec.make_traced(lambda x: (x * weight).sum(), executor=("llvm", "aten"))
+trained(x[:]).backward()
+assert torch.equal(weight.grad, x + 1)
 """
 _COMPILED = """
 compiled = torch.compile(lambda x: getattr(x, "sin")().relu(), backend="eager", fullgraph=True)
