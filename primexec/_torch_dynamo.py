@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from primexec._torch import modes_off, private
+
 _PACKAGE, _SOURCES = "torch._dynamo", "torch._dynamo.source"
 _not_disabled: list[Any] = []
 _early: list[tuple[types.ModuleType, str]] = []  # what stands in deferred modules in the place of what they will hold
@@ -132,7 +134,7 @@ def _as_outside() -> Iterator[None]:
     for owner, name, original in reversed(replaced):
         setattr(owner, name, original)
     try:
-        with importlib.import_module("torch.utils._python_dispatch")._disable_current_modes():
+        with modes_off():
             yield
     finally:
         for owner, name, stand_in in stand_ins:
@@ -153,7 +155,7 @@ def _disable(fn: Any = None, *args: Any, **kwargs: Any) -> Any:
 def _source_class() -> type:
     """Where a fake tensor comes from that is not told: that of a tensor, or of its attribute such as `grad`."""
 
-    class Source(importlib.import_module("torch._guards").Source):  # type: ignore[misc]
+    class Source(private("torch._guards.Source")):  # type: ignore[misc]
         def __init__(self, base: Any, member: str = "") -> None:
             self.name = f"{getattr(base, 'name', base)}.{member}"
 
@@ -162,6 +164,6 @@ def _source_class() -> type:
 
 def never_compiled(fn: types.FunctionType) -> None:
     """Have Dynamo run a function as it is, in whichever thread."""
-    frames = importlib.import_module("torch._C._dynamo.eval_frame")
+    frames = private("torch._C._dynamo.eval_frame")
     skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
     frames.set_code_exec_strategy(fn.__code__, skip)

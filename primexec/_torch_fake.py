@@ -28,12 +28,14 @@ def run(op: Any, args: Any, kwargs: Any) -> Any:
     if op is torch.ops.aten.native_batch_norm.default and args[0].is_cpu:
         return _batch_norm(*args)
     rule = getattr(op, "prim_meta_impl", None)
+    if rule is None or op._schema.is_mutable:
+        return op(*args, **kwargs)
     leaves = pytree.tree_leaves((args, kwargs))
     fakes: list[Any] = [t for t in leaves if isinstance(t, Tensor)]
     devices = {t.device for t in fakes}
     told = any(isinstance(leaf, torch.device) for leaf in leaves)
     is_special = any(t._has_symbolic_sizes_strides or t.dim() == 0 for t in fakes)  # rules ask where a scalar lies
-    if rule is None or op._schema.is_mutable or len(devices) != 1 or told or is_special:
+    if len(devices) != 1 or told or is_special:
         return op(*args, **kwargs)
     mode, (device,) = fakes[0].fake_mode, devices
     with private("torch._subclasses.fake_tensor.in_kernel_invocation_manager")(mode):

@@ -61,7 +61,7 @@ LAYERS = (
     "record", "cached_calls", "imports", "namespaces", "contents", "bytecode", "appended", "lookups", "stand_ins",
     "origins", "value_checks", "statics", "program", "config",
     "_torch_packed", "_torch_capture", "_torch_formulas", "_torch_fake", "_torch_flag", "_torch_rules",
-    "_torch_autograd", "_torch", "_torch_dynamo", "errors", "progress",
+    "_torch_autograd", "_torch_dynamo", "_torch", "errors", "progress",
 )  # fmt: skip
 
 PRIVATE = re.compile(

@@ -20,7 +20,8 @@ from tests.test_llvm import BOTH, compiled, data, kernels, run  # noqa: F401
 from tests.test_llvm_models import assert_as_near
 from tests.test_llvm_products import LAYOUTS
 
-DTYPES = pytest.mark.parametrize("dtype", sorted(HALVES, key=str), ids=str)
+SHORT = sorted(HALVES, key=str)  # in the same order in each process that runs tests
+DTYPES = pytest.mark.parametrize("dtype", SHORT, ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -130,8 +131,8 @@ def test_autocast() -> None:
 
 
 @pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("first", [torch.float32, *HALVES], ids=str)
-@pytest.mark.parametrize("second", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("first", [torch.float32, *SHORT], ids=str)
+@pytest.mark.parametrize("second", [torch.float32, *SHORT], ids=str)
 def test_what_products_share_compiles_for_every_target(name: str, first: torch.dtype, second: torch.dtype) -> None:
     if NAMED[name] is X86_64 and torch.float16 in (first, second):
         pytest.skip("no conversions of float16")

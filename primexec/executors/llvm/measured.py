@@ -19,7 +19,7 @@ from torch import Tensor
 
 from primexec.effects import storage_bytes
 from primexec.executors.llvm import matmul
-from primexec.executors.llvm.contraction import blocks, sides
+from primexec.executors.llvm.contraction import HALVES, blocks, sides
 from primexec.executors.llvm.target import host
 
 SMALLEST = 1 << 22  # multiplications from which on oneDNN may be worth a call
@@ -50,8 +50,7 @@ def dtypes() -> tuple[torch.dtype, ...]:
     """Of the products that oneDNN has code for on this machine."""
     if linear() is None:
         return ()
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return (torch.float32, torch.bfloat16) if supported is not None and supported() else (torch.float32,)
+    return (torch.float32, torch.bfloat16) if _has_code(torch.bfloat16) else (torch.float32,)
 
 
 @cache
@@ -60,9 +59,14 @@ def widened() -> frozenset[torch.dtype]:
 
     In one thread of AVX2, 64 x 512 x 2048: PyTorch 7.8 ms, or 256 where the right factor lies in rows; a kernel 1.5.
     """
-    ways = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    found = {dtype: getattr(torch.ops.mkldnn, name, None) for dtype, name in ways.items()}
-    return frozenset(dtype for dtype, supported in found.items() if supported is not None and not supported())
+    return frozenset(dtype for dtype in HALVES if _has_code(dtype) is False)
+
+
+def _has_code(dtype: torch.dtype) -> bool | None:
+    """Whether oneDNN has code for 16-bit floats on this processor; None where it does not tell."""
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return None if supported is None else bool(supported())
 
 
 @dataclass(frozen=True)
