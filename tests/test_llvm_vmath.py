@@ -228,3 +228,22 @@ def test_softmax() -> None:
         ulp = torch.ldexp(torch.ones_like(exact), torch.frexp(exact)[1].clamp(min=-125) - 24)
         assert torch.equal(got.isnan(), exact.isnan())
         assert (((got.double() - exact).abs() / ulp).nan_to_num(0) <= 2.6).all()
+
+
+def test_exponentials_that_are_added() -> None:
+    """Below the smallest normal number they may be any such number only where nothing shows it."""
+    x = torch.cat([torch.linspace(-120, 120, 24_001), torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0])])
+
+    def fn(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        small, both = torch.exp(x * 0.99), torch.exp(x)
+        return 1 / (1 + torch.exp(-x)), 2.0 + torch.exp(x), small + 1e-30, small + x.abs(), both + 1, both
+
+    got = make_traced(fn)(x, executor=("llvm", "aten"))
+    torch.testing.assert_close(got, fn(x), rtol=4e-7, atol=1.5e-45, equal_nan=True)
+
+
+def test_sums_of_exponentials() -> None:
+    x = torch.linspace(-200, 0, 1000).repeat(3, 1)
+    x[1, 3], x[2] = -torch.inf, -torch.inf
+    got = make_traced(lambda x: (torch.logsumexp(x, 1), torch.log_softmax(x, 1)))(x, executor=("llvm", "aten"))
+    torch.testing.assert_close(got, (torch.logsumexp(x.double(), 1).float(), torch.log_softmax(x, 1)), equal_nan=True)

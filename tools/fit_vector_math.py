@@ -72,7 +72,9 @@ FITS: dict[str, tuple[Any, ...]] = {
     "ERF": (
         quotient(lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 1.0001, 0, 13, 0,
     ),
-    "LOG_ERFC": (quotient(lambda t: -mp.log(mp.erfc(t)) / t - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 3.931, 9, 0, 0),
+    "ROOT_ERFC": (
+        quotient(lambda t: 2 * (1 - mp.sqrt(mp.erfc(t))) / t - 1, 2 / mp.sqrt(mp.pi) - 1), 0, 3.9, 14, 0, 0,
+    ),
     "ERF_INV_CENTRE": (lambda u: erf_inv_over_t(u + mpf(2.5)), -2.5, 2.5, 0, 10, 0),
     "ERF_INV_TAIL": (lambda u: erf_inv_over_t((u + mpf(4.15)) ** 2), -1.92, 1.92, 0, 14, 0),
     "ERFCX": (erfcx_mapped, -1, 1, 0, 25, 13),
@@ -81,7 +83,7 @@ ACCURACIES = ("f32", "f64", "rounded", "coarse")
 FLOAT32 = ("f32", "coarse")
 
 # The relative error of the function for one unit of the polynomial's, where it is far from uniform.
-WEIGHTS: dict[str, Callable[[Any], Any]] = {"LOG_ERFC": lambda t: t * mp.erfc(t) / mp.erf(t)}
+WEIGHTS: dict[str, Callable[[Any], Any]] = {"ROOT_ERFC": lambda t: t * mp.sqrt(mp.erfc(t)) / mp.erf(t)}
 POINTS, ROUNDS = 240, 40
 
 

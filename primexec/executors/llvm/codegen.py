@@ -55,7 +55,7 @@ from primexec.executors.llvm.reductions import Accumulator
 from primexec.executors.llvm.spans import Span
 from primexec.executors.llvm.target import ELEMENT_BYTES
 from primexec.executors.llvm.vmath import COARSE
-from primexec.executors.llvm.vmath.core import exp, quotient
+from primexec.executors.llvm.vmath.core import quotient
 
 BUSY = 2  # dear functions a point of kernels that memory does not hold up
 SCRATCH_ELEMENTS = 16384  # of a row kept on the stack
@@ -463,14 +463,15 @@ class KernelWriter(Memory):
         coarse = self.precise and REGISTER[v.dtype] == "f32" and self.precision.coarse(v)
         emit = (COARSE.get(v.prim) if coarse else None) or pointwise(v.prim, source)
         assert emit is not None, v.prim
+        if v.prim == "exp":
+            emit = partial(emit, nonpositive=never_positive(v.args[0]), added=self.precision.added(v))
         if coarse and v.prim == "div" and id(v.args[1]) in self.row and self.precision.not_below_one(v.args[1]):
             same[1], emit = splat(1.0 / arguments[1], lanes), operator.mul  # divides once a row
         elif is_share(v) and id(v.args[1]) in self.row and self.module.target.divides_slowly:
             emit = partial(quotient, inverse=splat(1.0 / arguments[1], lanes))
         if lanes == 1 and all(not a.name.startswith("%") for a in same):
             same[0] = addresses.materialised(same[0])
-        never_above = v.prim == "exp" and never_positive(v.args[0])
-        made = exp(same[0], nonpositive=True, coarse=coarse) if never_above else emit(*same)
+        made = emit(*same)
         if made.element != "f32" or not self.precise or v.prim in CHOICES:
             return made
         return rounded(made, v.dtype, all(self.precision.short(a) for a in v.args))

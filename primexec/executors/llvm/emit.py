@@ -335,6 +335,11 @@ class Value:
         sign = -(1 << int(a.element[1:]) - 1)
         return ((a & ~sign) | (b & sign)).as_float()
 
+    def signed_as(self, other: Value) -> Value:
+        """This number, which has no sign, with that of another."""
+        sign = other.bits() & -(1 << int(INTEGER_OF[other.element][1:]) - 1)
+        return (self.bits() | sign).as_float()
+
     def fma(self, factor: Value | Number, addend: Value | Number) -> Value:
         """`self * factor + addend`, rounded once (float32 without the instruction: once to 53 bits, then to 24)."""
         if self.element == "f32" and not self.e.target.has_fma:

@@ -16,6 +16,18 @@ CHOICES = COPIES | {"abs", "fmax", "fmin", "maximum", "minimum", "neg", "where"}
 # What keeps relative errors as they are, or nearly.
 RELATIVE = CHOICES | {"mul", "div", "reciprocal", "rsqrt", "sqrt"}
 
+LARGE = 2.0**-60  # far above all that is no normal number
+
+
+def _drowns(v: Expr) -> bool:
+    """Whether nothing is seen of operands that are no normal numbers, nor of 2**31 of them together."""
+    match v:
+        case Op("add", (Const(number), _) | (_, Const(number))):
+            return bool(abs(number) >= LARGE)
+        case Reduce("sum", Op("exp", (power,))):
+            return never_positive(power)  # which is 0 once
+    return False
+
 
 class Precision:
     """What is known of the values of a kernel: all of them, operands before their uses, and what it stores."""
@@ -28,6 +40,10 @@ class Precision:
             if self._has_no_sign(v):
                 self._positive.add(id(v))
         self._seen = {id(s.value) for s in stores if s.value.dtype is F32}  # whose relative errors are seen
+        self._tiny = {id(s.value) for s in stores}  # of which it is seen how small they are
+        for v in values:
+            if not _drowns(v):
+                self._tiny.update(id(o) for o in operands(v))
         for v in reversed(values):
             if not self._hides(v):
                 self._seen.update(id(o) for o in operands(v))
@@ -35,6 +51,10 @@ class Precision:
     def coarse(self, v: Expr) -> bool:
         """Whether a relative error is seen only in what is rounded to half precision, and about as large there."""
         return v.dtype.itemsize < F32.itemsize or id(v) not in self._seen
+
+    def added(self, v: Expr) -> bool:
+        """Whether a value is only added to what is far larger than any that has no normal number."""
+        return id(v) not in self._tiny
 
     def not_below_one(self, v: Expr) -> bool:
         """Whether a value is known to be 1 or more, rounding apart, and so to have a reciprocal, or to be NaN."""

@@ -58,6 +58,15 @@ def horner(x: Value, coefficients: Sequence[float]) -> Value:
     return result
 
 
+def in_pairs(x: Value, coefficients: Sequence[float]) -> Value:
+    """The same for long polynomials in steps of two powers, so that half as many operations wait for each other."""
+    square, odd = x * x, len(coefficients) % 2
+    result = x.const(coefficients[0]) if odd else x.muladd(coefficients[0], coefficients[1])
+    for high, low in zip(coefficients[2 - odd :: 2], coefficients[3 - odd :: 2], strict=True):
+        result = result.muladd(square, x.muladd(high, low))
+    return result
+
+
 def nearest(x: Value, factor: float) -> tuple[Value, Value]:
     """The integer nearest to x * factor, as a float and (in the low bits, modulo 2**bits) as an integer.
 
@@ -106,10 +115,10 @@ def reduce_exp(x: Value, accuracy: str = "") -> Reduced:
     return Reduced(r, horner(r, EXP[accuracy or x.element]), integer(shifted, x.element))
 
 
-def powers(x: Value, offset: Value | int = 0, coarse: bool = False, lost: Value | None = None) -> tuple[Value, Value]:
+def powers(x: Value, offset: Value | int = 0, coarse: bool = False) -> tuple[Value, Value]:
     """(m, p) with exp(x) = (1 + m) p / 2**offset, for x of moderate size; p is 2**(n + offset), a normal number.
 
-    `coarse` as in `exp`; `lost` is what rounding lost of x. The exponent's bias rides on the constant that rounds to an
+    `coarse` as in `exp`. The exponent's bias rides on the constant that rounds to an
     integer, so that a shift makes p; a NaN is kept by m.
     """
     fmt = format_of(x)
@@ -117,8 +126,7 @@ def powers(x: Value, offset: Value | int = 0, coarse: bool = False, lost: Value 
     shifted = x.muladd(1.0 / LN2, magic)
     n = shifted - magic
     r = n.muladd(-LN2, x) if coarse else n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
-    p = horner(r, EXP["coarse" if coarse else x.element])
-    m = (r * r).muladd(p, r) if lost is None else (r * r).muladd(p, lost) + r
+    m = (r * r).muladd(horner(r, EXP["coarse" if coarse else x.element]), r)
     return m, (shifted.bits() << fmt.mantissa).as_float()
 
 
@@ -198,9 +206,10 @@ def fraction(x: Value) -> Value:
     return in_registers(reduce, _SCALED[x.element], x)
 
 
-def exp(x: Value, halvings: int = 0, nonpositive: bool = False, coarse: bool = False) -> Value:
+def exp(x: Value, halvings: int = 0, nonpositive: bool = False, coarse: bool = False, added: bool = False) -> Value:
     """exp(x) / 2**halvings, without an overflow on the way; `nonpositive` promises that no x is larger than 0.
 
+    `added`: to what is so much larger that any number below the smallest normal one is as good as another.
     Far below the smallest number the power itself has no bits left and is 0: a product that underflows is slow.
     `coarse`: float32, with a relative error of 2**-16, as what is rounded to half precision allows.
     """
@@ -213,6 +222,11 @@ def exp(x: Value, halvings: int = 0, nonpositive: bool = False, coarse: bool = F
         n, _ = nearest(x, 1.0 / LN2)
         r = n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
         return scaled(exp_reduced(r), n - float(halvings) if halvings else n)
+    if added:
+        x = x.at_least(1.0 - fmt.bias * LN2)
+        m, power = powers(x if nonpositive else x.at_most(high), 0 if nonpositive else -1, coarse)
+        found = m.muladd(power, power)
+        return found if nonpositive else found + found
     lift = LIFT[x.element]
     x = x.at_least(-(fmt.bias + lift) * LN2)
     offset: Value | int = lift

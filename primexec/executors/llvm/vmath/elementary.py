@@ -10,7 +10,7 @@ from primexec.executors.llvm.vmath.constants import (
     ERF_PIECES,
     ERFCX,
     LOG,
-    LOG_ERFC,
+    ROOT_ERFC,
     SINH,
     TANH_COARSE,
     TANH_PIECES,
@@ -23,6 +23,7 @@ from primexec.executors.llvm.vmath.core import (
     expm1,
     format_of,
     horner,
+    in_pairs,
     integer,
     log,
     log1p,
@@ -194,7 +195,7 @@ def atanh(x: Value) -> Value:
 
 
 def erf(x: Value) -> Value:
-    """float32: -expm1(-t (1 + P(t))), for the logarithm of 1 - erf(t) is smooth; errors of P never grow.
+    """float32: 1 - (1 - f / 2)² with f = t (1 + P(t)), for the root of 1 - erf(t) is smooth; errors of f never grow.
 
     float64: x + x P(x²) near zero; 1 - erfc beyond, which is small there, so that its errors count little.
     """
@@ -202,11 +203,9 @@ def erf(x: Value) -> Value:
         return in_pieces(x, ERF_PIECES, 3.93)
     t = x.abs()
     if x.element == "f32":
-        t = t.at_most(3.93)
-        slope = horner(t, LOG_ERFC["f32"])
-        exponent = -t.fma(slope, t)
-        m, power = powers(exponent, lost=-t.fma(slope, t + exponent))  # 2.1 ulp at 0.2253 without what was lost
-        return (-m).muladd(power, 1.0 - power).copysign(x)
+        t = t.at_most(3.96)
+        f = t.muladd(in_pairs(t, ROOT_ERFC["f32"]), t)
+        return (f * -0.25).muladd(f, f).signed_as(x)
     return t.compare("ogt", 1.0).select(1.0 - erfc_positive(t), erf_near_zero(t)).copysign(x)
 
 
