@@ -284,7 +284,7 @@ _fake_mode: Any = None
 
 
 def _like(t: Tensor) -> Tensor:
-    made = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+    made = _torch_fake.empty_like(t, _mode())
     if t.is_conj():
         made = torch.conj(made)
     return torch._neg_view(made) if t.is_neg() else made

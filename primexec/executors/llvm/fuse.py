@@ -62,6 +62,7 @@ class Scheduler(State):
         self.fuel = fuel
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.products = {n: found for n in self.nodes if (found := factors(n))}
+        self._known_reads: dict[tuple[fx.Node, Map, int], list[tuple[fx.Node, Map | None]]] = {}
 
     def schedule(self) -> Schedule:
         for node in self.inputs:
@@ -171,6 +172,7 @@ class Scheduler(State):
     def _place_roots(self) -> None:
         self.groups.clear()
         self.place.clear()
+        self._known_reads.clear()  # there are more roots
         for node in self.nodes:
             if node in self.roots:
                 self._place(node)
@@ -285,12 +287,16 @@ class Scheduler(State):
 
         A reduction's argument is read over the domain; None stands for what is read by memory, not by index.
         """
-        is_reduction = prim(root) in REDUCTIONS
         if index is None:
             index = maps.identity(shape)
+        key = root, index, len(shape)
+        if key not in self._known_reads:
+            self._known_reads[key] = self._found_reads(*key)
+        return self._known_reads[key]
+
+    def _found_reads(self, root: fx.Node, index: Map, rank: int) -> list[tuple[fx.Node, Map | None]]:
         found: dict[tuple[fx.Node, Map | None], None] = {}
         seen: set[tuple[fx.Node, Map | None]] = set()
-        rank = len(shape)
 
         def visit(node: fx.Node, at: Map | None) -> None:
             if (node, at) in seen:
@@ -316,7 +322,7 @@ class Scheduler(State):
             for argument in node.all_input_nodes:
                 visit(argument, () if value(argument).dim() == 0 else at)
 
-        if is_reduction or prim(root) in SCANS:
+        if prim(root) in REDUCTIONS or prim(root) in SCANS:
             visit(root.args[0], index)  # type: ignore[arg-type]
         elif prim(root) in SCATTERS:
             write = write_of(root, prim(root))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import fx
@@ -58,7 +59,8 @@ def unit(axis: int, rank: int, size: int) -> Term:
     return Term(0, tuple(int(a == axis and size != 1) for a in range(rank)))
 
 
-def identity(shape: Sequence[int]) -> Map:
+@cache
+def identity(shape: tuple[int, ...]) -> Map:
     """The domain's own index."""
     return tuple(unit(a, len(shape), n) for a, n in enumerate(shape))
 

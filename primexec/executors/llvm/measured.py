@@ -145,7 +145,7 @@ def _measured(ways: dict[str, Product], shape: Shape) -> str:
     started = time.perf_counter()
     for function in ways.values():
         function(weights[0])
-    cold = COLD_BYTES // (shape.dtype.itemsize * shape.batch * shape.inner * shape.columns)
+    cold = COLD_BYTES // weights[0].untyped_storage().nbytes()
     count = max(2, min(16, cold, int(SECONDS / ROUNDS / (time.perf_counter() - started))))
     weights += [factor() for _ in range(1, count)]
     found: dict[str, float] = {}
