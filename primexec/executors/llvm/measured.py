@@ -24,13 +24,13 @@ from primexec.executors.llvm.target import host
 
 SMALLEST = 1 << 22  # multiplications from which on oneDNN may be worth a call
 SMALLEST_KERNEL = 1 << 17  # from which on a measurement is worth its time
-LARGEST = 1 << 28  # multiplications of one measured run; of larger products some rows are measured
-ROWS = 1 << 8  # at least; of 116 columns in place of 384 every way takes longer, and which one least tells nothing
+LARGEST = 1 << 26  # multiplications of one measured run, each thread's; of larger products a part is measured:
+ROWS = COLUMNS = 1 << 8  # at least; of 116 columns in place of 384 every way takes longer, and which one tells nothing
 GAIN = {torch.float32: 0.9, torch.bfloat16: 1.0}  # of ATen's time that oneDNN may take
 KERNEL_GAIN = 1.05  # of either's that a kernel may take, which ends no region and computes what follows as well
 CALL_SECONDS = 1e-5  # and so much more: what a call between regions costs, and that of the kernel from Python here
 ROUNDS, CLEAR = 2, 1.3
-SECONDS = 0.03  # that one measurement takes, or four runs of each
+SECONDS = 0.02  # that one measurement takes, or four runs of each
 COLD_BYTES = 1 << 25  # factors of so many bytes together lie outside of most caches
 
 Product = Callable[[Tensor], Any]  # of a right factor
@@ -115,11 +115,15 @@ class Shape:
 
 def fastest(shape: Shape) -> str:
     """`kernel`, `oneDNN` or `ATen`."""
-    rows = min(shape.rows, max(ROWS, LARGEST // (shape.inner * shape.columns)))
-    columns = max(1, min(shape.columns, LARGEST // (rows * shape.inner)))
-    batch = max(1, min(shape.batch, LARGEST // (rows * shape.inner * columns)))
+    largest = LARGEST * torch.get_num_threads()
+    rows = min(shape.rows, max(ROWS, largest // (shape.inner * shape.columns)))
+    columns = min(shape.columns, max(COLUMNS, largest // (rows * shape.inner)))
+    batch = min(shape.batch, max(1, largest // (rows * shape.inner * columns)))
     left = (1, rows) if shape.is_turned else shape.left
-    return _fastest(replace(shape, rows=rows, columns=columns, batch=batch, left=left), shape.fits_library)
+    # For parts of longer rows oneDNN takes 100 times as long: a first call with a weight of 4096 x 1024 took 20 s.
+    right = (columns, 1) if shape.right == (shape.columns, 1) else shape.right
+    part = replace(shape, rows=rows, columns=columns, batch=batch, left=left, right=right)
+    return _fastest(part, shape.fits_library)
 
 
 @cache
