@@ -98,3 +98,17 @@ def test_other_reductions(name: str, compiled: list[Compiled]) -> None:  # noqa:
     fn, a = TESTS[name], data(37, 53)
     torch.testing.assert_close(run(fn, a), fn(a))
     assert kernels(compiled) == [1]
+
+
+@pytest.mark.parametrize("dtype", [t for t in DTYPES if t.is_floating_point], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 5, 16, 33, 64, 130])
+def test_one_nan_anywhere(size: int, dtype: torch.dtype) -> None:
+    a = data(size + 2, size).to(dtype)
+    a.fill_diagonal_(math.nan)
+    a[size] = -math.inf
+
+    def fn(a: Tensor) -> tuple[Tensor, ...]:
+        return a.amax(1), a.amin(1), a.amax(), a[size:].amin(), a.t().amax(0), a.float().logsumexp(1).isnan()
+
+    for got, eager in zip(run(fn, a), fn(a), strict=True):
+        assert torch.equal(got.nan_to_num(7.0), eager.nan_to_num(7.0))

@@ -22,11 +22,16 @@ LARGE = 2.0**-60  # far above all that is no normal number
 def _drowns(v: Expr) -> bool:
     """Whether nothing is seen of operands that are no normal numbers, nor of 2**31 of them together."""
     match v:
-        case Op("add", (Const(number), _) | (_, Const(number))):
-            return bool(abs(number) >= LARGE)
-        case Reduce("sum", Op("exp", (power,))):
-            return never_positive(power)  # which is 0 once
+        case Op("add", (Const(number), other) | (other, Const(number))):
+            return bool(abs(number) >= LARGE) and not _below_one(other)
+        case Reduce("sum", arg):
+            return _below_one(arg)  # and 1 once
     return False
+
+
+def _below_one(v: Expr) -> bool:
+    """Whether a value is a power of at most 1."""
+    return isinstance(v, Op) and v.prim == "exp" and never_positive(v.args[0])
 
 
 class Precision:
@@ -63,8 +68,8 @@ class Precision:
                 return bool(number >= 1)
             case Op("add", args):
                 return id(v) in self._positive and any(self.not_below_one(a) for a in args)
-            case Reduce("sum", Op("exp", (power,))):
-                return never_positive(power)  # which is 0 once
+            case Reduce("sum", arg):
+                return _below_one(arg)  # and 1 once
         return False
 
     def _hides(self, v: Expr) -> bool:

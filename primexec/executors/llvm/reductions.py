@@ -12,12 +12,17 @@ import math
 
 import torch
 
-from primexec.executors.llvm.emit import Emitter, Value, literal, picked, type_of
+from primexec.executors.llvm.emit import INTEGER_OF, Emitter, Value, literal, picked, type_of
 from primexec.executors.llvm.instructions import F64, FLOATS, REGISTER, SIGNED, bits, convert, rounded
 from primexec.executors.llvm.ir import Reduce, never_negative
 
 FOLDED_LANES = 8
 LONG = 64  # elements, which eager adds in float32 as well, in a sum of more roundings
+
+
+def _halves(v: Value) -> tuple[Value, Value]:
+    half = v.lanes // 2
+    return picked(v, range(half)), picked(v, range(half, v.lanes))
 
 
 class Accumulator:
@@ -27,14 +32,17 @@ class Accumulator:
         along: how many elements come along lanes, which may be added to fewer lanes of the state; 0 where the lanes are
             different results.
         rows: how many elements come one after the other, where lanes are different results.
+        flags: whether vectors of extremes along lanes remember in a vector of half their lanes, apart, that there was a
+            NaN: one comparison of two vectors tells.
     """
 
-    def __init__(self, reduction: Reduce, along: int = 0, rows: int = 0) -> None:
+    def __init__(self, reduction: Reduce, along: int = 0, rows: int = 0, flags: bool = False) -> None:
         self.kind, self.dtype, self.source = reduction.kind, reduction.dtype, reduction.arg.dtype
         self.floats = self.dtype in FLOATS
         wide = self.floats and self.kind in ("sum", "prod")
         self.element = "f64" if wide else REGISTER[self.dtype]
         self.compensated = self.kind == "sum" and self.dtype is F64 and not reduction.rounded
+        self.flags = flags and along > 0 and self.floats and self.kind in ("amax", "amin")
         self.most = FOLDED_LANES if along and wide and self.dtype is not F64 else 1 << 20
         # Numbers without a sign do not cancel: adding four in float32 first costs one unit of their sum at most.
         long = max(along, rows) >= LONG or never_negative(reduction.arg)
@@ -48,6 +56,8 @@ class Accumulator:
             text = f"splat ({type_of(self.element)} {text})"
         zero = literal("f64", 0.0) if lanes == 1 else "zeroinitializer"
         one = (type_of(self.element, lanes), text)
+        if self.flags and lanes > 1:
+            return [one, (type_of(INTEGER_OF[self.element], lanes // 2), "zeroinitializer" if lanes > 2 else "0")]
         return [one, (one[0], zero)] if self.compensated else [one]
 
     def _neutral(self) -> float:
@@ -63,7 +73,10 @@ class Accumulator:
         return smallest if low else largest
 
     def values(self, e: Emitter, names: list[str], lanes: int) -> list[Value]:
-        return [Value(e, self.element, min(lanes, self.most), n) for n in names]
+        found = [Value(e, self.element, min(lanes, self.most), n) for n in names]
+        if self.flags and lanes > 1:
+            found[1] = Value(e, INTEGER_OF[self.element], lanes // 2, names[1])
+        return found
 
     def add(self, state: list[Value], elements: list[Value], mask: Value | None = None) -> list[Value]:
         """With more elements (in each lane, or in those of the mask)."""
@@ -77,12 +90,16 @@ class Accumulator:
     def _add(self, state: list[Value], v: Value) -> list[Value]:
         width = state[0].lanes
         while self.short and v.lanes > width:
-            low, high = (picked(v, range(start, start + v.lanes // 2)) for start in (0, v.lanes // 2))
+            low, high = _halves(v)
             v = low + high
         parts = [v] if v.lanes == width else [picked(v, range(k, k + width)) for k in range(0, v.lanes, width)]
         parts = [p if p.element == self.element else p.cast("fpext", self.element) for p in parts]
         while len(parts) > 1:  # joined before they meet the state, which waits for itself
             parts = [self.merge([a], [b])[0] for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        if self.flags and width > 1:
+            best, flags = state
+            low, high = _halves(parts[0])
+            return [self._better(best, parts[0]), flags | low.compare("uno", high).cast("sext", flags.element)]
         return self.merge(state, parts)
 
     def merge(self, state: list[Value], other: list[Value]) -> list[Value]:
@@ -105,21 +122,29 @@ class Accumulator:
         if self.dtype is torch.bool:
             return old | new if larger else old & new
         if self.floats:
-            # The old value where either is NaN: one instruction of x86.
-            better = new.compare("ogt" if larger else "olt", old).select(new, old)
-            return new.is_nan().select(new, better)
+            return new.is_nan().select(new, self._better(old, new))
         sign = "s" if self.dtype in SIGNED else "u"
         return new.compare(sign + ("gt" if larger else "lt"), old).select(new, old)
+
+    def _better(self, old: Value, new: Value) -> Value:
+        """The larger or smaller one, but the old value where either is NaN: one instruction of x86."""
+        return new.compare("ogt" if self.kind == "amax" else "olt", old).select(new, old)
 
     def across(self, state: list[Value]) -> list[Value]:
         """The lanes' partial results joined: a scalar state."""
         lanes = state[0].lanes
         if lanes == 1:
             return state
+        if self.flags:
+            best, flags = state
+            while best.lanes > 1:
+                best = self._better(*_halves(best))
+            nan = Value(best.e, "i1", 1, flags.compare("ne", 0).any())
+            return [nan.select(math.nan, best)]
         while lanes > 1:
-            half = lanes // 2
-            parts = [[picked(v, range(start, start + half)) for v in state] for start in (0, half)]
-            state, lanes = self.merge(parts[0], parts[1]), half
+            parts = zip(*map(_halves, state), strict=True)
+            first, second = map(list, parts)
+            state, lanes = self.merge(first, second), lanes // 2
         return state
 
     def finish(self, state: list[Value]) -> Value:

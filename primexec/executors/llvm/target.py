@@ -58,6 +58,11 @@ class Target:
         return self.has_fma and not self.has_scaling
 
     @property
+    def blends_slowly(self) -> bool:
+        """Whether what comparisons choose takes an instruction of its own."""
+        return self.triple.startswith("x86_64") and not self.has_tables
+
+    @property
     def has_scaling(self) -> bool:
         """Whether one instruction multiplies by a power of two, with one rounding, and another takes fractions."""
         return self.triple.startswith("x86_64") and {"+avx512f", "+avx512dq", "+avx512vl"} <= self.features

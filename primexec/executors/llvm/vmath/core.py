@@ -115,17 +115,17 @@ def reduce_exp(x: Value, accuracy: str = "") -> Reduced:
     return Reduced(r, horner(r, EXP[accuracy or x.element]), integer(shifted, x.element))
 
 
-def powers(x: Value, offset: Value | int = 0, coarse: bool = False) -> tuple[Value, Value]:
+def powers(x: Value, offset: Value | int = 0, coarse: bool = False, short: bool = False) -> tuple[Value, Value]:
     """(m, p) with exp(x) = (1 + m) p / 2**offset, for x of moderate size; p is 2**(n + offset), a normal number.
 
-    `coarse` as in `exp`. The exponent's bias rides on the constant that rounds to an
-    integer, so that a shift makes p; a NaN is kept by m.
+    `coarse` as in `exp`; `short`: r in one step, whose error is 2e-9 for each halving of p. The exponent's bias rides
+    on the constant that rounds to an integer, so that a shift makes p; a NaN is kept by m.
     """
     fmt = format_of(x)
     magic = offset if isinstance(offset, Value) else x.const(fmt.magic + fmt.bias + offset)
     shifted = x.muladd(1.0 / LN2, magic)
     n = shifted - magic
-    r = n.muladd(-LN2, x) if coarse else n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
+    r = n.muladd(-LN2, x) if coarse or short else n.fma(-fmt.ln2_low, n.fma(-fmt.ln2_high, x))
     m = (r * r).muladd(horner(r, EXP["coarse" if coarse else x.element]), r)
     return m, (shifted.bits() << fmt.mantissa).as_float()
 
@@ -209,7 +209,8 @@ def fraction(x: Value) -> Value:
 def exp(x: Value, halvings: int = 0, nonpositive: bool = False, coarse: bool = False, added: bool = False) -> Value:
     """exp(x) / 2**halvings, without an overflow on the way; `nonpositive` promises that no x is larger than 0.
 
-    `added`: to what is so much larger that any number below the smallest normal one is as good as another.
+    `added`: to what is so much larger that any number below the smallest normal one is as good as another; where no x
+    is larger than 0, to a sum of at least 1, in which errors count the less the smaller the power is.
     Far below the smallest number the power itself has no bits left and is 0: a product that underflows is slow.
     `coarse`: float32, with a relative error of 2**-16, as what is rounded to half precision allows.
     """
@@ -224,9 +225,12 @@ def exp(x: Value, halvings: int = 0, nonpositive: bool = False, coarse: bool = F
         return scaled(exp_reduced(r), n - float(halvings) if halvings else n)
     if added:
         x = x.at_least(1.0 - fmt.bias * LN2)
-        m, power = powers(x if nonpositive else x.at_most(high), 0 if nonpositive else -1, coarse)
-        found = m.muladd(power, power)
-        return found if nonpositive else found + found
+        if nonpositive:
+            m, power = powers(x, coarse=coarse, short=x.element == "f32")
+            return m.muladd(power, power)
+        m, power = powers(x.at_most(high), -1, coarse)
+        half = m.muladd(power, power)
+        return half + half
     lift = LIFT[x.element]
     x = x.at_least(-(fmt.bias + lift) * LN2)
     offset: Value | int = lift
