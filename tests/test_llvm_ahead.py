@@ -30,7 +30,10 @@ def test_later_passes_fetch_the_next_row(compiled: list[Compiled]) -> None:  # n
     [
         (lambda x: x.chunk(2, -1)[0] * x.chunk(2, -1)[1], (512, 1024), 1),
         (lambda x: x[1:, :-1] + x[1:, 1:] + x[:-1, 1:], (512, 1024), 1 / 3),  # two are read in the row before, too
-        (lambda x: x * 2, (512, 1024), 0),  # rows that follow one another
+        (lambda x: x[:, :512].sum(1), (512, 1024), 1),
+        (lambda x: x.view(8, 64, 1024).sum((0, 2)), (512, 1024), 1),
+        (lambda x: x.sum(1), (512, 1024), 0),  # rows that follow one another
+        (lambda x: x * 2, (512, 1024), 0),
         (lambda x: x[:, :512] * 2, (8, 1024), 0),  # few
         (lambda x: x[:, :32] * 2, (8192, 64), 0),  # short
     ],

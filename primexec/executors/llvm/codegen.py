@@ -88,7 +88,7 @@ class KernelWriter(Memory):
         self.scratch: dict[int, str] = {}
         self.written: set[int] = set()
         first = (v for v in self._varying(self._roots(0)) if isinstance(v, Load) and not v.guards)
-        self.ahead = ahead.asked_for(kernel, layout, [v.access for v in first], self._passes(), module.target)
+        self.ahead = ahead.asked_for(kernel, layout, [v.access for v in first], self._looped(), module.target)
         self.precision = Precision(self.values, kernel.stores)
         self.apart = may_part(kernel, layout)
         self.masks = addresses.can_mask(module.target, layout, kernel, self.moving)
@@ -233,6 +233,10 @@ class KernelWriter(Memory):
     def _passes(self) -> int:
         return 1 + max(self.stage[id(s.value)] for s in self.kernel.stores)
 
+    def _looped(self) -> int:
+        """The passes that have loops: not the last, where a result of its reductions is all there is to store."""
+        return sum(bool(self._roots(number)) for number in range(self._passes()))
+
     def _reductions(self, number: int) -> list[Reduce]:
         return [v for v in self.values if isinstance(v, Reduce) and self.stage[id(v.arg)] == number]
 
@@ -375,7 +379,7 @@ class KernelWriter(Memory):
             for v in self._varying(self._roots(number)):
                 if id(v) in self.scratch:
                     self._get(v, width, at, local)
-        if number == min(1, self._passes() - 1) and width > 1:
+        if number == min(1, self._looped() - 1) and width > 1:
             for access, distance, cache in self.ahead:
                 self._prefetch(access, width, at, distance, cache)
         self._stores(number, width, at, local)
