@@ -50,6 +50,19 @@ def autograd_nodes(roots: Sequence[Tensor]) -> Iterator[Any]:
             stack += [following for following, _ in node.next_functions]
 
 
+def runs_custom_functions(roots: Sequence[Tensor]) -> bool:
+    """Whether custom functions are in the autograd graph behind the roots."""
+    return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in autograd_nodes(roots))
+
+
+def raises_later(roots: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+    """Whether an error waits between the roots and the inputs, as `once_differentiable` leaves it."""
+    of_roots, of_inputs = (
+        {node for node in autograd_nodes(ends) if node.name() == "torch::autograd::Error"} for ends in (roots, inputs)
+    )
+    return not of_roots <= of_inputs
+
+
 def leaves_behind(roots: Sequence[Tensor]) -> Iterator[Tensor]:
     """The leaves of the autograd graph behind the roots."""
     return (node.variable for node in autograd_nodes(roots) if hasattr(node, "variable"))
@@ -57,7 +70,10 @@ def leaves_behind(roots: Sequence[Tensor]) -> Iterator[Tensor]:
 
 def in_backward() -> bool:
     """Whether autograd runs a backward pass on this thread."""
-    return bool(private("torch._C._current_graph_task_id")() != -1)
+    return graph_task() != -1
+
+
+graph_task: Callable[[], int] = late("torch._C._current_graph_task_id")  # -1 outside of backward passes
 
 
 def same_graphs(pairs: Sequence[tuple[Any, Any]]) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from primexec import _torch, _torch_autograd, effects, replayed
+from primexec import _torch, _torch_autograd, effects, replayed, twice
 from primexec._torch_dynamo import capture_lock
 from primexec.errors import PrimexecError
-from primexec.joint import CONTIGUOUS, Gradients, Joint
+from primexec.joint import Joint, Pass, strides_of
 from primexec.partition import Plan
 from primexec.program import Program, Static
 from primexec.runtime import Executable
@@ -23,7 +23,6 @@ Compile = Callable[..., Executable]  # of a program, perhaps `boxed`
 
 # From the saved values, in a list that is emptied, and the gradients of the roots to what `Function.backward` returns.
 Backward = Callable[..., Sequence[Tensor | None]]
-_NOT_DIFFERENTIABLE = 3  # leading arguments of `Function.forward`
 
 
 class Training:
@@ -37,17 +36,17 @@ class Training:
         backward: Any = self.program.backward
         self.saved = [(i.label, *joint.places[i.label]) for i in backward.inputs if i.kind == "saved"]
         self._positions = {name: i for i, (name, _, _) in enumerate(self.saved)}
-        self._backward: dict[tuple[Gradients, tuple[bool, ...]], Backward] = {}
+        self._backward: dict[tuple[Pass, ...], Backward] = {}
         self._plans: dict[Any, Plan] = {}
+        self.differentiable: dict[tuple[Pass, ...], tuple[bool, ...]] = {}  # which gradients require grad themselves
         self.enter = self._write_forward()
         self.leave = self._write_backward()
 
     def plan(self) -> Plan:
         """Of the backward program that decided what is saved."""
-        recorder = self.joint.recorder
-        usual = recorder.gradients, recorder.needed
+        usual = (self.joint.recorder.usual,)
         if usual not in self._backward:
-            self.record(*usual)
+            self.record(usual)
         return self._plans[usual]
 
     def saved_bytes(self) -> tuple[int, int]:
@@ -70,7 +69,7 @@ class Training:
         lines = [f"def run({', '.join(names)}):"]
         if joint.roots:
             tied = [names[i] for i in joint.inputs]
-            roots = ", ".join(f"r{n}" for n in joint.roots)
+            roots = ", ".join([*(f"r{n}" for n in joint.roots), *self.besides])
             lines.append(f"  made = []; [{roots}] = apply({', '.join(['training', _tuple(names), 'made', *tied])})")
         else:  # nothing but views of inputs
             namespace |= {"no_grad": torch.no_grad, "forward": self.forward.run}
@@ -93,7 +92,12 @@ class Training:
     def _write_forward(self) -> Callable[..., tuple[Tensor, ...]]:
         """Runs the program inside of `Function.forward`, and saves what backward takes."""
         made = [f"o{n}" for n in range(len(self.program.outputs))]
-        saved = ", ".join(f"inputs[{i}]" if is_input else made[i] for _, is_input, i in self.saved)
+        saved = [f"inputs[{i}]" if is_input else made[i] for _, is_input, i in self.saved]
+        returned, own = [made[i] for i in self.joint.roots], self._alone()
+        ties = [] if self.leads_to_inputs() else [*(made[i] for i in self._ties(own)), "tie"][:1]
+        alone = [made[i] for i in own if made[i] in returned + ties]
+        self.tie = [*saved, *ties].index(ties[0]) if ties else None
+        self.besides = ["_" for tie in ties if tie not in returned]
         # As in eager, grad mode is on for kernels. Where one raises, what called `forward` sets it back.
         asks = self.forward.asks_grad_mode
         lines = [
@@ -102,21 +106,55 @@ class Training:
             f"  {'with below_autograd(): ' * asks}made += forward(*inputs)",
             "  set_grad(False)" if asks else "",
             f"  [{', '.join(made)}] = made",
-            *(f"  if {made[i]}._is_view(): {made[i]} = alone({made[i]})" for i in self._alone()),
-            "  context.set_materialize_grads(False)",
-            f"  context.save_for_backward({saved})",
-            f"  return {_tuple([made[i] for i in self.joint.roots])}",
+            *(f"  if {o}._is_view(): {o} = alone({o})" for o in alone),
+            "  tie = detach(link)" if ties == ["tie"] else "",
+            "  context.materialize_grads = False",
+            f"  context.to_save = {_tuple(list(dict.fromkeys(saved + ties)))}",
+            f"  return {_tuple(list(dict.fromkeys(returned + ties)))}",
         ]
         namespace = {"below_autograd": _torch_autograd.below_autograd(), "set_grad": _torch.set_grad_enabled}
-        namespace["alone"] = _torch.alone
+        namespace |= {"alone": _torch.alone, "detach": Tensor.detach, "link": twice.LINK}
         return _written("enter", lines, {"forward": self.forward.run, **namespace})
 
     def _alone(self) -> list[int]:
-        """Positions of the roots whose memory is no other output's or input's."""
+        """Positions of the outputs whose memory is no other output's or input's."""
         graph = self.program.graph_module.graph
         nodes = [*self.program.outputs, *(n for n in graph.nodes if n.op == "placeholder")]
         uses = Counter(map(effects.storage_of, nodes))
-        return [i for i in self.joint.roots if uses[effects.storage_of(nodes[i])] == 1]
+        return [i for i, n in enumerate(self.program.outputs) if uses[effects.storage_of(n)] == 1]
+
+    def _ties(self, alone: list[int]) -> list[int]:
+        """Positions of saved outputs by which passes over the program can be tied to its node, the cheapest first."""
+        saved = {i for _, is_input, i in self.saved if not is_input}
+        seen = {result.index for result in self.joint.results if not result.is_input}
+        floats = [i for i in alone if self.program.outputs[i].meta["val"].is_floating_point()]
+        return [*(i for i in self.joint.roots if i in saved), *(i for i in floats if i in saved - seen)]
+
+    def _positions_of_inputs(self) -> list[int | None]:
+        """Where the inputs that may get gradients are among what is saved."""
+        at = {i: n for n, (_, is_input, i) in enumerate(self.saved) if is_input}
+        return [at.get(i) for i in self.joint.inputs]
+
+    def leads_to_inputs(self) -> bool:
+        """Whether passes over the program can be tied to its inputs themselves: they are saved, or leaves."""
+        recorder = self.joint.recorder
+        at = zip(self._positions_of_inputs(), recorder.inputs, strict=True)
+        known = all(i is not None or isinstance(n.meta["val"], torch.nn.Parameter) for i, n in at)
+        return known and recorder.is_linear
+
+    def is_tied(self, context: Any) -> bool:
+        """Whether a pass over a node is tied to the node itself."""
+        return bool(context.passes) or self.tie is not None
+
+    def held(self, context: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """What a node saved for backward programs, and what ties passes to it: an output of it, or its inputs."""
+        tensors = list(context.saved_tensors)
+        if context.passes:
+            return tensors[:-1], tensors[-1:]
+        if self.tie is not None:
+            return tensors[: len(self.saved)], [tensors[self.tie]]
+        edges = zip(self._positions_of_inputs(), context.next_functions, strict=True)
+        return tensors, [node.variable if i is None else tensors[i] for i, (node, _) in edges]
 
     def _write_backward(self) -> Callable[..., Sequence[Tensor | None]]:
         """What `Function.backward` does: finds the program for the gradients that it gets, and those asked for."""
@@ -127,60 +165,68 @@ class Training:
         # The node would not run if the gradient of its only input were not asked for.
         needed = "(True,)" if len(self.joint.inputs) == 1 else "needed(context)"
         run = f"run(take_saved(context), {', '.join(given)})"
+        again = f"({'None, ' * twice.NOT_DIFFERENTIABLE}*gradients_of(context, {_tuple(given)}))"
         lines = [
-            f"def leave(context, {', '.join(given)}):",
-            "  if is_grad_enabled(): context.training.refuse()",
-            f"  key = {found}, {needed}",
-            "  run = programs.get(key) or context.training.record(*key)",
+            f"def leave({', '.join(['context', *given, *self.besides])}):",
+            f"  if is_grad_enabled() or context.left: return {again}",
+            f"  key = ({found}, {needed}, None),",
+            "  run = programs.get(key) or context.training.record(key)",
             f"  if not any_autocast_enabled(): return {run}",
             f"  with autocast_off(): return {run}",
         ]
-        namespace = {"programs": self._backward, "strides": _strides, "is_grad_enabled": torch.is_grad_enabled}
+        namespace = {"programs": self._backward, "strides": strides_of, "is_grad_enabled": torch.is_grad_enabled}
+        namespace["gradients_of"] = twice.gradients_of
         namespace |= {"needed": _torch_autograd.needed_gradients, "take_saved": _torch_autograd.take_saved}
         namespace |= {"any_autocast_enabled": _torch.any_autocast_enabled, "autocast_off": _torch_autograd.autocast_off}
         return _written("leave", lines, namespace)
 
-    def refuse(self) -> NoReturn:
-        raise PrimexecError(
-            f"gradients of the traced function {self.joint.recorder.name} are asked for with create_graph=True, and "
-            "its backward program cannot be differentiated\nWhat to do: call the function inside "
-            "`with primexec.disable():` where second derivatives are needed"
-        )
+    def backward(self, passes: tuple[Pass, ...]) -> Backward:
+        """What runs a backward pass behind earlier ones."""
+        return self._backward.get(passes) or self.record(passes)
 
-    def record(self, gradients: Gradients, needed: tuple[bool, ...]) -> Backward:
+    def record(self, passes: tuple[Pass, ...]) -> Backward:
         """The backward program for gradients that arrive for the first time, compiled.
 
         That of the capture is compiled no earlier: often others arrive, such as none for all results but a loss.
         """
         recorder = self.joint.recorder
         with capture_lock():
-            if (there := self._backward.get((gradients, needed))) is not None:  # of another thread
+            if (there := self._backward.get(passes)) is not None:  # of another thread
                 return there
-            if (gradients, needed) == (recorder.gradients, recorder.needed):
+            if passes == (recorder.usual,):
                 program: Any = self.program.backward
             else:
-                program = recorder.record(gradients, needed)
+                program = recorder.record(passes)
+                self.differentiable[passes] = recorder.differentiable
                 recorder.tracer.complete_metadata([program.graph_module.graph])
             executable = self.compile(program, boxed=True)
             self.compiles += executable.compiles
             if (told := self.compiled()) is not None:
                 told(executable.compiles)
-            self._plans[gradients, needed] = executable.plan
-            run = self._backward[gradients, needed] = self._joined(program, gradients, executable)
+            self._plans[passes] = executable.plan
+            run = self._backward[passes] = self._joined(program, passes, executable)
         return run
 
-    def _joined(self, program: Program, gradients: Gradients, executable: Executable) -> Backward:
+    def _joined(self, program: Program, passes: tuple[Pass, ...], executable: Executable) -> Backward:
         """What stands between a backward program and autograd, written out.
 
-        It takes what was saved out of the list, so that each tensor goes when the program has used it.
+        It takes what was saved out of the list, so that each tensor goes when the program has used it; behind it are
+        the gradients that arrived at earlier passes.
         """
-        given = [f"g{n}" for n in range(len(gradients))]
-        arriving = iter([name for name, strides in zip(given, gradients, strict=True) if strides is not None])
+        given = [f"g{n}" for n in range(len(passes[-1][0]))]
+        before = sum(strides is not None for gradients, _, _ in passes[:-1] for strides in gradients)
+        arriving = iter(
+            [
+                *(f"saved[{len(self.saved) + n}]" for n in range(before)),
+                *(name for name, strides in zip(given, passes[-1][0], strict=True) if strides is not None),
+            ]
+        )
         constants = iter(f"constants[{i}]" for i in range(len(program.constants)))
         inputs = []
         for i in program.inputs:
             if i.kind == "saved" and i.label not in self._positions:
-                raise PrimexecError(f"the backward pass of {program.name} needs {i.label}, which was not saved")
+                what = f"the backward pass of {program.name} needs {i.label}, which was not saved"
+                raise PrimexecError(f"{what}\nWhat to do: call the function inside `with primexec.disable():`")
             place = {"tangent": arriving, "constant": constants}.get(i.kind)
             inputs.append(f"saved[{self._positions[i.label]}]" if place is None else next(place))
         found = ["None" if isinstance(leaf, Static) else f"out[{leaf}]" for leaf in program.output_leaves]
@@ -189,13 +235,9 @@ class Training:
             f"  args = [{', '.join(inputs)}]",
             "  saved.clear()",
             "  out = run(args)",
-            f"  return {_tuple(['None'] * _NOT_DIFFERENTIABLE + found)}",
+            f"  return {_tuple(['None'] * twice.NOT_DIFFERENTIABLE + found)}",
         ]
         return _written("backward", lines, {"run": executable.run, "constants": program.constants})
-
-
-def _strides(gradient: Tensor) -> tuple[int, ...]:
-    return CONTIGUOUS if gradient.is_contiguous() else gradient.stride()
 
 
 def _tuple(names: list[str]) -> str:
@@ -221,6 +263,7 @@ class _Run(torch.autograd.Function):
 
 
 _torch_autograd.call_directly(_Run)
+twice.prepare(_Run)
 # Function.apply looks at every argument for functorch's sake first (0.1 µs each); no transform is active here.
 _apply: Any = super(torch.autograd.Function, _Run).apply
 

@@ -387,13 +387,13 @@ def _join(
     roots = [r for r in roots if r.op != "placeholder"]
     recorder = Recorder(tracer, name, roots, wanted, outputs, save)
     try:
-        backward = recorder.record(recorder.gradients, recorder.needed)
+        backward = recorder.record([recorder.usual])
     except RuntimeError as error:
         if not _torch_autograd.graph_is_freed(error):
             raise
         # The function ran a backward pass through it; another one raises when it is run, as in eager.
-        recorder.gradients = (None,) * len(roots)
-        backward = recorder.record(recorder.gradients, recorder.needed)
+        recorder.usual = (None,) * len(roots), *recorder.usual[1:]
+        backward = recorder.record([recorder.usual])
     placeholders = tracer.graph.find_nodes(op="placeholder")  # hooks may have used others than the function did
     forward = {n.name: n for n in tracer.graph.nodes}
     taken = [forward[i.label] for i in backward.inputs if i.kind == "saved"]

@@ -53,7 +53,7 @@ class Entrances:
 
     def before_hooks(self) -> None:
         """Note that backward passes do something that no operator of the function tells."""
-        self._tracer.hooks = True
+        self._tracer.unpacks = True
 
     def _is_input(self, leaf: Tensor) -> bool:
         node = self._tracer.outermost().nodes.get(_torch.identity(leaf))

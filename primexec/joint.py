@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, _torch_autograd, _torch_capture, _torch_formulas, effects
 from primexec.cut import made_again
-from primexec.errors import CaptureError
+from primexec.errors import CaptureError, SourceLine
 from primexec.higher_order import add_placeholder
 from primexec.program import Input, Program, Static
 from primexec.tracer import Scope, Tracer
@@ -30,7 +30,15 @@ from primexec.tracer import Scope, Tracer
 # strides depend on data has none to name.
 CONTIGUOUS = ()
 Gradients = tuple[tuple[int, ...] | None, ...]
+# The gradients that arrive, those of which inputs are asked for, and, of a pass to be differentiated itself, which of
+# those that arrive require grad.
+Pass = tuple[Gradients, tuple[bool, ...], tuple[bool, ...] | None]
 _Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # an operator and its arguments
+
+
+def strides_of(gradient: Tensor) -> tuple[int, ...]:
+    """The strides of a gradient of a root whose own strides depend on data."""
+    return CONTIGUOUS if gradient.is_contiguous() else gradient.stride()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +102,14 @@ class Recorder:
         self.roots, self.inputs = tuple(roots), tuple(inputs)
         strides = [n.meta["val"].stride() for n in roots]
         self.unknown = tuple(any(isinstance(s, _torch.SYMBOLS) for s in of_root) for of_root in strides)
-        self.gradients: Gradients = tuple(
+        usual = (
             CONTIGUOUS if unknown else tuple(of_root) for of_root, unknown in zip(strides, self.unknown, strict=True)
         )
-        self.needed = (True,) * len(self.inputs)
+        self.usual: Pass = tuple(usual), (True,) * len(self.inputs), None
         self.operators: Counter[Any] = Counter()  # of the backward pass that was recorded last
+        self.differentiable: tuple[bool, ...] = ()  # which of its gradients require grad
+        # Hooks and custom functions may make of the sum of two gradients something else than the sum of two results.
+        self.is_linear = not tracer.hooks and not _torch_autograd.runs_custom_functions([n.meta["val"] for n in roots])
         self._retained = [
             n for n in tracer.graph.nodes if isinstance(t := n.meta.get("val"), Tensor) and t.retains_grad
         ]
@@ -112,27 +123,37 @@ class Recorder:
         nodes = (n for n in tracer.graph.nodes if n.op == "call_function" and _is_step(n))
         self._steps: dict[fx.Node, tuple[Any, View]] = {n: (n.args[0], View.of(n)) for n in nodes}
 
-    def record(self, gradients: Gradients, needed: Sequence[bool]) -> Program:
-        """The backward program for these gradients of the roots and these of the inputs.
+    def record(self, passes: Sequence[Pass]) -> Program:
+        """The program of a backward pass, or of one over the gradients of another one, which it runs again.
 
         Its inputs are the values it takes from the forward program, labelled with their names there, and the
-        gradients of the roots. Its outputs are the gradients of the inputs, None where there is none.
+        gradients that arrive at all passes. Its outputs are the gradients that the last one gives, None where there is
+        none: of the inputs, and of the gradients that arrived at earlier passes.
         """
         tracer, forward = self.tracer, self.tracer.scope
         earlier = frozenset(tracer.inputs)
         tracer.scope = scope = Scope(forward)
-        tangents = given = wanted = None
+        found: list[Any] = [n.meta["val"] for n in self.roots]
+        inputs, arriving, given = [n.meta["val"] for n in self.inputs], list[Any](), list[Any]()
         retained = {n: n.meta["val"].grad for n in self._retained}
         try:
             environment = _torch_capture.capture_environment(tracer.entrances)
             with environment, _torch_autograd.autocast_off(), torch.enable_grad():
-                tangents = [self._tangent(scope, i, strides) for i, strides in enumerate(gradients)]
-                given = [(n.meta["val"], t) for n, t in zip(self.roots, tangents, strict=True) if t is not None]
-                wanted = [n.meta["val"] for n, need in zip(self.inputs, needed, strict=True) if need]
-                with _torch_formulas.as_eager_chooses([root for root, _ in given]):
-                    found = iter(tracer._stand_ins(tracer.run(_gradients, (given, wanted), {})))
-                results = [tracer.node_of(g) if need and (g := next(found)) is not None else None for need in needed]
-                g = found = None  # they would look like tensors that escaped
+                for number, (gradients, needed, differentiable) in enumerate(passes):
+                    inputs += [t for t in arriving if t is not None]
+                    arriving = self._arriving(scope, found, gradients, differentiable)
+                    given = [(root, t) for root, t in zip(found, arriving, strict=True) if t is not None]
+                    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+                    # Where that is not the end, the formula that is always right has the right derivative, too.
+                    chosen = [root for root, _ in given] if differentiable is None else []
+                    if number:
+                        self._check_repeatable(scope, [root for root, _ in given])
+                    with _torch_formulas.as_eager_chooses(chosen):
+                        asked = given, wanted, differentiable is not None
+                        got = iter(tracer._stand_ins(tracer.run(_gradients, asked, {})))
+                    found = [next(got) if need else None for need in needed]
+            results = [None if g is None else tracer.node_of(g) for g in found]
+            self.differentiable = tuple(g is not None and g.requires_grad for g in found)
             targets = [n.target for n in scope.graph.nodes if n.op == "call_function"]
             self.operators = Counter(t for t in targets if t is not operator.getitem)
         except BaseException:
@@ -142,27 +163,57 @@ class Recorder:
             tracer.scope = forward
             for node, grad in retained.items():  # nobody can ask for it, and the next pass would add to it
                 node.meta["val"].grad = grad
-            del tangents, given, wanted
+            # They would look like tensors that escaped.
+            found = inputs = arriving = given = wanted = chosen = asked = got = None  # type: ignore[assignment]
         tracer.raise_failure()
         return self._program(scope, results, earlier)
 
-    def _tangent(self, scope: Scope, index: int, strides: tuple[int, ...] | None) -> Tensor | None:
-        if strides is None:
-            return None
-        value = self.roots[index].meta["val"]
-        with _torch.modes_off(), self.tracer.fake_mode:
-            if self.unknown[index] and strides == CONTIGUOUS:
-                tangent = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-            else:
-                tangent = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
-        scope.bind(tangent, add_placeholder(scope.graph, f"gradient_{index}"))
-        return tangent
+    def _check_repeatable(self, scope: Scope, roots: list[Tensor]) -> None:
+        """Raise where the passes recorded so far, which the program runs again, draw or write, or end in an error."""
+        if _torch_autograd.raises_later(roots, [n.meta["val"] for n in self.inputs]):
+            raise self._refused("reaches what is differentiable once only", None)
+        outside, is_set = set(map(_torch.storage_key, scope.lifted)), False
+        for node in (n for n in scope.graph.nodes if n.op == "call_function"):
+            if node.target is _torch_capture.rng_operators()[1].set_rng_state.default:
+                is_set = node.args[0].op == "placeholder"  # as a checkpoint does, until it puts back what it found
+            writes = any(w.op == "placeholder" or effects.storage_of(w) in outside for w in effects.writes(node))
+            if writes or (effects.is_random(node) and not is_set):
+                what = "writes to memory outside of it" if writes else "draws random numbers"
+                raise self._refused(what, node.meta.get("source"))
+
+    def _refused(self, what: str, source: SourceLine | None) -> CaptureError:
+        return CaptureError(
+            f"a backward pass of {self.name} that is differentiated itself {what}",
+            hint="call the function inside `with primexec.disable():`",
+            source=source,
+        )
+
+    def _arriving(
+        self, scope: Scope, roots: list[Any], gradients: Gradients, differentiable: tuple[bool, ...] | None
+    ) -> list[Tensor | None]:
+        """Stand-ins for the gradients of the roots."""
+        requires = differentiable or (False,) * len(gradients)
+        found: list[Tensor | None] = []
+        for index, (root, strides, requires_grad) in enumerate(zip(roots, gradients, requires, strict=True)):
+            tangent = None
+            if strides is not None:
+                like: Any = {"dtype": root.dtype, "device": root.device, "requires_grad": requires_grad}
+                with _torch.modes_off(), self.tracer.fake_mode:
+                    tangent = (
+                        torch.empty(root.shape, **like)
+                        if strides == CONTIGUOUS
+                        else torch.empty_strided(root.shape, strides, **like)
+                    )
+                scope.bind(tangent, add_placeholder(scope.graph, f"gradient_{index}"))
+            found.append(tangent)
+        return found
 
     def _program(self, scope: Scope, results: list[fx.Node | None], earlier: frozenset[str]) -> Program:
         forward = self.tracer.scope
         lifted = {scope.nodes[_torch.identity(t)]: forward.nodes[_torch.identity(t)] for t in scope.lifted}
         taken = self._take_bases(scope.graph, lifted)
         made = {n: i for n in taken.values() if (i := self.tracer.inputs.get(n.name)) and i.input.kind == "constant"}
+        roots = {f"gradient_{i}": n.name for i, n in enumerate(self.roots)}
         inputs, constants = [], []
         for node in scope.graph.nodes:
             if node.op == "placeholder" and taken.get(node) in made:
@@ -172,7 +223,7 @@ class Recorder:
             elif node.op == "placeholder" and node in taken:
                 inputs.append(Input(node.name, "saved", taken[node].name))
             elif node.op == "placeholder":
-                inputs.append(Input(node.name, "tangent", f"of {self.roots[int(node.name.rpartition('_')[2])].name}"))
+                inputs.append(Input(node.name, "tangent", f"of {roots.get(node.name, 'a gradient')}"))
         for node in made:
             if node.name not in earlier:  # made by the backward pass: the forward program may be compiled already
                 self.tracer.graph.erase_node(node)
@@ -294,12 +345,12 @@ def _is_step(node: fx.Node) -> bool:
     return node.target in _FRESH or (effects.is_view(node) and not effects.stands_alone(node))
 
 
-def _gradients(given: list[tuple[Tensor, Tensor]], wanted: list[Tensor]) -> tuple[Tensor | None, ...]:
+def _gradients(given: list[tuple[Tensor, Tensor]], wanted: list[Tensor], twice: bool) -> tuple[Tensor | None, ...]:
     if not given:
         return (None,) * len(wanted)
     outputs, tangents = zip(*given, strict=True)
     # The graph stays: other gradients may be asked for later.
-    return torch.autograd.grad(outputs, wanted, tangents, retain_graph=True, allow_unused=True)
+    return torch.autograd.grad(outputs, wanted, tangents, retain_graph=True, create_graph=twice, allow_unused=True)
 
 
 def _owns_memory(node: fx.Node) -> bool:

@@ -125,7 +125,7 @@ def records_itself(joint: Joint, program: Program, run: RegionFunction) -> bool:
         return False
     if any(isinstance(s, _torch.SYMBOLS) for n in program.nodes for s in _sizes(n)):
         return False
-    if tracer.hooks or _torch.any_autocast_enabled() or None in joint.recorder.gradients:
+    if tracer.hooks or tracer.unpacks or _torch.any_autocast_enabled() or None in joint.recorder.usual[0]:
         return False
     with _torch_capture.capture_environment(tracer.entrances), tracer.fake_mode, torch.enable_grad():
         try:

@@ -95,7 +95,7 @@ class Tracer:
         self.submodules = torch.nn.Module()
         self.failure: CaptureError | None = None
         self.uses_layout = self.uses_sdpa = self.inference_segments = False
-        self.hooks = False  # whether the function may have set hooks of autograd
+        self.hooks = self.unpacks = False  # whether the function may have set hooks of gradients; of what is saved
         with self.fake_mode:  # what fake tensors have by themselves, and parameters and buffers made of them
             self._own_attributes = {"_is_param", "_is_buffer", "persistent", *torch.empty(0).__dict__}
         self._running = False

@@ -143,26 +143,6 @@ def test_what_may_change_before_backward() -> None:
     torch.testing.assert_close(x.grad, x.detach().exp(), rtol=0, atol=0)
 
 
-SECOND: dict[str, Callable[[Tensor, Tensor], Any]] = {
-    "grad": lambda g, x: torch.autograd.grad(g.sum(), x),
-    "grad, unused allowed": lambda g, x: torch.autograd.grad(g.sum(), x, allow_unused=True),
-    "backward": lambda g, x: g.sum().backward(),
-}
-
-
-@pytest.mark.parametrize("ask", SECOND)
-def test_second_derivatives_are_refused(ask: str) -> None:
-    x = leaf()
-    out = primexec.make_traced(lambda x: x.exp())(x)
-
-    def differentiate() -> None:
-        (first,) = torch.autograd.grad(out.sum(), x, create_graph=True)
-        SECOND[ask](first, x)
-
-    with pytest.raises(primexec.PrimexecError, match=r"once more|second derivative|create_graph"):
-        differentiate()
-
-
 def test_backward_frees_what_was_saved() -> None:
     freed = []
 
