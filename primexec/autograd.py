@@ -162,6 +162,10 @@ class Training:
         unknown = self.joint.recorder.unknown
         strides = [f"strides({g})" if u else f"{g}.stride()" for g, u in zip(given, unknown, strict=True)]
         found = _tuple([f"None if {g} is None else {s}" for g, s in zip(given, strides, strict=True)])
+        # A gradient may be told from its memory by a bit, which a kernel does not see.
+        roots = [self.program.outputs[i].meta["val"] for i in self.joint.roots]
+        lazy = [(g, "neg") for g in given]
+        lazy += [(g, "conj") for g, root in zip(given, roots, strict=True) if root.is_complex()]
         # The node would not run if the gradient of its only input were not asked for.
         needed = "(True,)" if len(self.joint.inputs) == 1 else "needed(context)"
         run = f"run(take_saved(context), {', '.join(given)})"
@@ -169,6 +173,7 @@ class Training:
         lines = [
             f"def leave({', '.join(['context', *given, *self.besides])}):",
             f"  if is_grad_enabled() or context.left: return {again}",
+            *(f"  if {g} is not None and {g}.is_{bit}(): {g} = {g}.resolve_{bit}()" for g, bit in lazy),
             f"  key = ({found}, {needed}, None),",
             "  run = programs.get(key) or context.training.record(key)",
             f"  if not any_autocast_enabled(): return {run}",

@@ -30,6 +30,7 @@ def gradients_of(context: Any, gradients: tuple[Tensor | None, ...]) -> list[Ten
         gradients: that arrive there.
     """
     training, recorder = context.training, context.training.joint.recorder
+    gradients = tuple(None if g is None else g.resolve_conj().resolve_neg() for g in gradients)
     found = context.left.pop(_torch_autograd.graph_task(), [])
     if not found or any(g is not None for g in gradients):
         saved, ties = training.held(context)

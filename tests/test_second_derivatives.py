@@ -327,3 +327,17 @@ def test_passes_free_what_they_keep() -> None:
     del x, _, y, first
     gc.collect()
     assert [of() for of in kept] == [None] * 4
+
+
+@EXECUTORS
+def test_gradients_that_are_negated_by_a_bit(executor: Any) -> None:
+    def fn(x: Tensor) -> Tensor:
+        return (x * x).exp().sin() * x + 1
+
+    traced = make_traced(fn, executor=executor)
+    x, _ = inputs(leaf=True)
+    gradient = torch.complex(x, x + 1).detach().conj().imag
+    assert gradient.is_neg()
+    for twice in (False, True):
+        asked = [torch.autograd.grad(f(x), x, gradient, create_graph=twice)[0] for f in (fn, traced)]
+        torch.testing.assert_close(asked[1], asked[0])
