@@ -136,6 +136,27 @@ def take_saved(ctx: Any) -> list[Tensor]:
     return saved
 
 
+is_batched: Callable[[Any], bool] = late("torch._C._functorch.is_legacy_batchedtensor")  # by is_grads_batched=True
+
+
+def taken_apart(tensors: Sequence[Tensor | None]) -> tuple[int, list[tuple[Tensor | None, ...]]]:
+    """The level at which tensors are batched, and each of the batch; what is not batched is the same in all."""
+    level = private("torch._C._vmapmode_increment_nesting")() - 1
+    private("torch._C._vmapmode_decrement_nesting")()
+    parts: list[Any] = [
+        private("torch._remove_batch_dim")(t, level, 1, 0) if t is not None and is_batched(t) else t for t in tensors
+    ]
+    pairs = list(zip(parts, tensors, strict=True))
+    size = next(len(part) for part, t in pairs if part is not t)
+    return level, [tuple(part if part is t else part[i] for part, t in pairs) for i in range(size)]
+
+
+def batched(t: Tensor, level: int) -> Tensor:
+    """A tensor as a batch along its first dimension."""
+    made: Tensor = private("torch._add_batch_dim")(t, 0, level)
+    return made
+
+
 def below_autograd() -> Any:
     """A context without arguments in which operators record nothing for autograd; kernels still see the grad mode."""
     return private("torch._C._AutoDispatchBelowAutograd")

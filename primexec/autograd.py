@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primexec import _torch, _torch_autograd, effects, replayed, twice
+from primexec import _torch, _torch_autograd, batched, effects, replayed, twice
 from primexec._torch_dynamo import capture_lock
 from primexec.errors import PrimexecError
 from primexec.joint import Joint, Pass, strides_of
@@ -170,9 +170,11 @@ class Training:
         needed = "(True,)" if len(self.joint.inputs) == 1 else "needed(context)"
         run = f"run(take_saved(context), {', '.join(given)})"
         again = f"({'None, ' * twice.NOT_DIFFERENTIABLE}*gradients_of(context, {_tuple(given)}))"
+        are_batched = " or ".join(["False", *(f"{g} is not None and is_batched({g})" for g in given)])
         lines = [
             f"def leave({', '.join(['context', *given, *self.besides])}):",
             f"  if is_grad_enabled() or context.left: return {again}",
+            f"  if {are_batched}: return one_by_one(context, {_tuple(given + self.besides)})",
             *(f"  if {g} is not None and {g}.is_{bit}(): {g} = {g}.resolve_{bit}()" for g, bit in lazy),
             f"  key = ({found}, {needed}, None),",
             "  run = programs.get(key) or context.training.record(key)",
@@ -180,6 +182,7 @@ class Training:
             f"  with autocast_off(): return {run}",
         ]
         namespace = {"programs": self._backward, "strides": strides_of, "is_grad_enabled": torch.is_grad_enabled}
+        namespace |= {"is_batched": _torch_autograd.is_batched, "one_by_one": batched.one_by_one}
         namespace["gradients_of"] = twice.gradients_of
         namespace |= {"needed": _torch_autograd.needed_gradients, "take_saved": _torch_autograd.take_saved}
         namespace |= {"any_autocast_enabled": _torch.any_autocast_enabled, "autocast_off": _torch_autograd.autocast_off}

@@ -30,6 +30,11 @@ def gradients_of(context: Any, gradients: tuple[Tensor | None, ...]) -> list[Ten
         gradients: that arrive there.
     """
     training, recorder = context.training, context.training.joint.recorder
+    if any(g is not None and _torch_autograd.is_batched(g) for g in gradients):
+        raise PrimexecError(
+            f"second derivatives of {recorder.name} are asked for in batches (is_grads_batched=True, vectorize=True)\n"
+            "What to do: ask for one after the other, or call the function inside `with primexec.disable():`"
+        )
     gradients = tuple(None if g is None else g.resolve_conj().resolve_neg() for g in gradients)
     found = context.left.pop(_torch_autograd.graph_task(), [])
     if not found or any(g is not None for g in gradients):

@@ -80,6 +80,7 @@ entry:
   %dim.at = alloca i64
   %sizes.at = alloca ptr
   %strides.at = alloca ptr
+  %data.at = alloca ptr
   %type.at = getelementptr i8, ptr %object, i64 $type
   %type = load ptr, ptr %type.at
   $tensor_type
@@ -101,10 +102,12 @@ known:
   %e2 = call i32 @aoti_torch_get_dim(ptr %t, ptr %dim.at)
   %e3 = call i32 @aoti_torch_get_sizes(ptr %t, ptr %sizes.at)
   %e4 = call i32 @aoti_torch_get_strides(ptr %t, ptr %strides.at)
+  %e5 = call i32 @aoti_torch_get_data_ptr(ptr %t, ptr %data.at)
   %e01 = or i32 %e0, %e1
   %e23 = or i32 %e2, %e3
+  %e45 = or i32 %e4, %e5
   %e03 = or i32 %e01, %e23
-  %e = or i32 %e03, %e4
+  %e = or i32 %e03, %e45
   %dim.want.at = getelementptr i64, ptr %want, i64 1
   %dtype = load i32, ptr %dtype.at
   %device.is = load i32, ptr %device.at
