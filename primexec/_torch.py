@@ -68,6 +68,7 @@ pad: Callable[..., Tensor] = late("torch._C._nn.pad")
 empty_strided_cpu: Callable[..., Tensor] = late("torch._C._dynamo.guards._empty_strided_cpu")
 set_version_counter: Callable[..., None] = late("torch._C._autograd._unsafe_set_version_counter")
 storage_use_count: Callable[[int], int] = late("torch._C._storage_Use_Count")
+FunctionModesOff: Any = late("torch._C.DisableTorchFunction")
 function_mode_depth: Callable[[], int] = late("torch._C._len_torch_function_stack")
 any_autocast_enabled: Callable[[], bool] = late("torch._C._is_any_autocast_enabled")
 set_grad_enabled: Callable[[bool], None] = late("torch._C._set_grad_enabled")
@@ -392,7 +393,7 @@ def overlap(tensors: list[Tensor]) -> bool:
 @contextmanager
 def modes_off() -> Iterator[None]:
     """Without any dispatch or function mode of anybody's."""
-    with private("torch.utils._python_dispatch._disable_current_modes")(), private("torch._C.DisableTorchFunction")():
+    with private("torch.utils._python_dispatch._disable_current_modes")(), FunctionModesOff():
         yield
 
 

@@ -85,10 +85,10 @@ class Literals:
             owns = real.untyped_storage().resizable()
             value = real.detach() if owns else real.detach().clone()
             placeholder = self._tracer.constant(value)
+        if self._tracer.scope.parent is not None:
+            placeholder = self._tracer.node_of(placeholder.meta["val"])
         out = op(real)  # a fake tensor that remembers its value
-        out = self._tracer.add_node(
-            torch.ops.aten.lift_fresh_copy.default, (self._tracer._in_scope(placeholder),), {}, out
-        )
+        out = self._tracer.add_node(torch.ops.aten.lift_fresh_copy.default, (placeholder,), {}, out)
         if not owns:
             self._borrowed.append((real, value, self._tracer.node_of(out)))
         return out

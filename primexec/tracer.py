@@ -253,6 +253,10 @@ class Tracer:
         """Run one operator on fake tensors and add its node."""
         if isinstance(op, _torch.HigherOrderOperator):
             return higher_order.record(self, op, args, kwargs)
+        with _torch.FunctionModesOff():  # that of API calls is on where TorchScript or C++ calls an operator
+            return self._record(op, args, kwargs)
+
+    def _record(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if op.namespace in UNRECORDED:
             return op(*args, **kwargs)
         aten = _torch.prim_as_aten(op)
@@ -336,9 +340,6 @@ class Tracer:
         with _torch.modes_off(), self.fake_mode, torch.no_grad():
             return t.detach()
 
-    def _in_scope(self, placeholder: fx.Node) -> fx.Node:
-        return placeholder if self.scope.parent is None else self.node_of(placeholder.meta["val"])
-
     def _stand_ins(self, value: Any) -> Any:
         """value with real tensors replaced by fake ones, and numbers read off tensors by what operators take."""
         if isinstance(value, Tensor):
@@ -363,8 +364,7 @@ class Tracer:
         if (number := numbers.symbol_of(value)) is not None:
             return numbers.node_of(self, number)
         if isinstance(value, _torch.SYMBOLS):
-            node = sizes.node_of(self, value)
-            if node is None:
+            if (node := sizes.node_of(self, value)) is None:
                 raise self.unknown_size()
             return node
         if type(value) in (tuple, list):

@@ -236,5 +236,20 @@ def test_a_parameter_that_compiled_code_sees_first() -> None:
     assert torch.equal(w.grad, x)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+@pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")], ids=["aten", "llvm"])
+def test_dimensions_of_size_one_in_compiled_code(executor: Any) -> None:
+    compiled = torch.jit.script(softened)
+    traced = make_traced(compiled, executor=executor)
+    for rows in (1, 2, 1):
+        x, w = torch.randn(rows, 3), torch.randn(1, 3)
+        torch.testing.assert_close(traced(x, w), softened(x, w))
+    assert traced.cache_info().traces == 2
+
+
+def softened(x: Tensor, w: Tensor) -> Tensor:
+    return torch.layer_norm(torch.softmax(x * w + x.sum(0, keepdim=True), 1), [3]).unsqueeze(0).clone()
+
+
 def product_of(x: Tensor, w: Tensor) -> Tensor:
     return x * w
