@@ -44,7 +44,14 @@ from tests.sweep import (
     sweep_module,
     sweep_op,
 )
-from tests.training_sweep import DIFFERENTIABLE, INEXACT_GRADIENTS, SECOND, sweep_gradients, sweep_training
+from tests.training_sweep import (
+    DIFFERENTIABLE,
+    INEXACT_GRADIENTS,
+    OTHER_SECOND,
+    SECOND,
+    sweep_gradients,
+    sweep_training,
+)
 
 PROCESSES = 2
 DOOR_SAMPLES = 3
@@ -278,6 +285,7 @@ def page(all_results: list[Result], llvm: list[LlvmResult], seconds: float, quic
     if wrong:
         rows = ([r.entry, r.variant, r.dtype, r.index, r.detail.splitlines()[0]] for r in wrong)
         lines += ["## Wrong", "", *table(["entry", "variant", "dtype", "sample", "what"], rows)]
+        lines += [f"- {name}, {SECOND}: {why}" for name, why in OTHER_SECOND.items()]
     return "\n".join(lines).rstrip() + "\n"
 
 
