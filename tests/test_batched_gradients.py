@@ -13,7 +13,6 @@ from torch.autograd.functional import hessian, jacobian
 from primexec import PrimexecError, make_traced
 
 EXECUTORS = pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")], ids=["aten", "llvm"])
-Executor = Any
 
 
 def product(x: Tensor, w: Tensor) -> Tensor:
@@ -30,7 +29,7 @@ def data(*sizes: int, requires_grad: bool = True) -> Tensor:
 
 
 @EXECUTORS
-def test_a_batch_of_gradients(executor: Executor) -> None:
+def test_a_batch_of_gradients(executor: Any) -> None:
     traced, (x, w) = make_traced(product, executor=executor), (data(3, 4), data(4, 5))
     for batch in (torch.eye(3).double(), data(2, 3, requires_grad=False)):
         for inputs in ((x,), (w, x)):
@@ -41,7 +40,7 @@ def test_a_batch_of_gradients(executor: Executor) -> None:
 
 
 @EXECUTORS
-def test_the_graph_is_kept_and_freed_as_asked(executor: Executor) -> None:
+def test_the_graph_is_kept_and_freed_as_asked(executor: Any) -> None:
     x, w = data(3, 4), data(4, 5)
     result = make_traced(product, executor=executor)(x, w)
     ask: Callable[..., Any] = lambda **more: torch.autograd.grad(  # noqa: E731
@@ -53,7 +52,7 @@ def test_the_graph_is_kept_and_freed_as_asked(executor: Executor) -> None:
 
 
 @EXECUTORS
-def test_several_results_of_which_some_get_a_batch(executor: Executor) -> None:
+def test_several_results_of_which_some_get_a_batch(executor: Any) -> None:
     traced, (x, w) = make_traced(several, executor=executor), (data(3, 4), data(4, 5))
     given = data(6, 3, 5, requires_grad=False), data(6, requires_grad=False)
 
@@ -66,7 +65,7 @@ def test_several_results_of_which_some_get_a_batch(executor: Executor) -> None:
 
 
 @EXECUTORS
-def test_between_operators_of_pytorch(executor: Executor) -> None:
+def test_between_operators_of_pytorch(executor: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)).double()
     traced = make_traced(model, executor=executor)
     x = data(2, 4, requires_grad=False)
@@ -76,7 +75,7 @@ def test_between_operators_of_pytorch(executor: Executor) -> None:
 
 
 @EXECUTORS
-def test_batches_of_second_derivatives_are_refused(executor: Executor) -> None:
+def test_batches_of_second_derivatives_are_refused(executor: Any) -> None:
     traced, x = make_traced(lambda x: (x.exp() * x.sin()).sum(), executor=executor), data(4)
     torch.testing.assert_close(hessian(traced, x), hessian(lambda x: (x.exp() * x.sin()).sum(), x))
     with pytest.raises(PrimexecError, match=r"second derivatives.*in batches"):

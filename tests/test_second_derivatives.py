@@ -15,19 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from primexec import CaptureError, PrimexecError, make_traced
+from tests.programs.opaque import Cube
 
 EXECUTORS = pytest.mark.parametrize("executor", ["aten", ("llvm", "aten")], ids=["aten", "llvm"])
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return 3 * gradient * ctx.saved_tensors[0] ** 2
 
 
 class OwnSecond(Cube):

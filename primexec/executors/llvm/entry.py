@@ -72,15 +72,15 @@ define internal ptr @data(ptr %object) {
   ret ptr %data
 }
 
-; Whether a tensor is what the words at %want say; gives the words behind, or null.
-define internal ptr @fits(ptr %plan, ptr %object, ptr %want) {
+; Whether a tensor is what the words at %want say, and has memory, whose address goes to %place; gives the words behind,
+; or null.
+define internal ptr @fits(ptr %plan, ptr %object, ptr %want, ptr %place) {
 entry:
   %dtype.at = alloca i32
   %device.at = alloca i32
   %dim.at = alloca i64
   %sizes.at = alloca ptr
   %strides.at = alloca ptr
-  %data.at = alloca ptr
   %type.at = getelementptr i8, ptr %object, i64 $type
   %type = load ptr, ptr %type.at
   $tensor_type
@@ -102,7 +102,7 @@ known:
   %e2 = call i32 @aoti_torch_get_dim(ptr %t, ptr %dim.at)
   %e3 = call i32 @aoti_torch_get_sizes(ptr %t, ptr %sizes.at)
   %e4 = call i32 @aoti_torch_get_strides(ptr %t, ptr %strides.at)
-  %e5 = call i32 @aoti_torch_get_data_ptr(ptr %t, ptr %data.at)
+  %e5 = call i32 @aoti_torch_get_data_ptr(ptr %t, ptr %place)
   %e01 = or i32 %e0, %e1
   %e23 = or i32 %e2, %e3
   %e45 = or i32 %e4, %e5
@@ -160,22 +160,18 @@ entry:
   $inputs
   br label %next
 next:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %fit ]
-  %want = phi ptr [ %want.first, %entry ], [ %behind, %fit ]
+  %i = phi i64 [ 0, %entry ], [ %i.next, %check ]
+  %want = phi ptr [ %want.first, %entry ], [ %behind, %check ]
   %i.next = add i64 %i, 1
   %more = icmp slt i64 %i, %inputs
   br i1 %more, label %check, label %done
 check:
   %at = getelementptr ptr, ptr %args, i64 %i
   %object = load ptr, ptr %at
-  %behind = call ptr @fits(ptr %plan, ptr %object, ptr %want)
-  %unfit = icmp eq ptr %behind, null
-  br i1 %unfit, label %bad, label %fit
-fit:
-  %data = call ptr @data(ptr %object)
   %place = getelementptr ptr, ptr %places, i64 %i
-  store ptr %data, ptr %place
-  br label %next
+  %behind = call ptr @fits(ptr %plan, ptr %object, ptr %want, ptr %place)
+  %unfit = icmp eq ptr %behind, null
+  br i1 %unfit, label %bad, label %next
 done:
   ret i1 true
 bad:
