@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_packed, effects, literals, numbers, parts
+from primexec import _torch, _torch_packed, arrays, effects, literals, numbers, parts
 from primexec._torch import pytree
 from primexec.decisions import decide
 from primexec.errors import CaptureError
@@ -76,6 +76,7 @@ class Calls(_torch.TorchFunctionMode):
         elif fn in _LAYOUT_QUESTIONS:
             tracer.uses_layout = True
         tracer.hooks |= fn in _HOOKS
+        args = arrays.as_taken(fn, args)
         given, args, kwargs = args, tracer._stand_ins(args), tracer._stand_ins(kwargs)
         if _torch.functorch_active():
             sys.settrace(watching)

@@ -21,7 +21,18 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, _torch_capture, _torch_packed, draws, effects, functions, numbers, statics
+from primexec import (
+    _torch,
+    _torch_autograd,
+    _torch_capture,
+    _torch_packed,
+    arrays,
+    draws,
+    effects,
+    functions,
+    numbers,
+    statics,
+)
 from primexec._torch import pytree
 from primexec.bytecode import user_source_of
 from primexec.calls import COPY_HINT
@@ -159,13 +170,14 @@ def _capture(
     inputs = tracer.number_inputs
     try:
         inputs.start()
-        fakes = [inputs.argument(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
+        given = arrays.Arguments(tracer)
+        fakes = [given.stand_in(leaf, i, label) for i, (leaf, label) in enumerate(zip(leaves, labels, strict=True))]
         fake_args, fake_kwargs = pytree.tree_unflatten(fakes, tree)
         _torch_packed.note_counts(tracer.fake_mode, (fake_args, fake_kwargs))
         stand_ins = StandIns((fake_args, fake_kwargs), arguments)
         drawn = functools.partial(numbers.drawn, tracer)
         environment = _torch_capture.capture_environment(tracer.entrances)
-        with environment as passes, draws.recorded(drawn), functions.recorded():
+        with environment as passes, draws.recorded(drawn), functions.recorded(), arrays.taken():
             result = tracer.run(run, fake_args, fake_kwargs)
     except BaseException as error:
         if _torch.asks_unknown_size(error):
@@ -188,7 +200,7 @@ def _capture(
         tracer.gradients.check_hooks()
     captured = _finish(tracer, shadows, stand_ins, result, name, save, bool(passes))
     shadows.clear()
-    del run, result, fakes, fake_args, fake_kwargs, stand_ins
+    del run, result, given, fakes, fake_args, fake_kwargs, stand_ins
     try:
         tracer.check_escapes()
     except CaptureError:
@@ -221,14 +233,14 @@ def raise_located(error: CaptureError, fn: Any) -> NoReturn:
 def _instead_of(leaf: object) -> str:
     """What may be passed in place of an argument."""
     if statics.is_array(leaf):
-        return "pass a tensor, such as torch.from_numpy() makes of it"
+        return "pass an array that torch.from_numpy() takes, such as array.copy()"
     if isinstance(leaf, (Set, Iterator, ValuesView)):
         return "pass a list or tuple of what is in it"
     return "pass tensors and plain values, or register the class with torch.utils._pytree.register_pytree_node"
 
 
 def _check_argument(leaf: object, label: str) -> None:
-    if isinstance(leaf, Tensor):
+    if isinstance(leaf := statics.of_array(leaf), Tensor):
         reason = statics.tensor_problem(leaf)
         if reason:
             raise CaptureError(f"{label} is {reason}", hint="pass a plain strided tensor")
@@ -281,7 +293,7 @@ def _finish(
                 )
             if not isinstance(leaf, Found) and not _is_constant(value, tracer.reads):
                 raise CaptureError(
-                    f"the function returns an object of type {type(leaf).__qualname__}, which cannot be rebuilt",
+                    f"the function returns an object of type {leaf.__class__.__qualname__}, which cannot be rebuilt",
                     hint="return tensors and plain values in tuples, lists and dicts, or in an object of plain "
                     "attributes that nobody else holds, or register the class with "
                     "torch.utils._pytree.register_pytree_node",

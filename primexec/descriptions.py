@@ -60,7 +60,7 @@ def describe_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str,
     """Everything in a call's key, apart from Python state, as label → text."""
     leaves, tree = _torch.flatten(whole := opened((args, kwargs)))
     described = {"structure of the arguments": str(tree)}
-    labels = signature.labels(*whole)
+    labels, leaves = signature.labels(*whole), list(map(statics.of_array, leaves))
     for leaf, label in zip(leaves, labels, strict=True):
         if isinstance(leaf, Tensor):
             spec = TensorSpec.of(leaf) if leaf.layout is torch.strided and not leaf.is_nested else None

@@ -33,7 +33,7 @@ from primexec.identities import Found, Given, Shared
 from primexec.instances import Part, children_of, is_object, parts
 from primexec.program import Static
 from primexec.reads import Reads
-from primexec.record import ASK, PythonState
+from primexec.record import ASK, Frozen, PythonState
 from primexec.runtime import Executable
 
 MISS = object()
@@ -89,6 +89,7 @@ class _Writer:
         self._structure("args", args, 0)
         self._structure("kwargs", kwargs, 0)
         self._parts([inside for _, inside in known])
+        self._arrays()
         self._statics()
         self._modes()
         self._python_state()
@@ -177,6 +178,16 @@ class _Writer:
         if contents:  # equal ones may have come to places that are compared by value
             reached = self._constant(self.captured.reads.reached)
             self._miss_if(f"not {reached}().keys().isdisjoint(({', '.join(f'id({v})' for v in contents)},))")
+
+    def _arrays(self) -> None:
+        """From here on the tensors in their memory stand in place of NumPy arrays."""
+        tensors = [(i, v, x, t) for i, (v, x) in enumerate(self.leaves) if (t := statics.of_array(x)) is not x]
+        for i, variable, array, tensor in tensors:
+            self._miss_if(f"type({variable}) is not {self._constant(type(array))}")
+            self.lines.append(f"t{variable} = {self._constant(statics.of_array)}({variable})")
+            self._miss_if(f"type(t{variable}) is not Tensor")
+            self.leaves[i] = f"t{variable}", tensor
+        self._identities([(variable, array) for _, variable, array, _ in tensors])
 
     def _statics(self) -> None:
         for i, (variable, value) in enumerate(self.leaves):
@@ -318,7 +329,7 @@ class _Writer:
             self.lines += [f"except {self._constant((ArithmeticError, PrimexecError))}: return MISS"]
         if captured.program.frozen:
             kept = [(self.variables[name], values[self.variables[name]]) for name in captured.program.frozen]
-            unchanged = self._constant(_Frozen([value for _, value in kept]))
+            unchanged = self._constant(Frozen([value for _, value in kept]))
             self._miss_if(f"not {unchanged}({', '.join(variable for variable, _ in kept)})")
         inputs = [self.varying.get(variable, variable) for variable in self.variables.values()]
         tensors = {v: x for v, x in values.items() if isinstance(x, Tensor)}
@@ -483,14 +494,3 @@ def _same_objects(reads: Reads, *arguments: Tensor) -> list[int] | None:
     except (KeyError, IndexError):
         return None
     return [first.setdefault(_torch.identity(t), len(first)) for t in (*arguments, *reached)]
-
-
-class _Frozen:
-    """The weights that constants were made of, and how often each had been written to."""
-
-    def __init__(self, held: list[Tensor]) -> None:
-        self._held, self._versions = held, list(map(_torch.version_of, held))
-
-    def __call__(self, *given: Tensor) -> bool:
-        """Whether these are the same tensors, and nobody has written to them."""
-        return all(map(operator.is_, given, self._held)) and list(map(_torch.version_of, given)) == self._versions

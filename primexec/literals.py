@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, effects, numbers
+from primexec import _torch, arrays, effects, numbers
 from primexec._torch import pytree
 from primexec.errors import CaptureError, SourceLine
 
@@ -27,7 +27,12 @@ def assembled(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor 
     """What `torch.tensor([1, x.sum()])` is, a list in which tensors stand for numbers; None for any other call."""
     place = _assemblers().get(fn)
     data = None if place is None or len(args) <= place else args[place]
+    if type(data) is arrays.Array:
+        like = {"dtype": args[0].dtype, "device": args[0].device} if place else {}
+        grad = kwargs.pop("requires_grad", False)
+        return data.tensor.to(copy=True, **{**like, **kwargs}).requires_grad_(grad)
     leaves, tree = pytree.tree_flatten(data) if type(data) in (list, tuple) or numbers.symbol_of(data) else ([], None)
+    leaves = [v.as_tensor() if type(v) is arrays.Array else v for v in leaves]
     unknown = [v for v in leaves if isinstance(v, Tensor) or numbers.symbol_of(v)]
     if not unknown or kwargs.get("requires_grad") or any(isinstance(v, Tensor) and v.dim() for v in unknown):
         return None
@@ -101,6 +106,12 @@ class Literals:
             for node in nodes:
                 if (made := shared.get(effects.storage_of(node))) is not None:
                     raise _refusal(f"the function {what} a tensor in the memory of a NumPy array", made.meta["source"])
+        lent = {effects.storage_of(n) for n in self._tracer.graph.find_nodes(op="placeholder") if "array" in n.meta}
+        if self._borrowed and not lent.isdisjoint(map(effects.storage_of, written)):
+            source = self._borrowed[0][2].meta["source"]
+            raise _refusal(
+                "the function writes to a NumPy array, and makes a tensor of one that is no argument", source
+            )
         for real, value, node in self._borrowed:
             if not torch.equal(_bits(real), _bits(value)):
                 raise _refusal("a NumPy array is changed after a tensor was made of it", node.meta["source"])

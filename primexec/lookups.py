@@ -46,7 +46,7 @@ def stand_ins(ask: Callable[[str, bool], None]) -> StandIns:
                 sets = not asks and issubclass(type(args[0]), torch.nn.Module)  # as hooks of torch.nn.utils do
                 if (sets or not by_torch) and made.here():
                     by_torch = made.outside(lambda: told()(args[1], asks))
-                    if not by_torch and issubclass(type(args[0]), Disguised):
+                    if not by_torch and issubclass(type(args[0]), Disguised) and isinstance(args[0], (int, float)):
                         args = (_as_it_says(args[0], args[1], asks), *args[1:])
             return original(*args)
 

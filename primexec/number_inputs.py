@@ -164,8 +164,9 @@ class NumberInputs:
             self._set(held, name, value)
             self._kept.append((held, name, value, label, len(value) if type(value) is list else 0))
         for topic, hint in ((TYPES, "use isinstance()"), (HANDLED, "let errors pass")):
-            if (self.arguments or self._places) and topic in self._tracer.reads.suspects:
-                self._tracer.fail("the exact type of a number may be asked for", hint)
+            disguised = self.arguments or self._places or self._tracer.reads.disguised
+            if disguised and topic in self._tracer.reads.suspects:
+                self._tracer.fail("the exact type of a number or array may be asked for", hint)
         self._places.clear()
         self._appended.clear()
 

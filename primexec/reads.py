@@ -45,6 +45,7 @@ class Reads(Reaching):
         self._lookups = stand_ins(self._ask)
         self._floats: dict[tuple[int, int], frozenset[int]] = {}  # by the same, where in code `float` is called
         self.float: Any = float  # what stands in for it there
+        self.disguised = False  # arguments are there that say they are of another class
         self._previous: Any = None
         self.suspects: dict[str, SourceLine] = {}
         self.fn = fn
@@ -94,7 +95,7 @@ class Reads(Reaching):
             elif code is _CALL_OF_MODULES:
                 self._reach_tables(_torch.global_hooks(), "hooks of all modules")
         local = self._previous(frame, event, arg) if self._previous is not None else None
-        names = names_of(code) if self.varying else None
+        names = names_of(code) if self.varying or self.disguised else None
         if names is not None and names.typed | names.typed_at:
             local = self._watching_types(names, local)
         if key in self._floats:

@@ -222,3 +222,14 @@ class PythonState:
 def _holds(place: Any, value: Any) -> bool:
     """Whether a place holds a container, in tuples or as it is."""
     return place is value or (type(place) is tuple and any(_holds(part, value) for part in place))
+
+
+class Frozen:
+    """The weights that constants were made of, and how often each had been written to."""
+
+    def __init__(self, held: list[torch.Tensor]) -> None:
+        self._held, self._versions = held, list(map(_torch.version_of, held))
+
+    def __call__(self, *given: torch.Tensor) -> bool:
+        """Whether these are the same tensors, and nobody has written to them."""
+        return all(map(operator.is_, given, self._held)) and list(map(_torch.version_of, given)) == self._versions

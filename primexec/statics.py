@@ -113,7 +113,7 @@ def freeze_static(value: Any) -> Any:
     if parameters is not None and parameters.frozen:
         return _freeze_all(kind, _attributes(value))
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
+    if numpy is not None and issubclass(kind, numpy.generic) and not value.dtype.hasobject:
         return kind, value.dtype.str, value.tobytes()
     return None
 
@@ -157,9 +157,20 @@ def freeze(value: object) -> Any:
 def is_array(value: object) -> bool:
     """Whether a value is an array of numbers, NumPy's or the standard library's."""
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.ndarray):
-        return not value.dtype.hasobject
+    if numpy is not None and issubclass(type(value), numpy.ndarray):  # no stand-in
+        return not value.dtype.hasobject  # type: ignore[attr-defined]
     return isinstance(value, array.array)
+
+
+def of_array(value: Any) -> Any:
+    """The tensor in the memory of a NumPy array; any other value, and arrays unknown to PyTorch, as they are."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) not in (numpy.ndarray, numpy.memmap):
+        return value
+    try:
+        return torch.from_numpy(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def is_container(value: object) -> bool:

@@ -55,7 +55,7 @@ LAYERS = (
     "reference.contraction", "reference.pooling", "reference.scan", "reference.fft", "reference.linalg",
     "reference.creation", "reference.effects", "reference.special", "reference.dtypes", "reference.registry",
     "graphs", "capture", "random_state", "paths", "left_behind", "captured", "joint", "identities", "instances", "cut",
-    "tracer", "entrances", "gradients", "fake_calls", "calls", "parts", "literals", "higher_order", "sizes",
+    "tracer", "entrances", "gradients", "fake_calls", "calls", "parts", "literals", "arrays", "higher_order", "sizes",
     "decided_first", "number_inputs", "functions", "numbers",
     "rehearsal", "decisions", "draws", "conditions", "effects", "shadow", "references", "reads", "reaching",
     "record", "cached_calls", "imports", "namespaces", "contents", "bytecode", "appended", "lookups", "stand_ins",

@@ -55,7 +55,11 @@ with warnings.catch_warnings():
     NESTED = torch.nested.nested_tensor([X, X[:2]])
 
 SAID: dict[str, tuple[Callable[..., Any], Any, str]] = {
-    "array": (first, np.ones(3), r"(?s)x is of type ndarray.*in first.*pass a tensor, such as torch.from_numpy\(\)"),
+    "array": (
+        first,
+        np.ones(3)[::-1],
+        r"(?s)x is of type ndarray.*in first.*torch.from_numpy\(\) takes, such as array.copy",
+    ),
     "generator": (first, (t for t in (X,)), "(?s)x is of type generator.*pass a list or tuple"),
     "set": (first, {1, 2}, "(?s)x is of type set.*pass a list or tuple"),
     "view": (first, {"a": X}.values(), "(?s)x is of type dict_values.*pass a list or tuple"),

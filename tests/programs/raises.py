@@ -170,7 +170,7 @@ ARGUMENTS: dict[str, Any] = {
     "object": Options,
     "set": lambda: {1, 2},
     "bytearray": lambda: bytearray(b"ab"),
-    "array": lambda: np.ones(3, dtype=np.float32),
+    "array": lambda: np.ones(3, dtype=">f4"),
     "iterator": lambda: iter([1, 2]),
     "object_in_list": lambda: [1, Options()],
 }
