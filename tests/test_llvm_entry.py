@@ -199,3 +199,16 @@ def test_a_traced_call_is_served_natively() -> None:
     assert traced.cache_info()[:3] == (1, 1, 1)
     run = traced._cache.entries[0].executable.run
     assert type(run).__name__ == "builtin_function_or_method"
+
+
+def test_tensors_of_zeros_without_memory(way: str) -> None:
+    zeros = torch._efficientzerotensor((4,))
+    assert torch.equal(program()(A, zeros)[0], A)
+    assert torch.equal(program()(zeros, B)[0], -B)
+
+
+def test_gradients_of_zeros_without_memory(way: str) -> None:
+    x = A.clone().requires_grad_()
+    traced = primexec.make_traced(lambda x: torch.tanh(x * 2).exp() @ x, executor=("llvm", "aten"))
+    (grad,) = torch.autograd.grad(traced(x), x, torch._efficientzerotensor(()))
+    assert torch.equal(grad, torch.zeros(4))

@@ -149,7 +149,10 @@ axis:
   br i1 %same, label %axes, label %bad
 good:
   %behind = getelementptr i64, ptr %strides.want, i64 %dim
-  ret ptr %behind
+  %data = load ptr, ptr %place
+  %no.memory = icmp eq ptr %data, null
+  %fit = select i1 %no.memory, ptr null, ptr %behind
+  ret ptr %fit
 bad:
   ret ptr null
 }

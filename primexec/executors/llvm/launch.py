@@ -47,13 +47,13 @@ class Operand:
         return (pool.outputs.empty, (*layout, nbytes, not kept)) if large else (empty_strided_cpu, layout)
 
     def fitted(self, t: Tensor, place: int) -> Tensor:
-        """The tensor laid out like this: results of other executors may differ from the fake ones."""
+        """The tensor in memory laid out like this: results of other executors may differ, and zeros have none."""
         if t.shape != self.shape or t.dtype != self.dtype or t.device.type != "cpu":
             raise ExecutorError(
                 f"operand {place} of a compiled program is {t.dtype} {tuple(t.shape)} on {t.device}, "
                 f"and the program was compiled for {self.dtype} {self.shape} on the CPU"
             )
-        if t.stride() == self.strides:
+        if t.stride() == self.strides and not t._is_zerotensor():
             return t
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="cpu").copy_(t)
 
