@@ -43,6 +43,19 @@ def _masked_fill(node: Any, found: Gradients, given: Gradients) -> Gradients:
     return (found[0], given[0].masked_select(node._saved_mask).sum())
 
 
+def _det(node: Any, found: Gradients, given: Gradients) -> Gradients:
+    """The solution of equations, for a matrix that is not singular."""
+    if given[0] is None:
+        return found
+    matrix, det = node._saved_A, node._saved_result
+    torch._assert_async((det != 0).all(), "a derivative of det() is differentiated at a singular matrix")
+    scaled = (given[0] * det.conj())[..., None, None] * torch.eye(
+        matrix.shape[-1], dtype=matrix.dtype, device=matrix.device
+    )
+    return (torch.linalg.solve(matrix.mH, scaled),)
+
+
+_DIFFERENTIABLE: dict[str, Callable[[Any, Gradients, Gradients], Gradients]] = {"LinalgDetBackward0": _det}
 _FORMULAS: dict[str, Callable[[Any, Gradients, Gradients], Gradients]] = {
     "ProdBackward0": _prod,
     "ProdBackward1": _prod,
@@ -56,10 +69,15 @@ def has_choices(outputs: Sequence[Tensor]) -> bool:
 
 
 @contextmanager
-def as_eager_chooses(outputs: Sequence[Tensor]) -> Iterator[None]:
-    """Meanwhile, a backward pass from these outputs of a trace gives the gradients that eager gives."""
+def as_eager_chooses(outputs: Sequence[Tensor], differentiable: bool = False) -> Iterator[None]:
+    """Meanwhile, a backward pass from these outputs of a trace gives the gradients that eager gives.
+
+    Args:
+        differentiable: whether the gradients are differentiated in turn; most formulas that are always right will do.
+    """
+    formulas = _DIFFERENTIABLE if differentiable else _FORMULAS
     named = [(node, type(node).__name__) for node in autograd_nodes(outputs)]  # custom functions may set `ctx.name`
-    nodes = [(node, _FORMULAS[name]) for node, name in named if name in _FORMULAS]
+    nodes = [(node, formulas[name]) for node, name in named if name in formulas]
     handles = [node.register_hook(partial(_replaced, formula, node)) for node, formula in nodes]
     try:
         yield

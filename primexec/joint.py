@@ -121,6 +121,7 @@ class Recorder:
             )
         # Passes may remove these nodes from the forward graph before another backward program is recorded.
         nodes = (n for n in tracer.graph.nodes if n.op == "call_function" and _is_step(n))
+        self._operands: list[fx.Node] = [n.args[0] for n in tracer.graph.nodes if n.target in _KEEPING]
         self._steps: dict[fx.Node, tuple[Any, View]] = {n: (n.args[0], View.of(n)) for n in nodes}
 
     def record(self, passes: Sequence[Pass]) -> Program:
@@ -144,15 +145,16 @@ class Recorder:
                     arriving = self._arriving(scope, found, gradients, differentiable)
                     given = [(root, t) for root, t in zip(found, arriving, strict=True) if t is not None]
                     wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-                    # Where that is not the end, the formula that is always right has the right derivative, too.
-                    chosen = [root for root, _ in given] if differentiable is None else []
+                    reached = [root for root, _ in given]
                     if number:
-                        self._check_repeatable(scope, [root for root, _ in given])
-                    with _torch_formulas.as_eager_chooses(chosen):
+                        self._check_repeatable(scope, reached)
+                    with _torch_formulas.as_eager_chooses(reached, differentiable is not None):
                         asked = given, wanted, differentiable is not None
                         got = iter(tracer._stand_ins(tracer.run(_gradients, asked, {})))
                     found = [next(got) if need else None for need in needed]
             results = [None if g is None else tracer.node_of(g) for g in found]
+            for operand in self._operands if self._again is None else ():  # the pass that decides what is saved
+                tracer.node_of(operand.meta["val"])
             self.differentiable = tuple(g is not None and g.requires_grad for g in found)
             targets = [n.target for n in scope.graph.nodes if n.op == "call_function"]
             self.operators = Counter(t for t in targets if t is not operator.getitem)
@@ -164,7 +166,7 @@ class Recorder:
             for node, grad in retained.items():  # nobody can ask for it, and the next pass would add to it
                 node.meta["val"].grad = grad
             # They would look like tensors that escaped.
-            found = inputs = arriving = given = wanted = chosen = asked = got = None  # type: ignore[assignment]
+            found = inputs = arriving = given = wanted = reached = asked = got = None  # type: ignore[assignment]
         tracer.raise_failure()
         return self._program(scope, results, earlier)
 
@@ -337,6 +339,14 @@ def _sources(
     return found
 
 
+# Their first argument is kept for second derivatives, and read by first ones under `create_graph=True` only.
+_KEEPING = frozenset(
+    {
+        torch.ops.aten._linalg_solve_ex.default,
+        torch.ops.aten._linalg_det.default,
+        torch.ops.aten._linalg_slogdet.default,
+    }
+)
 _FRESH = frozenset({torch.ops.aten.lift_fresh_copy.default})
 _SAME = frozenset({torch.ops.aten.detach.default, *_FRESH})
 

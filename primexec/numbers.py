@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch
+from primexec import _torch, _torch_autograd
 from primexec._torch import pytree
 from primexec.bytecode import running_in
 from primexec.draws import DRAW
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 READ = torch.ops.aten._local_scalar_dense.default
 _MAX = 10_000
+# Autograd nodes that ask whether a product has several zeros: a second derivative would raise.
+_UNIQUE_ZEROS = frozenset({"ScatterReduceBackward0", "IndexReduceBackward0"})
 # Calls that compare ints before they come to any operator, and behind which argument the last of these stands.
 # Those of padding its formula asks for.
 _BOUNDS = {Tensor.__getitem__: 2, Tensor.__setitem__: 2, Tensor.narrow: 4, torch.narrow: 4, _torch.pad: 2}
@@ -316,6 +318,12 @@ def whole(tracer: Tracer, t: Tensor) -> Any:
     if t.is_floating_point() or t.is_complex() or t.numel() != 1 or getattr(t, "constant", None) is not None:
         return None
     if t.dtype is torch.bool:
+        if (node := _torch_autograd.autograd_node()) is not None and node.name() in _UNIQUE_ZEROS:
+            with tracer.recording():
+                torch._assert_async(
+                    ~t, "a derivative of a product of factors of which several are zero is differentiated"
+                )
+            return False
         return tracer.deciding.ask("truth", tracer.node_of(t))
     return Int(_emit(tracer, READ, (tracer.node_of(t),), int)).__index__() if tracer.scope.parent is None else None
 
