@@ -44,7 +44,9 @@ class Operand:
         layout = self.shape, self.strides, self.dtype
         nbytes = self.nbytes
         large = pooled and nbytes >= (pool.SMALLEST if kept else pool.SMALLEST_INSIDE)
-        return (pool.outputs.empty, (*layout, nbytes, not kept)) if large else (empty_strided_cpu, layout)
+        if large:
+            return pool.outputs.empty, (*layout, nbytes, not kept)
+        return (pool.fresh, (*layout, nbytes)) if nbytes >= pool.HUGE else (empty_strided_cpu, layout)
 
     def fitted(self, t: Tensor, place: int) -> Tensor:
         """The tensor in memory laid out like this: results of other executors may differ, and zeros have none."""

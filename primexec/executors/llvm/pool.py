@@ -5,6 +5,8 @@ A fresh allocation of some megabytes costs more in page faults than a kernel cos
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import sys
 import threading
@@ -18,12 +20,28 @@ from torch import Tensor
 from primexec._torch import empty_strided_cpu, set_version_counter, storage_use_count
 
 SMALLEST = 1 << 20  # bytes; below, the allocator reuses memory by itself
+HUGE = 1 << 21  # bytes of a page, where the system has large ones
 SMALLEST_INSIDE = 1 << 22  # bytes of a tensor inside of a program: what is kept adds to the peak of a call
 ROOM = 4  # times its size: what a tensor inside of a program may take
 ALIGNMENT = 64
 PATIENCE = (
     0.01  # seconds; a finalizer that runs inside the pool and calls it again goes without, and never waits on itself
 )
+
+
+_advise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
+
+
+def fresh(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, nbytes: int) -> Tensor:
+    """A new tensor, as torch.empty_strided makes it, in large pages where it has room for one and the system has them.
+
+    Filling 64 MiB that are new takes 5 ms so, and 24 in pages of 4 KiB.
+    """
+    made = empty_strided_cpu(shape, strides, dtype)
+    if nbytes >= HUGE and _advise is not None:
+        start = -(-made.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        _advise(ctypes.c_void_p(start), ctypes.c_size_t(made.data_ptr() + nbytes - start), mmap.MADV_HUGEPAGE)
+    return made
 
 
 class _Entry:
@@ -94,7 +112,7 @@ class OutputPool:
             if not reused.is_inference():
                 set_version_counter((reused,), (0,))  # set_ counts as a change; a new tensor has seen none
             return reused
-        made: Tensor = empty_strided_cpu(shape, strides, dtype)
+        made = fresh(shape, strides, dtype, nbytes)
         self._remember(made.untyped_storage())
         return made
 
@@ -178,7 +196,7 @@ class Arenas:
 def aligned(nbytes: int) -> Tensor:
     """A new block of so many bytes, aligned to 64."""
     with torch.inference_mode(False):
-        made = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+        made = fresh((nbytes + ALIGNMENT,), (1,), torch.uint8, nbytes + ALIGNMENT)
     skip = -made.data_ptr() % ALIGNMENT
     return made[skip : skip + nbytes]
 
