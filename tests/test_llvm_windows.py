@@ -1,4 +1,4 @@
-"""The executor `llvm`: the largest elements of windows and their places, with eager's rules for ties and NaN."""
+"""The executor `llvm`: the largest elements of windows and their places, with eager's rules for ties and NaN; means."""
 
 from __future__ import annotations
 
@@ -72,6 +72,54 @@ def test_values_alone_are_one_kernel(name: str, layout: str, compiled: list[Comp
     assert kernels(compiled) == [1]
 
 
+MEANS: dict[str, dict[str, Any]] = {
+    **{name: options for name, options in POOLS.items() if "dilation" not in options},
+    "of elements alone": {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False},
+    "of elements beyond": {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False, "ceil_mode": True},
+    "by a divisor": {"kernel_size": 2, "stride": 1, "divisor_override": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(torch.float64, "contiguous"), (torch.bfloat16, "contiguous"), *((torch.float32, layout) for layout in LAYOUTS)],
+)
+def test_means(dtype: torch.dtype, layout: str) -> None:
+    a = LAYOUTS[layout](image(dtype))
+    means = lambda a: [F.avg_pool2d(a, **options) for options in MEANS.values()]  # noqa: E731
+    for actual, expected in zip(run(means, a), means(a), strict=True):
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+        assert actual.stride() == expected.stride()
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*((name, "contiguous") for name in MEANS), *(("overlapping", layout) for layout in LAYOUTS)],
+)
+def test_gradients_of_means(name: str, layout: str) -> None:
+    a = LAYOUTS[layout](data(2, 5, 11, 13).double()).requires_grad_()
+    mean = lambda a: F.avg_pool2d(a * a, **MEANS[name]).exp()  # noqa: E731
+    traced, tangent = primexec.make_traced(mean, executor=("llvm", "aten")), torch.rand_like(mean(a))
+    (actual,), (expected,) = (torch.autograd.grad(f(a), a, tangent) for f in (traced, mean))
+    torch.testing.assert_close(actual, expected)
+    assert actual.stride() == expected.stride()
+    declined = "declined 1 x aten.avg_pool2d_backward" in str(traced.explain(a))
+    assert declined == (layout == "channels-last")
+
+
+def test_means_of_other_ranks() -> None:
+    a = data(2, 5, 11, 13)
+    for pool in (lambda a: F.avg_pool1d(a[0], 3, 2, 1), lambda a: F.avg_pool3d(a, (2, 3, 1), 1, (1, 1, 0))):
+        same(run(pool, a), pool(a))
+
+
+def test_means_of_integers_and_large_windows_are_left_to_aten() -> None:
+    for a, size, why in ((data(1, 2, 11, 13), 5, "more than 16"), (torch.arange(36).reshape(1, 6, 6), 2, "integers")):
+        traced = primexec.make_traced(lambda a, size=size: F.avg_pool2d(a, size), executor=("llvm", "aten"))
+        assert torch.equal(traced(a), F.avg_pool2d(a, size))
+        assert why in str(traced.explain(a))
+
+
 def test_other_ranks() -> None:
     a = image(torch.float32)
     same(run(lambda a: F.max_pool1d(a[0], 3, 2, 1), a), F.max_pool1d(a[0], 3, 2, 1))
@@ -103,8 +151,12 @@ def test_explain_tells_of_prims_made_of_simpler_ones() -> None:
     assert "kernel k0" in str(traced.explain(a, executor=("llvm", "aten")))
 
 
+def _pools(rank: int) -> list[str]:
+    return [f"max_pool{rank}d_with_indices", f"avg_pool{rank}d", f"avg_pool{rank}d_backward"]
+
+
 def test_conformance() -> None:
-    names = [f"aten.max_pool{n}d_with_indices.default" for n in (2, 3)]
+    names = [f"aten.{pool}.default" for n in (2, 3) for pool in _pools(n)]
     assert not check_executor("llvm", names=names, random_programs=0).findings
 
 

@@ -38,6 +38,10 @@ def _of_more_than_means(node: fx.Node) -> bool:
     return any(n != 1 for n in _first(node).shape[-rank:])
 
 
+def _of_another_layout(node: fx.Node) -> bool:
+    return not _first(node).is_contiguous()
+
+
 def _of_few_rows(node: fx.Node) -> bool:
     """Too few to fill vectors, along which values and places are kept."""
     source = _first(node)
@@ -80,6 +84,8 @@ _WHOLE: dict[str, tuple[Callable[[fx.Node], bool], str]] = {
     "aten._upsample_bicubic2d_aa_backward.default": (_of_smaller_image, "1.1 to 1.4"),
     "aten._upsample_bilinear2d_aa.default": (_always, "1.0 to 2.3"),
     "aten._upsample_bilinear2d_aa_backward.default": (_of_smaller_image, "1.5 to 1.7"),
+    "aten.avg_pool2d_backward.default": (_of_another_layout, "1.1 to 4.7"),
+    "aten.avg_pool3d_backward.default": (_of_another_layout, "1.1 to 4.7"),
     "aten.cummax.default": (_of_few_rows, "2.0 to 5.1"),
     "aten.cummin.default": (_of_few_rows, "2.0 to 5.1"),
     "aten.prod.default": (_of_an_input, "1.2 to 1.5"),

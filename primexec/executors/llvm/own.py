@@ -152,6 +152,10 @@ OWN: dict[str, Rule] = {
     "aten.min.dim": _with_place("amin"),
     "aten.mm.default": products.product,
     "aten.bmm.default": products.product,
+    "aten.avg_pool2d.default": windows.mean_pool(2),
+    "aten.avg_pool3d.default": windows.mean_pool(3),
+    "aten.avg_pool2d_backward.default": windows.mean_pool_backward(2),
+    "aten.avg_pool3d_backward.default": windows.mean_pool_backward(3),
     "aten.max_pool2d_with_indices.default": windows.max_pool(2),
     "aten.max_pool3d_with_indices.default": windows.max_pool(3),
 }
