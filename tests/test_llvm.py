@@ -137,6 +137,18 @@ def test_integers(dtype: torch.dtype) -> None:
         assert torch.equal(run(fn, a, b), fn(a, b))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint8], ids=str)
+def test_shifts_by_operators(dtype: torch.dtype, compiled: list[Compiled]) -> None:
+    def hashed(a: Tensor, by: Tensor) -> Tensor:
+        a = a ^ (a << 3)
+        a >>= by
+        return a ^ (a << 70)
+
+    a, by = (torch.randint(low, high, (300,)).to(dtype) for low, high in ((-128, 128), (-2, 70)))
+    assert torch.equal(run(hashed, a, by), hashed(a, by))
+    assert kernels(compiled) == [1]
+
+
 def test_reductions_of_one_number() -> None:
     a = torch.tensor(3.0)
     for fn in (lambda t: t.sum() + 1, lambda t: t.amax() + 1, lambda t: torch.logsumexp(t, 0)):

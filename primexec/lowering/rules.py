@@ -43,6 +43,19 @@ def _prim(name: str) -> Any:
     return getattr(torch.ops.prims, name).default
 
 
+# Pointwise ----------------------------------------------------------------------------------------------
+
+
+@rule("aten.__lshift__.Scalar", "aten.__lshift__.Tensor")
+def _lshift(a: Tensor, b: Tensor | int) -> Any:
+    return torch.bitwise_left_shift(a, b)
+
+
+@rule("aten.__rshift__.Scalar", "aten.__rshift__.Tensor")
+def _rshift(a: Tensor, b: Tensor | int) -> Any:
+    return torch.bitwise_right_shift(a, b)
+
+
 # Views --------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from primexec.program import Program, base_name
 _RENAMED = {
     "aten.normal_.default": "aten.normal_functional.default",
     "aten.bernoulli_.float": "aten.bernoulli.p",
+    **{f"aten.__i{s}__.{n}": f"aten.__{s}__.{n}" for s in ("lshift", "rshift") for n in ("Scalar", "Tensor")},
 }
 # Operators that write to several arguments: the form that returns their new values last, and how many come before.
 _SEVERAL = {
