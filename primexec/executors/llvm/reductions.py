@@ -2,8 +2,8 @@
 
 Sums of float32 and half precision are accumulated in float64, those of float64 with the rounding error of every
 addition (Knuth's TwoSum), so that the error does not grow with the number of elements, unless it is rounded away. In
-long sums along lanes, and in those of numbers that do not cancel, few elements are added in float32 first, for
-conversions take most of the time.
+long sums along lanes, and in those of numbers that do not cancel, few elements are added in float32 first, or all of
+them where a lane has few, for conversions take most of the time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from primexec.executors.llvm.instructions import F64, FLOATS, REGISTER, SIGNED, 
 from primexec.executors.llvm.ir import Reduce, never_negative
 
 FOLDED_LANES = 8
+WIDENED_LANES = 4  # of those in float32, where they are joined
+FEW, FEW_UNSIGNED = 16, 64  # elements that a lane adds up in float32; of eager's lanes one adds up half as many
 LONG = 64  # elements, which eager adds in float32 as well, in a sum of more roundings
 
 
@@ -31,34 +33,43 @@ class Accumulator:
     Args:
         along: how many elements come along lanes, which may be added to fewer lanes of the state; 0 where the lanes are
             different results.
+        lanes: how many elements come at once, along lanes.
         rows: how many elements come one after the other, where lanes are different results.
         flags: whether vectors of extremes along lanes remember in a vector of half their lanes, apart, that there was a
             NaN: one comparison of two vectors tells.
     """
 
-    def __init__(self, reduction: Reduce, along: int = 0, rows: int = 0, flags: bool = False) -> None:
+    def __init__(
+        self, reduction: Reduce, along: int = 0, lanes: int = 0, rows: int = 0, flags: bool = False
+    ) -> None:
         self.kind, self.dtype, self.source = reduction.kind, reduction.dtype, reduction.arg.dtype
         self.floats = self.dtype in FLOATS
         wide = self.floats and self.kind in ("sum", "prod")
         self.element = "f64" if wide else REGISTER[self.dtype]
         self.compensated = self.kind == "sum" and self.dtype is F64 and not reduction.rounded
         self.flags = flags and along > 0 and self.floats and self.kind in ("amax", "amin")
-        self.most = FOLDED_LANES if along and wide and self.dtype is not F64 else 1 << 20
         # Numbers without a sign do not cancel: adding four in float32 first costs one unit of their sum at most.
-        long = max(along, rows) >= LONG or never_negative(reduction.arg)
-        self.short = long and wide and self.kind == "sum" and self.dtype is not F64
+        unsigned = never_negative(reduction.arg)
+        sums = wide and self.kind == "sum" and self.dtype is not F64
+        self.short = sums and (max(along, rows) >= LONG or unsigned)
+        self.narrow = self.short and 0 < along <= lanes * (FEW_UNSIGNED if unsigned else FEW)
+        self.most = FOLDED_LANES if along and wide and self.dtype is not F64 and not self.narrow else 1 << 20
 
     def initial(self, lanes: int) -> list[tuple[str, str]]:
         """Types and values before the first element, for vectors of so many lanes."""
-        lanes = min(lanes, self.most)
-        text = literal(self.element, self._neutral())
+        lanes, element = min(lanes, self.most), self._held(lanes)
+        text = literal(element, self._neutral())
         if lanes > 1:
-            text = f"splat ({type_of(self.element)} {text})"
+            text = f"splat ({type_of(element)} {text})"
         zero = literal("f64", 0.0) if lanes == 1 else "zeroinitializer"
-        one = (type_of(self.element, lanes), text)
+        one = (type_of(element, lanes), text)
         if self.flags and lanes > 1:
             return [one, (type_of(INTEGER_OF[self.element], lanes // 2), "zeroinitializer" if lanes > 2 else "0")]
         return [one, (one[0], zero)] if self.compensated else [one]
+
+    def _held(self, lanes: int) -> str:
+        """The type of the elements of a state of so many lanes."""
+        return "f32" if self.narrow and lanes > 1 else self.element
 
     def _neutral(self) -> float:
         if self.kind in ("sum", "prod"):
@@ -73,7 +84,7 @@ class Accumulator:
         return smallest if low else largest
 
     def values(self, e: Emitter, names: list[str], lanes: int) -> list[Value]:
-        found = [Value(e, self.element, min(lanes, self.most), n) for n in names]
+        found = [Value(e, self._held(lanes), min(lanes, self.most), n) for n in names]
         if self.flags and lanes > 1:
             found[1] = Value(e, INTEGER_OF[self.element], lanes // 2, names[1])
         return found
@@ -93,7 +104,8 @@ class Accumulator:
             low, high = _halves(v)
             v = low + high
         parts = [v] if v.lanes == width else [picked(v, range(k, k + width)) for k in range(0, v.lanes, width)]
-        parts = [p if p.element == self.element else p.cast("fpext", self.element) for p in parts]
+        held = state[0].element
+        parts = [p if p.element == held else p.cast("fpext", held) for p in parts]
         while len(parts) > 1:  # joined before they meet the state, which waits for itself
             parts = [self.merge([a], [b])[0] for a, b in zip(parts[::2], parts[1::2], strict=True)]
         if self.flags and width > 1:
@@ -142,6 +154,8 @@ class Accumulator:
             nan = Value(best.e, "i1", 1, flags.compare("ne", 0).any())
             return [nan.select(math.nan, best)]
         while lanes > 1:
+            if self.narrow and lanes == WIDENED_LANES:
+                state = [state[0].cast("fpext", self.element)]
             parts = zip(*map(_halves, state), strict=True)
             first, second = map(list, parts)
             state, lanes = self.merge(first, second), lanes // 2
