@@ -52,6 +52,24 @@ def test_rows_side_by_side(rows: int) -> None:
     same(run(lambda b: b.transpose(1, 3).cumprod(2), b), b.transpose(1, 3).cumprod(2))
 
 
+@pytest.mark.parametrize("size", [31, 32, 33, 64, 1000, 70001])
+def test_rows_along_lanes(size: int, compiled: list[Compiled]) -> None:  # noqa: F811
+    """A single row too; what comes before is computed in vectors, and what cancels is not lost."""
+    a = values(torch.float32).flatten().repeat(size // 37 + 1)[:size]
+    counted, large = torch.arange(size) % 7 - 3, torch.cat([data(1, size // 2) * 1e30, data(1, size - size // 2)], 1)
+    for fn, given in (
+        (lambda a: a.exp().cumsum(0), torch.stack([data(size), -data(size)]).T.contiguous().T),
+        (lambda a: (a.cumsum(0) - a, a.cummin(0)), a),
+        (lambda a: (a[::2].cumprod(0), a.flip(0).cummax(0)), a),
+        (lambda a: (a.cumsum(0), (a > 0).cumsum(0), (a + 4).cumprod(0)), counted),
+        (lambda a: a.cumsum(1), large),
+    ):
+        torch.testing.assert_close(run(fn, given), fn(given), equal_nan=True, rtol=1e-6, atol=0)
+    assert kernels(compiled)[-1] == 1
+    if size >= 64:
+        assert compiled[-1].llvm.count("shufflevector") >= 3
+
+
 def test_scans_of_bool() -> None:
     a = data(37, 53) > 0
     for fn in (lambda a: a.cumsum(1), lambda a: a.cumprod(0), lambda a: tuple(a.cummax(1))):

@@ -1,7 +1,8 @@
 """Kernels that walk axes point by point, in order: scans, and writes whose points may meet at an element.
 
 The other axes are independent: their points are the units of threads, and one of them goes along vector lanes. Scans
-along what lies together in memory take a few rows for lanes: each element of a row waits for the one before it.
+along what lies together in memory go along lanes themselves where the order of joining does not show; others take a
+few rows for lanes: each element of a row waits for the one before it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import torch
 
 from primexec.executors.llvm import spans
 from primexec.executors.llvm.codegen import KernelWriter
-from primexec.executors.llvm.emit import Value, literal, type_of
+from primexec.executors.llvm.emit import Value, literal, picked, type_of
 from primexec.executors.llvm.instructions import (
     BF16,
     F16,
+    F64,
     FLOATS,
     MEMORY,
     REGISTER,
@@ -41,7 +43,7 @@ ROWS = 4  # that are scanned side by side; more meet in the first cache where th
 def plan(kernel: Kernel, target: Target) -> Layout:
     """The independent axes outside, that which all stores walk element by element along lanes; the others inside.
 
-    Where there is no such axis, the longest of a scan goes along lanes.
+    Where there is no such axis, that of a scan goes along lanes itself, or the longest of the others.
     """
     alive = [Axis(n, a) for a, n in enumerate(kernel.axes) if n != 1]
     kept = [a for a in alive if not kernel.reduced[a.axis]]
@@ -50,12 +52,28 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     lanes = 2 * target.lanes("f64" if width >= WIDE else "f32")
     fits = [a for a in kept if a.size >= lanes and all(s.access.strides[a.axis] == 1 for s in kernel.stores)]
     lane, scans = fits[-1] if fits else None, any(isinstance(v, Scan) for v in walk(roots_of(kernel)))
+    if lane is None and _goes_along(kernel, inner, lanes):
+        return Layout(tuple(kept), inner, inner[0], False, False, lanes)
     if lane is None and kept and scans:
         lanes = ROWS
         lane = max((a for a in kept if a.size >= lanes), key=lambda a: a.size, default=None)
     outer = tuple(a for a in kept if a != lane)
     width = min(-(-lane.size // lanes), VECTORS) * lanes if lane and not scans else lanes
     return Layout(outer, inner, lane, lane is not None, False, lanes if lane else 1, width)
+
+
+def _goes_along(kernel: Kernel, inner: Sequence[Axis], lanes: int) -> bool:
+    """Whether the axis of scans goes along lanes: parts may be joined in any order, and are written where they lie."""
+    scans = [v for v in walk(roots_of(kernel)) if isinstance(v, Scan)]
+    if not scans or len(inner) != 1 or inner[0].size < 2 * lanes:
+        return False
+    plain = all(s.access.strides[inner[0].axis] == 1 and not s.how and not s.access.indirect for s in kernel.stores)
+    return plain and all(s.kind in ("amax", "amin") or _is_exact(s) for s in scans)
+
+
+def _is_exact(s: Scan) -> bool:
+    """Whether sums and products of parts are joined without a rounding that shows."""
+    return s.kind in ("sum", "prod") and (s.dtype not in FLOATS or (_element(s) == "f64" and s.dtype is not F64))
 
 
 class OrderedWriter(KernelWriter):
@@ -73,6 +91,9 @@ class OrderedWriter(KernelWriter):
             return
         if not self.scans:
             self._write_rows(block, axis)
+            return
+        if not self.layout.columns:
+            self._along(axis)
             return
         start = self.e.emit(f"mul i64 {block}, {lanes}")
         if axis.size % lanes == 0:
@@ -111,6 +132,16 @@ class OrderedWriter(KernelWriter):
 
         self._nest_in_order(1, {}, row)
 
+    def _along(self, axis: Axis) -> None:
+        """The axis of the scans in vectors."""
+        types, names = [type_of(_element(s)) for s in self.scans], [_initial(s, 1) for s in self.scans]
+        for span in spans.once(self.e, "0", str(axis.size), self.layout.lanes, masked=False):
+
+            def one(i: str, inside: list[str], lanes: int = span.lanes) -> Sequence[str]:
+                return self._point_in_order(lanes, {axis.axis: i}, inside)
+
+            names = self.e.loop(span.start, span.stop, span.step, one, list(zip(types, names, strict=True)))
+
     def _walk(self, lanes: int, at: Positions) -> None:
         self._nest_in_order(lanes, at, lambda at, names: self._point_in_order(lanes, at, names))
 
@@ -131,7 +162,8 @@ class OrderedWriter(KernelWriter):
         nest(self.layout.inner, at, [_initial(s, lanes) for s in self.scans])
 
     def _point_in_order(self, lanes: int, at: Positions, names: list[str]) -> list[str]:
-        self.state = {id(s): Value(self.e, _element(s), lanes, name) for s, name in zip(self.scans, names, strict=True)}
+        width = lanes if self.layout.columns else 1
+        self.state = {id(s): Value(self.e, _element(s), width, name) for s, name in zip(self.scans, names, strict=True)}
         local: dict[int, Value] = {}
         for s in self.scans:
             self._get(s, lanes, at, local)
@@ -145,7 +177,13 @@ class OrderedWriter(KernelWriter):
         new = splat(self._get(v.arg, lanes, at, local), lanes)
         element = _element(v)
         new = new if new.element == element else new.cast("fpext", element)
-        self.state[id(v)] = made = _joined(v, self.state[id(v)], new)
+        before = self.state[id(v)]
+        if before.lanes < lanes:
+            made = _so_far(v, new)
+            self.state[id(v)] = _joined(v, before, picked(made, [lanes - 1]))
+            made = _joined(v, splat(before, lanes), made)
+        else:
+            self.state[id(v)] = made = _joined(v, before, new)
         held = REGISTER[v.dtype]
         return rounded(made if element == held else made.cast("fptrunc", held), v.dtype)
 
@@ -198,6 +236,14 @@ def _neutral(s: Scan) -> float:
     width = bits(s.dtype)
     smallest, largest = (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if s.dtype in SIGNED else (0, -1)
     return smallest if low else largest
+
+
+def _so_far(s: Scan, v: Value) -> Value:
+    """The scan of a vector's elements, in as many steps as its lanes have bits (Hillis and Steele, 1986)."""
+    none, by = Value(v.e, v.element, v.lanes, _initial(s, v.lanes)), 1
+    while by < v.lanes:
+        v, by = _joined(s, picked(none, [*range(by), *range(v.lanes, 2 * v.lanes - by)], v), v), 2 * by
+    return v
 
 
 def _joined(s: Scan, old: Value, new: Value) -> Value:

@@ -39,9 +39,7 @@ class Accumulator:
             NaN: one comparison of two vectors tells.
     """
 
-    def __init__(
-        self, reduction: Reduce, along: int = 0, lanes: int = 0, rows: int = 0, flags: bool = False
-    ) -> None:
+    def __init__(self, reduction: Reduce, along: int = 0, lanes: int = 0, rows: int = 0, flags: bool = False) -> None:
         self.kind, self.dtype, self.source = reduction.kind, reduction.dtype, reduction.arg.dtype
         self.floats = self.dtype in FLOATS
         wide = self.floats and self.kind in ("sum", "prod")
@@ -154,7 +152,7 @@ class Accumulator:
             nan = Value(best.e, "i1", 1, flags.compare("ne", 0).any())
             return [nan.select(math.nan, best)]
         while lanes > 1:
-            if self.narrow and lanes == WIDENED_LANES:
+            if lanes <= WIDENED_LANES and state[0].element != self.element:
                 state = [state[0].cast("fpext", self.element)]
             parts = zip(*map(_halves, state), strict=True)
             first, second = map(list, parts)
