@@ -216,6 +216,8 @@ def asks_unknown_size(error: BaseException) -> bool:
 
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+# Attributes in which fake tensors keep an unknown layout that C++ asked for.
+LAYOUTS = {f"_{kind}_capsule{end}" for kind in ("sizes", "strides", "sym_sizes", "sym_strides") for end in ("", "_len")}
 
 
 def expression(symbol: Any) -> Any:

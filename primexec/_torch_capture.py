@@ -292,16 +292,16 @@ def as_kernels_have_it(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     if correct is not None and kwargs.get("memory_format") in (None, torch.preserve_format):
         return correct(args, out)
     if torch.Tag.pointwise in op.tags and not op._schema.is_mutable and isinstance(out, Tensor):
-        stand_ins = _in_float32(args)
-        if any(map(_has_odd_strides, pytree.tree_leaves(args))):
+        stand_ins, leaves = _in_float32(args), pytree.tree_leaves(args)
+        if any(map(_has_odd_strides, leaves)) and all(map(_is_sized, leaves)):
             return _with_strides_of(_iterated(op, stand_ins, kwargs), out)
         return out if stand_ins is args else _with_strides_of(op(*stand_ins, **kwargs), out)
     return out
 
 
-def _is_sized(t: Tensor) -> bool:
-    """Whether its sizes are numbers, not symbols."""
-    return all(type(n) is int for n in (*t.shape, *t.stride()))
+def _is_sized(t: Any) -> bool:
+    """Whether a number, or the sizes of a tensor, are numbers, not symbols."""
+    return not any(isinstance(n, torch.SymInt) for n in ((*t.shape, *t.stride()) if isinstance(t, Tensor) else (t,)))
 
 
 def _has_odd_strides(t: Any) -> bool:

@@ -84,7 +84,7 @@ def _sizes() -> Any:
                 if not symbols <= self.answers.keys():
                     return None
             value = expression.subs({s: self.answers[s] for s in symbols})
-            return bool(value) if value.is_Boolean else int(value)
+            return bool(value) if value.is_Boolean else int(value) if value.is_Integer else float(value)
 
     return Sizes
 

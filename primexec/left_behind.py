@@ -42,7 +42,7 @@ def assigned(tracer: Tracer, shadows: Shadows, changes: list[CaptureError]) -> l
     found = []
     for held, name, old, value, label in shadows.differences():
         free = name not in held or name not in tracer.reads.loaded
-        number = isinstance(value, Disguised) and (free or not statics.may_vary(old))
+        number = isinstance(value, (Disguised, *_torch.SYMBOLS)) and (free or not statics.may_vary(old))
         if number or _can_be_made(tracer, value):
             if number and id(held) in tracer.reads.namespaces:
                 tracer.reads.namespaces[id(held)].made.add(name)

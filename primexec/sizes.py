@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 _OPERATIONS = {
     "Add": operator.add, "Mul": operator.mul, "FloorDiv": operator.floordiv, "CleanDiv": operator.floordiv,
-    "Mod": operator.mod, "PythonMod": operator.mod,
+    "Mod": operator.mod, "PythonMod": operator.mod, "Pow": operator.pow, "IntTrueDiv": operator.truediv,
 }  # fmt: skip
+_PLAIN = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
 _QUESTIONS = {
     "Equality": "eq", "Unequality": "ne", "LessThan": "le", "StrictLessThan": "lt", "GreaterThan": "ge",
     "StrictGreaterThan": "gt",
@@ -107,8 +108,16 @@ def _decided(tracer: Tracer, value: Any) -> Any:
 
 
 def node_of(tracer: Tracer, size: Any) -> Any:
-    """The node of a size in the current graph, or the number that it is; None where no tensor has it."""
-    return _node(tracer, _torch.expression(size))
+    """The node of a size in the current graph, or the number that it is, or goes on as; None where that is refused."""
+    node = _node(tracer, _torch.expression(size))
+    if node is not None or tracer.source() is None:
+        return node
+    try:
+        return _PLAIN[type(size)](size)
+    except Exception as error:
+        if _torch.asks_unknown_size(error):
+            return None
+        raise
 
 
 def _node(tracer: Tracer, expression: Any) -> Any:
@@ -118,7 +127,8 @@ def _node(tracer: Tracer, expression: Any) -> Any:
     if place is not None:
         tensor, dim = place
         return _emit(tracer, torch.ops.aten.sym_size.int, (tracer.node_of(tensor), dim), tensor.shape[dim])
-    operation = _OPERATIONS.get(type(expression).__name__)
+    kind = type(expression).__name__
+    operation = getattr(operator, _QUESTIONS[kind]) if kind in _QUESTIONS else _OPERATIONS.get(kind)
     if operation is None:
         return None
     parts = [_node(tracer, part) for part in expression.args]

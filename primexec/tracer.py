@@ -97,7 +97,7 @@ class Tracer:
         self.uses_layout = self.uses_sdpa = self.inference_segments = False
         self.hooks = self.unpacks = False  # whether the function may have set hooks of gradients; of what is saved
         with self.fake_mode:  # what fake tensors have by themselves, and parameters and buffers made of them
-            self._own_attributes = {"_is_param", "_is_buffer", "persistent", *torch.empty(0).__dict__}
+            self._own_attributes = {"_is_param", "_is_buffer", "persistent", *_torch.LAYOUTS, *torch.empty(0).__dict__}
         self._running = False
         self.calling: Any = None  # the function of torch's API that runs
         self.running: Any = None  # the operator that runs
@@ -411,9 +411,9 @@ class Tracer:
     # Afterwards ----------------------------------------------------------------------------------------
 
     def output(self, leaf: Any) -> fx.Node | None:
-        """The node of a tensor that the function returns, or of a number read off one; None where it is neither."""
-        if isinstance(leaf, numbers.Number):
-            return numbers.node_of(self, leaf.node)
+        """The node of a tensor that the function returns, or of a number or size; None where it is neither."""
+        if isinstance(leaf, (numbers.Number, *_torch.SYMBOLS)):
+            return self._nodes(leaf)  # type: ignore[no-any-return]
         if not isinstance(leaf, Tensor):
             return None
         if type(leaf) is not Tensor and not isinstance(leaf, torch.nn.Parameter) and not _torch.is_fake(leaf):

@@ -125,3 +125,47 @@ def test_a_result_that_is_a_view_of_unknown_size(executor: Any) -> None:
             result.square().sum().backward()
         torch.testing.assert_close([t.grad for t in mine], [t.grad for t in own])
     assert traced.cache_info().traces == 1
+
+
+def chosen(values: Tensor, order: Tensor) -> Tensor:
+    return values[order[order > 0]]
+
+
+SIZES = [  # what is made of a tensor of unknown size, and how many programs that takes where the size changes
+    (lambda b: (b.shape[0], b.numel() + 1, {"any": b.numel() > 0, "half": b.size(0) / 2}), 1),
+    (lambda b: b * (b.size(0) / 3), 1),
+    (lambda b: b * float(b.size(0) / 3), 2),
+    (lambda b: b * b.size(0) ** -0.5, 2),
+    (lambda b: torch.cdist(b, b).flatten(), 1),
+    (lambda b: torch.cartesian_prod(b[:, 0], b[:, 1]), 1),
+    (lambda b: torch.max(b.new_ones(1, 1, 2), b[None, :, :2]), 1),
+    (lambda b: b.quantile(0.5, dim=0), 1),
+    (lambda b: b.fill_diagonal_(0), 2),
+]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(("made", "traces"), SIZES)
+def test_sizes_in_results_and_arithmetic(executor: Any, made: Any, traces: int) -> None:
+    def fn(x: Tensor, order: Tensor) -> Any:
+        return made(chosen(x, order))
+
+    traced = make_traced(fn, executor=executor)
+    for shift in (0, 1, 0, 1):
+        x, order = torch.randn(6, 4), torch.arange(6) - shift
+        torch.testing.assert_close(traced(x, order), fn(x, order))
+    assert traced.cache_info().traces == traces
+
+
+def test_a_size_is_assigned() -> None:
+    class Counted(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            kept = x[x > 0]
+            self.kept, self.some = len(kept.new_zeros(kept.shape[0])), kept.numel() > 0
+            return kept.sum()
+
+    eager, module = Counted(), Counted()
+    traced = make_traced(module)
+    for values in ([1.0, 2.0], [3.0, -1.0], [4.0, 5.0]):
+        torch.testing.assert_close(traced(torch.tensor(values)), eager(torch.tensor(values)))
+        assert (module.kept, module.some) == (eager.kept, eager.some)

@@ -217,4 +217,4 @@ FAMILY.add("result_set", lambda x: {x.dtype}, X)
 FAMILY.add_factory("lazy_module", lambda: nn.LazyLinear(2), X, contexts=(torch.no_grad,), match="[Ll]azy|uninitialized")
 
 # A size that depends on values is a value.
-FAMILY.add("size_of_mask", lambda x: x[x > 0].shape[0], X, line="x[x > 0].shape[0]")
+FAMILY.add("size_of_mask", lambda x: x[x > 0].shape, X, line="x[x > 0].shape")
