@@ -150,7 +150,7 @@ def test_float_and_math_of_numbers_that_vary() -> None:
 
 
 def test_shifted_truth_values() -> None:
-    x = torch.tensor([[1.0, -1.0, 0.0]])
+    x = torch.tensor([[1.0, -1.0, 0.0], [0.0, 2.0, 1.0]])
     for executor in ("aten", ("llvm", "aten")):
         traced = make_traced(lambda x: ((x > 0) << 2, (x > 0).t() >> 1, (x < 1) << x.char()), executor=executor)
         found, expected = traced(x), ((x > 0) << 2, (x > 0).t() >> 1, (x < 1) << x.char())
