@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from primexec.executors.llvm.executor import Compiled
@@ -27,6 +28,9 @@ CASES: dict[str, tuple[Callable[..., Tensor], int]] = {
     "merged twice": (lambda x, y, z: (_normalised(x).flatten(1, 2) + y).flatten().sigmoid(), 1),
     "split and merged": (lambda x, y, z: torch.relu(_normalised(x).reshape(2, 2, 3, 28)), 1),
     "split and merged, with another one": (lambda x, y, z: _normalised(x).reshape(28, 12) + y.reshape(28, 12), 2),
+    "merged after a copy": (lambda x, y, z: F.pixel_shuffle(x.reshape(2, 12, 2, 7), 2) * 0.5, 1),
+    "unshuffled": (lambda x, y, z: F.pixel_unshuffle(y.reshape(2, 2, 6, 14) * 0.5, 2), 1),
+    "rolled into windows": (lambda x, y, z: x.roll(3, 2).view(2, 3, 2, 4, 7).transpose(2, 3).reshape(6, 8, 7) + 1, 1),
     "merged for two": (lambda x, y, z: (v := _normalised(x).flatten(1, 2)).exp() + v.sum(1, keepdim=True), 3),
 }
 

@@ -1,7 +1,8 @@
 """Moves views behind pointwise operators, so that these are computed in the shape of what they are made of.
 
-`silu(group_norm(x))` normalises groups of channels in a shape of its own. A kernel has one domain, and no affine map
-leads from an index of merged dimensions to those of their parts.
+`silu(group_norm(x))` normalises groups of channels in a shape of its own, and `pixel_shuffle(x, 2) * 0.5` copies what it
+permutes before its dimensions are merged. A kernel has one domain, and no affine map leads from an index of merged
+dimensions to those of their parts.
 """
 
 from __future__ import annotations
@@ -66,4 +67,4 @@ def _reshaped(graph: fx.Graph, operand: fx.Node, result: Tensor, made: Tensor) -
 
 def _is_pointwise(node: fx.Node) -> bool:
     row = lookup(node.target)
-    return row is not None and row.family == "pointwise"
+    return row is not None and (row.family == "pointwise" or prim(node) == "clone")
