@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Reversible, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
@@ -35,10 +36,14 @@ class Group:
 
 
 def is_free(node: fx.Node) -> bool:
-    """Whether a node costs nothing to make again: a view, or a tensor made of no other tensor."""
-    if node.target is operator.getitem or effects.has_effect(node):
+    """Whether a node costs nothing to make again: a view, one of several or all of them, or a tensor made of no other."""
+    source: Any = node.args[0] if node.target is operator.getitem else node
+    if effects.has_effect(source):
         return False
-    return effects.is_view(node) or not node.all_input_nodes
+    several = [n for n in effects.results_of(source) if n is not source]
+    if not several:
+        return effects.is_view(node) or (node is source and not node.all_input_nodes)
+    return source.all_input_nodes == [source.args[0]] and all(map(effects.aliases_input, several))
 
 
 def place(

@@ -406,3 +406,17 @@ def test_dtypes_that_kernels_take_are_compiled() -> None:
     traced = make_traced(fn, executor="llvm", executor_parameters={"strict": True})
     args = torch.randn(3, 4, dtype=BF16), torch.randn(4), torch.tensor([1, 0, 2])
     torch.testing.assert_close(traced(*args), fn(*args))
+
+
+def test_views_in_several_results_are_made_where_they_are_read() -> None:
+    """The parts of one projection, which a library call reads: no kernel copies them."""
+
+    def fn(x: Tensor) -> Tensor:
+        first, second = x.exp().unbind(0)
+        return torch.linalg.qr(first)[1] + torch.linalg.qr(second)[1].sin()
+
+    traced, x = make_traced(fn, executor=("llvm", "aten")), torch.randn(2, 6, 6)
+    torch.testing.assert_close(traced(x), fn(x))
+    qr, unbind = "aten.linalg_qr.default", "aten.unbind.int"
+    (library,) = [names for _, names in regions(traced.explain(x)) if qr in names]
+    assert library == [unbind, qr, qr]
