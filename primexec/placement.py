@@ -36,7 +36,7 @@ class Group:
 
 
 def is_free(node: fx.Node) -> bool:
-    """Whether a node costs nothing to make again: a view, one of several or all of them, or a tensor made of no other."""
+    """Whether a node costs nothing to make again: a view, several of one tensor, or a tensor made of no other."""
     source: Any = node.args[0] if node.target is operator.getitem else node
     if effects.has_effect(source):
         return False

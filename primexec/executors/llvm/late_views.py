@@ -1,6 +1,6 @@
 """Moves views behind pointwise operators, so that these are computed in the shape of what they are made of.
 
-`silu(group_norm(x))` normalises groups of channels in a shape of its own, and `pixel_shuffle(x, 2) * 0.5` copies what it
+`silu(group_norm(x))` normalises groups of channels in a shape of its own, `pixel_shuffle(x, 2) * 0.5` copies what it
 permutes before its dimensions are merged. A kernel has one domain, and no affine map leads from an index of merged
 dimensions to those of their parts.
 """
