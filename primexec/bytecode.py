@@ -258,6 +258,11 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
     )
 
 
+def loaded_by(code: types.CodeType) -> set[str]:
+    """The names of attributes that code asks for."""
+    return {x.argval for x in dis.get_instructions(code) if x.opname in _ATTRIBUTE and x.opname != "STORE_ATTR"}
+
+
 def _stands_with_number(instructions: list[dis.Instruction], i: int) -> bool:
     """Whether a symbolic type stands in a tuple with Python's: `isinstance(x, (int, torch.SymInt))`."""
     end = next(j for j in range(i, len(instructions)) if not instructions[j].opname.startswith("LOAD_"))

@@ -30,6 +30,7 @@ class Namespace:
     inputs: set[Any] = field(default_factory=set)  # names of numbers that are inputs of the program
     keys: dict[Any, int] | frozenset[Any] | None = None  # the names it held, with their positions where order matters
     flags: bool = False  # torch's own code sets plain values in it
+    found: set[Any] = field(default_factory=set)  # names whose old values code has asked for that is not watched
     owner: type | None = None  # the class, whose dict must not be written to behind its back
     of: Any = None  # the object whose `__dict__` this is
     made: set[Any] = field(default_factory=set)  # names of what the program makes anew at every call

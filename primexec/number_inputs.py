@@ -173,6 +173,7 @@ class NumberInputs:
     def check_kept(self) -> None:
         """Raise where hooks and custom functions, which ran in a backward pass, have changed one of the places."""
         kept, self._kept = self._kept, []
+        self._lists.clear()
         for held, name, value, label, length in kept:
             now = self._get(held, name)
             grown = type(value) is list and len(value) != length

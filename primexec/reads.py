@@ -18,7 +18,17 @@ from typing import Any
 import torch
 
 from primexec import _torch, _torch_capture, origins
-from primexec.bytecode import COMPILED, IDENTITY, TYPES, CodeNames, is_refused, names_of, refused, running_in
+from primexec.bytecode import (
+    COMPILED,
+    IDENTITY,
+    TYPES,
+    CodeNames,
+    is_refused,
+    loaded_by,
+    names_of,
+    refused,
+    running_in,
+)  # fmt: skip
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import contents_of
 from primexec.errors import SourceLine
@@ -44,6 +54,7 @@ class Reads(Reaching):
         self._imports = Imports(self._reach_import)
         self._lookups = stand_ins(self._ask)
         self._floats: dict[tuple[int, int], frozenset[int]] = {}  # by the same, where in code `float` is called
+        self._unseen: dict[tuple[int, int], set[str]] = {}  # the same of methods of optimizers and their like: names
         self.float: Any = float  # what stands in for it there
         self.disguised = False  # arguments are there that say they are of another class
         self._previous: Any = None
@@ -94,6 +105,10 @@ class Reads(Reaching):
                 self._floats |= {key: names.floats} if names.floats else {}
             elif code is _CALL_OF_MODULES:
                 self._reach_tables(_torch.global_hooks(), "hooks of all modules")
+            elif issubclass(type(frame.f_locals.get("self")), origins.STATEFUL):
+                self._unseen[key] = loaded_by(code)
+        if key in self._unseen:
+            self._note_found(frame, self._unseen[key])
         local = self._previous(frame, event, arg) if self._previous is not None else None
         names = names_of(code) if self.varying or self.disguised else None
         if names is not None and names.typed | names.typed_at:
@@ -102,6 +117,13 @@ class Reads(Reaching):
             frame.f_trace_opcodes = True
             return loading("float", self.float, self._floats[key], local)
         return local
+
+    def _note_found(self, frame: types.FrameType, names: set[str]) -> None:
+        """Note which attributes that a method asks for hold what they did before the function ran."""
+        held = getattr(frame.f_locals.get("self"), "__dict__", None)
+        if (namespace := self.namespaces.get(id(held))) is not None:
+            originals = namespace.originals
+            namespace.found |= {n for n in names & originals.keys() if namespace.held.get(n) is originals[n]}
 
     def _watching_types(self, names: CodeNames, inner: Any) -> Any:
         """Watches a frame that asks for exact types: whether it may ask for that of a number that varies."""
@@ -208,7 +230,9 @@ class Reads(Reaching):
         self.codes.clear()
         self.generators.clear()
         for namespace in self.namespaces.values():
-            for name in [n for n in namespace.made if namespace.is_only_set(n, self.loaded)]:
+            for name in [
+                n for n in namespace.made if namespace.is_only_set(n, self.loaded) and n not in namespace.found
+            ]:
                 namespace.forget(name)
         self.namespaces = {k: n for k, n in self.namespaces.items() if n.values or n.keys is not None}
         places: list[Namespace | Cell] = [*self.namespaces.values(), *self.cells]

@@ -116,6 +116,55 @@ def test_plateau() -> None:
     assert run.cache_info().traces == 8  # type: ignore[attr-defined]
 
 
+LOSSES = (0.09, 0.17, 0.11, 0.86, 0.46, 0.083, 0.084, 0.19, 0.29, 0.06, 0.061, 0.05, 0.7, 0.051)
+
+
+def test_what_the_scheduler_compares_is_what_it_found_last() -> None:
+    """The best loss, for which the own methods of the scheduler ask alone, is another one now and then."""
+
+    def plateau(trace: Callable[[Step], Step]) -> tuple[list[Any], Step]:
+        optimizer = SGD([nn.Parameter(torch.ones(1))], 0.1)
+        scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
+        run = trace(lambda loss: scheduler.step(loss.sum()))
+        found = []
+        for loss in LOSSES:
+            run(torch.tensor([loss]))
+            found.append((scheduler.best, scheduler.num_bad_epochs, optimizer.param_groups[0]["lr"]))
+        return found, run
+
+    expected, _ = plateau(lambda fn: fn)
+    found, run = plateau(make_traced)
+    assert found == expected
+    assert run.cache_info().traces == 8  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["exponential", "sequential"])
+def test_the_last_rate_is_used_before_the_next_one_is_set(name: str) -> None:
+    def run(trace: Callable[[Step], Step]) -> tuple[list[Tensor], Step]:
+        model = nn.Linear(3, 2)
+        nn.init.ones_(model.weight)
+        optimizer = SGD(model.parameters(), 0.1)
+        exponential = lr_scheduler.ExponentialLR(optimizer, 0.9)
+        both = [lr_scheduler.ConstantLR(optimizer), exponential]
+        scheduler = exponential if name == "exponential" else lr_scheduler.SequentialLR(optimizer, both, [3])
+
+        def step(x: Tensor) -> Tensor:
+            y = x * scheduler.get_last_lr()[0]
+            optimizer.step()
+            scheduler.step()
+            return y
+
+        traced = trace(step)
+        return [traced(torch.ones(2)) for _ in range(12)], traced
+
+    (expected, _), (found, traced) = run(lambda fn: fn), run(make_traced)
+    torch.testing.assert_close(found, expected)
+    assert traced.cache_info().traces == TRACES[name]  # type: ignore[attr-defined]
+
+
+TRACES = {"exponential": 5, "sequential": 7}
+
+
 def test_a_list_of_numbers_that_is_changed_in_place_is_refused() -> None:
     class Counts:
         def __init__(self) -> None:
