@@ -142,6 +142,8 @@ def in_optimizer() -> str:
 
 def _binary(op: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
+        if type(other) is torch.SymInt and symbol_of(other) is None:
+            other = int(other)  # a size that depends on values: a decision
         if type(other) not in (int, float, bool) and not isinstance(other, Number):
             return self.node.refuse() if isinstance(other, numbers.Number) else NotImplemented  # complex, NumPy's
         a, b = (other, self) if reflected else (self, other)

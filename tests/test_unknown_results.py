@@ -136,6 +136,7 @@ SIZES = [  # what is made of a tensor of unknown size, and how many programs tha
     (lambda b: b * (b.size(0) / 3), 1),
     (lambda b: b * float(b.size(0) / 3), 2),
     (lambda b: b * b.size(0) ** -0.5, 2),
+    (lambda b: b * (b.sum().item() / b.size(0)), 2),
     (lambda b: torch.cdist(b, b).flatten(), 1),
     (lambda b: torch.cartesian_prod(b[:, 0], b[:, 1]), 1),
     (lambda b: torch.max(b.new_ones(1, 1, 2), b[None, :, :2]), 1),
