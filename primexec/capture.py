@@ -67,6 +67,7 @@ def capture(
     varying: frozenset[str] = frozenset(),
     earlier: Captured | None = None,
     known: Decisions = (),
+    counts: bool = False,
 ) -> Captured:
     """Trace one call; once more where it sets something up in Python that a second call would find.
 
@@ -77,6 +78,7 @@ def capture(
         varying: labels of numbers that the program takes as inputs: arguments, attributes, what stands in dicts.
         earlier: the first of two traces.
         known: what is known of the values that the function decides by.
+        counts: whether sizes may be numbers that vary, a program for each, because the function changes them.
 
     Raises:
         CaptureError: where the call cannot be captured soundly. What the user's own code raises passes
@@ -98,6 +100,7 @@ def capture(
     first_use = earlier.first_use if earlier is not None else None
     shadows = Shadows(first_use.attributes if first_use else {})
     tracer = Tracer(reads, shadows, known)
+    tracer.number_inputs.counts = counts
     before, same_globals, grad = RandomState(), _torch.global_state_check(), torch.is_grad_enabled()
     try:
         captured = _capture(fn, (args, kwargs), leaves, labels, tree, tracer, shadows, signature.name, save)
@@ -133,7 +136,7 @@ def capture(
             if counters <= varying:
                 raise
             try:
-                return capture(fn, args, kwargs, signature, save, varying | counters, known=known)
+                return capture(fn, args, kwargs, signature, save, varying | counters, known=known, counts=True)
             except Exception:  # of the user's code, too, which may raise none with plain numbers
                 raise error from None
         except Exception as error:

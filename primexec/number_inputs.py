@@ -30,12 +30,14 @@ class NumberInputs:
         labels: what they are called.
 
     Attributes:
+        counts: whether the function changes them, so that none of them can be a constant.
         arguments: those among the arguments: position → label.
         conditions: what the function decides by them alone.
     """
 
     def __init__(self, tracer: Tracer, labels: frozenset[str]) -> None:
         self._tracer, self._labels = tracer, labels
+        self.counts = False
         self.arguments: dict[int, str] = {}
         self.conditions: dict[Condition, None] = {}
         self._values: dict[str, Any] = {}  # name of an input → number
@@ -119,11 +121,15 @@ class NumberInputs:
         node.meta["largest"], self._values[node.name] = LARGEST[type(value)], value
         return item(self._tracer, stand_in)
 
-    def ask(self, question: str, values: list[Any]) -> Any:
-        """The answer to a question about numbers that are made of inputs alone; None where they are not, or refused."""
+    def ask(self, question: str, values: list[Any], each: bool = False) -> Any:
+        """The answer to a question about numbers that are made of inputs alone; None where they are not, or refused.
+
+        Args:
+            each: whether a program may serve one number only.
+        """
         expressions = tuple(map(in_terms_of_inputs, values))
-        each = question == "index" and not is_of_few(expressions[0])
-        if each or None in expressions or self._tracer.scope.parent is not None:
+        refused = question == "index" and not each and not is_of_few(expressions[0])
+        if refused or None in expressions or self._tracer.scope.parent is not None:
             return None
         try:
             answer = getattr(operator, question)(*(value_of(e, self._values) for e in expressions))

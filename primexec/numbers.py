@@ -118,14 +118,17 @@ class Symbol:
 
     int_ = guard_int
 
-    def decide(self, question: str, *values: Any) -> Any:
+    def decide(self, question: str, *values: Any, is_size: bool = False) -> Any:
         """The answer to a question about numbers with which the function goes on."""
         tracer = self.tracer
+        each = is_size and tracer.number_inputs.counts
         symbols = [v.node if isinstance(v, Number) else v for v in values]
-        answer = tracer.number_inputs.ask(question, [v.made.node if isinstance(v, Symbol) else v for v in symbols])
+        answer = tracer.number_inputs.ask(
+            question, [v.made.node if isinstance(v, Symbol) else v for v in symbols], each
+        )
         if answer is None:
             nodes = [node_of(tracer, v) if isinstance(v, Symbol) else v for v in symbols]
-            constant = question == "index" and any(map(tracer.number_inputs.is_made_of, nodes))
+            constant = question == "index" and not each and any(map(tracer.number_inputs.is_made_of, nodes))
             answer = None if constant else tracer.deciding.ask(question, *nodes)
         return self.refuse() if answer is None else answer
 
@@ -364,7 +367,7 @@ def _decided(formal: str, value: Any) -> Any:
         return value
     made = symbol.made
     if symbol.tracer.scope.parent is None or (made.size is None and made.known is None):
-        made.known = symbol.guard_int()
+        made.known = symbol.decide("index", symbol, is_size=True)
         return made.known
     return made.known if made.size is None else made.size  # autograd keeps the number for backward
 

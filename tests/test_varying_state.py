@@ -124,15 +124,72 @@ def test_numbers_that_every_call_changes(executor: str) -> None:
 
 
 def test_a_changed_number_whose_value_is_needed_is_refused() -> None:
-    class Cutting(Counting):
-        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+    class Telling(Counting):
+        def forward(self, x: Tensor) -> tuple[Tensor, str]:
             self.calls += 1
-            return x[: self.calls], self.calls
+            return x, f"call {self.calls}"
 
-    model = Cutting()
-    with pytest.raises(CaptureError, match=r"the function changes Cutting\.calls"):
+    model = Telling()
+    with pytest.raises(CaptureError, match=r"the function changes Telling\.calls"):
         make_traced(model)(X)
     assert model.calls == 0
+
+
+class Attention(nn.Module):
+    """Keeps keys and values in memory that it was given at first, and counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 24)
+        self.register_buffer("kept", torch.zeros(2, 2, 2, 12, 4))
+        self.position = 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        count = x.shape[1]
+        q, *new = self.inner(x).view(2, count, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        self.kept[..., self.position : self.position + count, :] = torch.stack(new)
+        self.position += count
+        k, v = self.kept[..., : self.position, :]
+        return nn.functional.scaled_dot_product_attention(q, k, v), self.position
+
+
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_counters_as_bounds(executor: str) -> None:
+    model, eager = Attention(), Attention()
+    eager.load_state_dict(model.state_dict())
+    traced = make_traced(model, executor=executor)
+    with torch.no_grad():
+        for i, traces in enumerate([1, *[2] * 10, 3]):  # one row, some, and all are programs of their own
+            x = torch.randn(2, 1, 4)
+            same(traced(x), eager(x), executor == "aten")
+            same(model.kept, eager.kept, executor == "aten")
+            assert model.position == eager.position == i + 1
+            assert traced.cache_info().traces == traces
+        model.position = eager.position = 0
+        for count in (4, 3, 1, 1, 1):
+            x = torch.randn(2, count, 4)
+            same(traced(x), eager(x), executor == "aten")
+            assert model.position == eager.position
+        assert traced.cache_info().traces == 5
+
+
+@pytest.mark.filterwarnings("ignore::primexec.RetraceWarning")
+@pytest.mark.parametrize("executor", ["aten", "auto"])
+def test_counters_as_sizes_are_a_program_each(executor: str) -> None:
+    class Growing(Counting):
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+            self.calls += 1
+            self.temperature /= 2
+            return x.expand(self.calls, -1) * torch.arange(self.calls)[:, None] / self.temperature, self.calls
+
+    model, eager = Growing(), Growing()
+    traced = make_traced(model, executor=executor)
+    for i in range(12):
+        if i == 6:
+            model.calls = eager.calls = 0
+        same(traced(X), eager(X), executor == "aten")
+        assert (model.calls, model.temperature) == (eager.calls, eager.temperature)
+        assert traced.cache_info().traces == min(i + 1, 6)
 
 
 COUNT = 0
@@ -152,11 +209,23 @@ def test_globals() -> None:
     assert traced.cache_info().traces == 1
 
 
-def test_a_global_whose_value_is_needed_is_refused() -> None:
+def test_a_global_as_a_bound() -> None:
     def fn(x: Tensor) -> Tensor:
         global COUNT
         COUNT += 1
         return x[:COUNT]
+
+    before, traced = COUNT, make_traced(fn)
+    for i in range(before + 1, before + 5):
+        assert torch.equal(traced(X), X[:i])
+        assert i == COUNT
+
+
+def test_a_global_whose_value_is_needed_is_refused() -> None:
+    def fn(x: Tensor) -> tuple[Tensor, str]:
+        global COUNT
+        COUNT += 1
+        return x, str(COUNT)
 
     before = COUNT
     with pytest.raises(CaptureError, match="COUNT"):
