@@ -50,6 +50,8 @@ class Reaching(Record):
         self._objects: list[tuple[Namespace, Any]] = []
         self._classes: dict[type, Namespace] = {}
         self._functions: list[types.FunctionType] = []
+        self._optimizers: list[Namespace] = []
+        self._states_asked = False  # by code of PyTorch's
         self._weakly: set[int] = set()  # objects that were found through weak references
         self._looked_at: set[type] = set()
         self._closed_over: dict[int, types.CellType] = {}
@@ -198,14 +200,21 @@ class Reaching(Record):
                 self._record(namespace, key)
 
     def _reach_stateful(self, value: Any, label: str) -> None:
-        """The code that reads such an object is not watched, so all of its attributes count as read."""
+        """The code that reads such an object is not watched, so all of its attributes count as read.
+
+        But the state of optimizers, once code is run that names it: `zero_grad` does not.
+        """
         namespace = self._namespace(value.__dict__, f"{label}.")
         namespace.flags = type(value).__module__.partition(".")[0] == "torch"
         groups = value.__dict__.get("param_groups", ()) if isinstance(value, torch.optim.Optimizer) else ()
         if groups:  # compared group by group, below
             namespace.values["param_groups"], namespace.originals["param_groups"] = statics.Identity(groups), groups
         self._reach_object(value, value.__dict__, label)
-        for name in value.__dict__.keys() - ({"param_groups"} if groups else set()):
+        later = {"param_groups"} if groups else set()
+        if isinstance(value, torch.optim.Optimizer):
+            self._optimizers.append(namespace)
+            later |= set() if self._states_asked else {"state"}
+        for name in value.__dict__.keys() - later:
             self._record(namespace, name)
         if groups:
             self._record_cell(lambda: tuple(map(id, value.param_groups)), ignore, f"{label}.param_groups")

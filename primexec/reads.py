@@ -107,6 +107,8 @@ class Reads(Reaching):
                 self._reach_tables(_torch.global_hooks(), "hooks of all modules")
             elif issubclass(type(frame.f_locals.get("self")), origins.STATEFUL):
                 self._unseen[key] = loaded_by(code)
+            if "state" in code.co_names and names is None and code.co_filename.startswith(_TORCH):
+                self._record_states()
         if key in self._unseen:
             self._note_found(frame, self._unseen[key])
         local = self._previous(frame, event, arg) if self._previous is not None else None
@@ -117,6 +119,13 @@ class Reads(Reaching):
             frame.f_trace_opcodes = True
             return loading("float", self.float, self._floats[key], local)
         return local
+
+    @_torch_capture.modules_themselves()
+    def _record_states(self) -> None:
+        """Code that is not watched is about to ask for the state of optimizers."""
+        self._states_asked = True
+        for namespace in self._optimizers:
+            self._record(namespace, "state")
 
     def _note_found(self, frame: types.FrameType, names: set[str]) -> None:
         """Note which attributes that a method asks for hold what they did before the function ran."""
@@ -242,5 +251,6 @@ class Reads(Reaching):
         self.__dict__.pop("number_found", None)
 
 
+_TORCH = _torch.torch_directory()
 _STOOD_IN_FOR = frozenset({*ASKING, "__import__"})
 _CALL_OF_MODULES = torch.nn.Module._call_impl.__code__

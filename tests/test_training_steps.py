@@ -363,6 +363,35 @@ def test_an_optimizer_that_asks_for_values_is_refused_and_leaves_no_trace() -> N
     assert same(state_of(model, optimizer)[2:], before)
 
 
+def test_the_state_that_an_optimizer_changes_between_calls_is_compared_only_where_it_is_asked_for() -> None:
+    def steps(trace: Callable[[Any], Any]) -> tuple[list[Any], Any, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+        optimizer = torch.optim.LBFGS(model.parameters())
+        x, y = (t.double() for t in DATA[0])
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model, x, y)
+            loss.backward()
+            return loss
+
+        def evaluations(x: Tensor) -> Tensor:
+            return x * optimizer.state_dict()["state"][0]["n_iter"]
+
+        closure, evaluations = trace(closure), trace(evaluations)
+        found = [(optimizer.step(closure), evaluations(torch.ones(2))) for _ in range(4)]
+        return [*found, *(p.detach() for p in model.parameters())], closure, evaluations
+
+    expected, _, _ = steps(lambda fn: fn)
+    found, closure, evaluations = steps(make_traced)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    assert (
+        closure.cache_info().traces == 2
+    )  # the first one finds no gradients, and no count of the parameters' elements
+    assert evaluations.cache_info().traces == 4
+
+
 MODEL: Any = None
 OPTIMIZER: Any = None
 
