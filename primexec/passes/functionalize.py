@@ -19,6 +19,7 @@ from torch import fx
 
 from primexec import _torch, effects, numbers
 from primexec.passes.emission import copied, emit, result
+from primexec.passes.slices import parts_as_slices
 from primexec.program import Program, base_name
 
 _RENAMED = {
@@ -48,7 +49,7 @@ class Functionalize:
     copy_back: bool = False
 
     def __call__(self, program: Program) -> Program:
-        program = _views_out_of_place(program)
+        program = parts_as_slices(_views_out_of_place(program))
         bases = _bases(program, complex_too=self.copy_back)
         back = {n for n in program.nodes if self.copy_back and _can_copy_back(n)}
         return _Rewrite(program, bases, back).run() if bases or back else program
