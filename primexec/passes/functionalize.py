@@ -9,8 +9,9 @@ Writes to inputs stay as they are, in their order.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch import fx
 
 from primexec import _torch, effects, numbers
 from primexec.passes.emission import copied, emit, result
-from primexec.passes.slices import parts_as_slices
 from primexec.program import Program, base_name
 
 _RENAMED = {
@@ -34,6 +34,7 @@ _SEVERAL = {
     "aten._batch_norm_with_update.default": ("aten._batch_norm_with_update_functional.default", 4),
 }
 _RESHAPED = frozenset(["view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "alias", "detach", "lift_fresh"])
+_SPLITS = frozenset(["split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"])
 _Emit = Callable[..., fx.Node]
 
 
@@ -49,7 +50,7 @@ class Functionalize:
     copy_back: bool = False
 
     def __call__(self, program: Program) -> Program:
-        program = parts_as_slices(_views_out_of_place(program))
+        program = _parts_as_slices(_views_out_of_place(program))
         bases = _bases(program, complex_too=self.copy_back)
         back = {n for n in program.nodes if self.copy_back and _can_copy_back(n)}
         return _Rewrite(program, bases, back).run() if bases or back else program
@@ -91,6 +92,37 @@ def _views_out_of_place(program: Program) -> Program:
     kept = (c for c in program.calls if touched.isdisjoint((*c.nodes, *c.inputs, *c.results)))
     module = _torch.graph_module(program.graph_module, graph)
     return replace(program, graph_module=module, calls=tuple(c.renamed(copies) for c in kept))
+
+
+def _parts_as_slices(program: Program) -> Program:
+    """`unsafe_split` and its like as slices, each a view by itself: so PyTorch's recurrent cells change their gates."""
+    graph = program.graph_module.graph
+    written = {effects.storage_of(w) for n in program.nodes for w in effects.writes(n)}
+    written -= {effects.storage_of(n) for n in graph.find_nodes(op="placeholder")}
+    returned = set(program.outputs)
+    splits = {n for n in program.nodes if base_name(n) in _SPLITS and returned.isdisjoint(n.users)}
+    splits = {n for n in splits if effects.storage_of(n.all_input_nodes[0]) in written}
+    if not splits:
+        return program
+    made = fx.Graph()
+    copies: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node in splits:
+            copies[node] = list(_slices(made, node, copies[node.args[0]]))
+        elif node.target is operator.getitem and node.args[0] in splits:
+            copies[node] = copies[node.args[0]][node.args[1]]
+        else:
+            copies[node] = made.node_copy(node, copies.__getitem__)
+    touched = splits.union(*(n.users for n in splits))
+    calls = tuple(c.renamed(copies) for c in program.calls if touched.isdisjoint((*c.nodes, *c.inputs, *c.results)))
+    return replace(program, graph_module=_torch.graph_module(program.graph_module, made), calls=calls)
+
+
+def _slices(graph: fx.Graph, node: fx.Node, source: fx.Node) -> Iterator[fx.Node]:
+    dim: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    ends = itertools.accumulate((part.shape[dim] for part in node.meta["val"]), initial=0)
+    for start, end in itertools.pairwise(ends):
+        yield emit(graph, node, torch.ops.aten.slice.Tensor, source, dim, start, end)
 
 
 # Which memory ------------------------------------------------------------------------------------------
