@@ -263,6 +263,45 @@ def loaded_by(code: types.CodeType) -> set[str]:
     return {x.argval for x in dis.get_instructions(code) if x.opname in _ATTRIBUTE and x.opname != "STORE_ATTR"}
 
 
+def keys_compared(frame: types.FrameType) -> list[Any] | None:
+    """The keys among which `x in container`, the instruction at which a frame stands, looks for a number.
+
+    None where it stands at another one, or it cannot be told what the container is, or its keys are not a few numbers.
+    """
+    instructions = list(dis.get_instructions(frame.f_code))
+    i = next((i for i, x in enumerate(instructions) if x.offset == frame.f_lasti), 0)
+    first = i - 1
+    while instructions[first].opname == "LOAD_ATTR":
+        first -= 1
+    # Where a jump leads to between them, another instruction gave the container.
+    if instructions[i].opname != "CONTAINS_OP" or any(x.is_jump_target for x in instructions[first + 1 : i + 1]):
+        return None
+    opname, name = instructions[first].opname, instructions[first].argval
+    if opname == "LOAD_CONST":
+        found = name
+    elif opname in ("LOAD_FAST", "LOAD_DEREF"):
+        found = frame.f_locals.get(name)
+    else:
+        found = frame.f_globals.get(name) if opname == "LOAD_GLOBAL" else None
+    for x in instructions[first + 1 : i]:
+        plain = type(found).__getattribute__ in _PLAIN_LOOKUPS
+        found = inspect.getattr_static(found, x.argval, None) if plain else None
+        if hasattr(type(found), "__get__"):
+            return None
+    contains = getattr(type(found), "__contains__", None)
+    if contains not in _HASHING or len(found) > _FEW:
+        return None
+    keys = list(found)
+    return keys if all(type(k) in (int, bool, float) and k == k for k in keys) else None
+
+
+_PLAIN_LOOKUPS: tuple[Any, ...] = tuple(
+    kind.__getattribute__ for kind in (object, type, types.ModuleType, types.SimpleNamespace)
+)
+_HASHING = (dict.__contains__, set.__contains__, frozenset.__contains__)
+_FEW = 16
+
+
 def _stands_with_number(instructions: list[dis.Instruction], i: int) -> bool:
     """Whether a symbolic type stands in a tuple with Python's: `isinstance(x, (int, torch.SymInt))`."""
     end = next(j for j in range(i, len(instructions)) if not instructions[j].opname.startswith("LOAD_"))

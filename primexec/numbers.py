@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from primexec import _torch, _torch_autograd
 from primexec._torch import pytree
-from primexec.bytecode import running_in
+from primexec.bytecode import keys_compared, running_in
 from primexec.draws import DRAW
 from primexec.errors import PrimexecError
 from primexec.lookups import Disguised
@@ -64,6 +64,7 @@ class Made:
     tensor: fx.Node | None = None
     size: Any = None
     known: int | None = None
+    equal: Any = None  # a key of a container that it was found to be equal to
 
 
 class Symbol:
@@ -222,6 +223,16 @@ class Number(Disguised):
             return _known(self).__round__(_known(digits))
         return reckon(round, (self, digits), float)
 
+    def __hash__(self) -> int:
+        """Where it is looked for among few keys, it is decided whether it is one of them, and not what it is."""
+        made = self.node.made
+        if made.equal is None:
+            keys = keys_compared(sys._getframe(1))
+            if keys is None:
+                return hash(_known(self))
+            made.equal = next((key for key in keys if self == key), None)
+        return object.__hash__(self) if made.equal is None else hash(made.equal)
+
     def varies(self) -> bool:
         """Whether it depends on a number that is an input of the program."""
         return self.node.tracer.number_inputs.is_made_of(node_of(self.node.tracer, self.node))
@@ -258,7 +269,7 @@ class Number(Disguised):
 
 
 for _name in [
-    "and", "float", "format", "hash", "invert", "lshift", "or", "rand",
+    "and", "float", "format", "invert", "lshift", "or", "rand",
     "reduce_ex", "repr", "rlshift", "ror", "rrshift", "rshift", "rxor", "str", "xor",
 ]:  # fmt: skip
     setattr(Number, f"__{_name}__", _by_value(f"__{_name}__"))

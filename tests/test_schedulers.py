@@ -19,6 +19,7 @@ MADE: dict[str, tuple[Callable[[Any], Any], int]] = {
     "cosine": (lambda o: lr_scheduler.CosineAnnealingLR(o, 10), 6),
     "lambda": (lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch), 5),
     "one cycle": (lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=20), 6),
+    "milestones": (lambda o: lr_scheduler.MultiStepLR(o, [3, 8, 9]), 8),
     "linear": (lambda o: lr_scheduler.LinearLR(o), 6),
 }
 
