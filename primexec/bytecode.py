@@ -142,6 +142,16 @@ def running_in(frame: types.FrameType | None, folder: str) -> str:
     return found
 
 
+def in_fx(frame: types.FrameType | None) -> str:
+    """What to do where the function has torch.fx trace and run something, as `torch.func.linearize` has."""
+    name = running_in(frame, "fx") and (running_in(frame, "_functorch") or "torch.fx")
+    return (
+        f"call {name}() outside of the traced function, for it traces by itself; torch.func.jvp() does not"
+        if name
+        else ""
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class CodeNames:
     """What one code object may read, from its bytecode."""

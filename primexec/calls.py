@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_packed, arrays, effects, literals, numbers, parts
+from primexec import _torch, _torch_packed, arrays, effects, literals, numbers, parts, sizes
 from primexec._torch import pytree
 from primexec.decisions import decide
 from primexec.errors import CaptureError
@@ -90,6 +90,7 @@ class Calls(_torch.TorchFunctionMode):
         if tracer.numbers and tracer.scope.parent is None:
             args = parts.taken(tracer, fn, args)
         args = numbers.bounds_decided(fn, literals.spelled_out(fn, args))
+        args, kwargs = sizes.decided_for_formulas(fn, args, kwargs)
         given_later: dict[str, fx.Node] = {}  # what C++ takes as a float only, and no metadata depends on
         if fn in _torch.fused_optimizers():
             kwargs = {k: self._left_for_later(k, v, given_later) for k, v in kwargs.items()}

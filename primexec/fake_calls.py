@@ -10,7 +10,7 @@ from torch import Tensor
 
 from primexec import _torch, _torch_fake, _torch_rules, numbers, sizes
 from primexec._torch import pytree
-from primexec.calls import READS_DATA, VALUE_HINT
+from primexec.calls import NEEDS_INTS, READS_DATA, VALUE_HINT
 
 if TYPE_CHECKING:
     from primexec.tracer import Tracer
@@ -35,7 +35,7 @@ def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
     except Exception as error:
         if type(error).__name__ == "DynamicOutputShapeException" and allow_unknown_sizes(tracer):
             return fake_call(tracer, op, args, kwargs)
-        if _torch.asks_unknown_size(error):
+        if _torch.asks_unknown_size(error) or NEEDS_INTS in str(error):
             tracer.running = outer
             decided = sizes.decided(tracer, op, (args, kwargs))
             if decided is None:

@@ -92,8 +92,9 @@ class LeafGradients:
                 continue
             if now is not None and now.requires_grad:
                 raise CaptureError(
-                    "the function runs backward(create_graph=True), whose gradients require grad themselves",
-                    hint="use torch.autograd.grad(..., create_graph=True) for second derivatives",
+                    f"the function leaves a gradient that requires grad itself in {leaf.label}.grad",
+                    hint="detach it; for second derivatives, use torch.autograd.grad(..., create_graph=True)",
+                    source=self._tracer.node_of(now).meta["source"],
                 )
             self.ask(leaf.stand_in)
             found.append((leaf.node.name, now, f"{leaf.label}.grad"))

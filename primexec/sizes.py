@@ -34,6 +34,9 @@ torch.library.register_fake(
     "primexec::rows", lambda count: torch.empty(torch.library.get_ctx().new_dynamic_size(), 0), lib=_LIBRARY
 )
 _SIZED = (torch.empty, torch.ones, torch.rand, torch.randn, torch.zeros)
+_FORMULAS = frozenset(  # calls whose formulas compare ints in C++
+    {torch.pow, Tensor.pow, Tensor.pow_, Tensor.__pow__, Tensor.__ipow__, Tensor.__rpow__, Tensor.repeat}
+)
 
 
 def read(tracer: Tracer, t: Tensor) -> Any:
@@ -68,6 +71,18 @@ def _left_unknown(tracer: Tracer, formal: str, value: Any) -> Any:
         with tracer.recording():
             symbol.made.size = torch.ops.primexec.rows(numbers.as_tensor(tracer, symbol)).shape[0]
     return symbol.made.size
+
+
+def decided_for_formulas(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Arguments of a call in which ints are known that the formula of its gradient compares."""
+    if (
+        fn not in _FORMULAS
+        or not torch.is_grad_enabled()
+        or not any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    ):
+        return args, kwargs
+    known: tuple[Any, Any] = pytree.tree_map_only(torch.SymInt, int, (args, kwargs))
+    return known
 
 
 def answer(tracer: Tracer, expression: Any) -> Any:

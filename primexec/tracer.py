@@ -34,7 +34,7 @@ from primexec import (
     parts,
     sizes,
 )
-from primexec.bytecode import IDENTITY, NUMBER_TYPE, SUSPECTS, user_source
+from primexec.bytecode import IDENTITY, NUMBER_TYPE, SUSPECTS, in_fx, user_source
 from primexec.calls import Calls
 from primexec.decisions import Deciding, Decisions
 from primexec.entrances import Entrances
@@ -163,7 +163,7 @@ class Tracer:
             kind = "tensor" if isinstance(real, Tensor) else "generator"
             raise self.fail(
                 f"the function uses a {kind} that is not an argument and hangs on nothing that can be checked again",
-                "pass it as an argument, or keep it in a module, a closure or a global variable",
+                in_fx(sys._getframe()) or "pass it as an argument, or keep it in a module, closure or global variable",
             )
         self._add_state(real, places)
         return self._lifts[key][1]

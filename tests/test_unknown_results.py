@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from primexec import CaptureError, make_traced
 
@@ -23,7 +23,7 @@ def alike(found: Any, expected: Any) -> None:
     [("mean", "tensors"), ("sum", "tensors"), ("none", "tensors"), ("mean", "tuples"), ("mean", "one")],
 )
 def test_ctc_loss(executor: Any, reduction: str, form: str) -> None:
-    loss = torch.nn.CTCLoss(reduction=reduction, zero_infinity=True)
+    loss = nn.CTCLoss(reduction=reduction, zero_infinity=True)
     traced = make_traced(loss, executor=executor)
     for longest in (3, 5, 2):
         lengths: Any = (torch.tensor([9, 8]), torch.tensor([longest, 1]))
@@ -44,7 +44,7 @@ def test_ctc_loss(executor: Any, reduction: str, form: str) -> None:
 
 
 def test_ctc_loss_raises_as_eager() -> None:
-    traced = make_traced(torch.nn.CTCLoss())
+    traced = make_traced(nn.CTCLoss())
     args = (torch.randn(4, 1, 3).log_softmax(-1), torch.ones(1, 2, dtype=torch.int64), torch.tensor([4]))
     traced(*args, torch.tensor([2]))
     with pytest.raises(RuntimeError, match="Expected tensor to have size at least 3"):
@@ -111,7 +111,7 @@ def test_a_result_that_is_a_view_of_unknown_size(executor: Any) -> None:
     """A linear layer ends with a view of its product, which has as many rows as the mask has."""
 
     def visible(x: Tensor, mask: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x[mask].reshape(2, -1, 8), w, b)
+        return nn.functional.linear(x[mask].reshape(2, -1, 8), w, b)
 
     traced = make_traced(visible, executor=executor)
     for count in (2, 3, 0):
@@ -159,7 +159,7 @@ def test_sizes_in_results_and_arithmetic(executor: Any, made: Any, traces: int) 
 
 
 def test_a_size_is_assigned() -> None:
-    class Counted(torch.nn.Module):
+    class Counted(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             kept = x[x > 0]
             self.kept, self.some = len(kept.new_zeros(kept.shape[0])), kept.numel() > 0
@@ -170,3 +170,50 @@ def test_a_size_is_assigned() -> None:
     for values in ([1.0, 2.0], [3.0, -1.0], [4.0, 5.0]):
         torch.testing.assert_close(traced(torch.tensor(values)), eager(torch.tensor(values)))
         assert (module.kept, module.some) == (eager.kept, eager.some)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda part, n: nn.functional.pad(part, (0, 0, 0, 6 - part.size(0))) * 2,
+        lambda part, n: part.repeat(part.size(0), 1),
+        lambda part, n: torch.pow(part, exponent=part.size(0)) + part ** (1 + len(part)),
+        lambda part, n: torch.pow(part, n.item()) + (part.size(0) + 1) ** part,
+        lambda part, n: (part * 2).pow_(n.item()),
+    ],
+)
+def test_ints_that_formulas_compare(use: Any, executor: Any) -> None:
+    def fn(x: Tensor, n: Tensor) -> Any:
+        return use(x[torch.arange(6) < n], n)
+
+    traced = make_traced(fn, executor=executor)
+    for count in (3, 2, 4, 6, 0, 1, 3, 2):  # a program for each
+        results = []
+        for run in (traced, fn):
+            x = torch.linspace(-2, 2, 24).view(6, 4).requires_grad_()
+            out = run(x, torch.tensor(count))
+            out.sum().backward()
+            results.append((out, x.grad))
+        alike(*results)
+    assert traced.cache_info().traces == 6
+
+
+def test_refusals_say_what_to_do() -> None:
+    def linearized(x: Tensor) -> Any:
+        out, tangent = torch.func.linearize(torch.sin, x)
+        return out, tangent(x)
+
+    with pytest.raises(CaptureError, match=r"call linearize\(\) outside of the traced function"):
+        make_traced(linearized)(torch.ones(3))
+    weight = nn.Parameter(torch.ones(3))
+
+    def differentiated(x: Tensor) -> Tensor:
+        weight.grad = torch.func.grad(lambda w: (w * x).square().sum())(weight)
+        return x * 2
+
+    with pytest.raises(
+        CaptureError, match=r"requires grad itself in weight .*\n.* in .*differentiated\n.*torch.func.grad"
+    ):
+        make_traced(differentiated)(torch.ones(3))
+    assert weight.grad is None
