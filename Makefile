@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: help venv demo test test-all lint format bench bench-models docs docs/coverage.md docs/benchmarks.md docs/vector-math.md docs/models.md docs/zoo.md docs/prims.md clean
+.PHONY: help venv demo test test-all lint format bench bench-models docs docs/coverage.md docs/benchmarks.md docs/vector-math.md docs/models.md docs/zoo.md docs/everyday.md docs/prims.md clean
 
 help:
 	@echo "make demo      trace, print and run a real transformer, and compare it with eager"
@@ -17,7 +17,7 @@ help:
 	@echo "make test-all  the exhaustive suite, and docs/coverage.md"
 	@echo "make lint      ruff and mypy;  make format: let ruff rewrite"
 	@echo "make bench     benchmarks, and docs/benchmarks.md"
-	@echo "make bench-models  whole models, docs/models.md and docs/zoo.md"
+	@echo "make bench-models  whole models and everyday functions, docs/models.md, docs/zoo.md and docs/everyday.md"
 	@echo "make docs      every generated page under docs/"
 	@echo "make venv      $(VENV) with all that the above need;  make clean: remove what was built"
 
@@ -57,7 +57,7 @@ format: $(READY)
 
 bench: docs/benchmarks.md
 
-bench-models: docs/models.md docs/zoo.md
+bench-models: docs/models.md docs/zoo.md docs/everyday.md
 
 docs: docs/coverage.md docs/benchmarks.md docs/prims.md docs/vector-math.md
 
@@ -80,6 +80,9 @@ docs/models.md: $(READY)
 
 docs/zoo.md: $(READY)
 	$(BIN)/python -m benchmarks.zoo --write $@
+
+docs/everyday.md: $(READY)
+	$(BIN)/python -m benchmarks.everyday --write $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
