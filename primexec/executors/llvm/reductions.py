@@ -33,13 +33,13 @@ class Accumulator:
     Args:
         along: how many elements come along lanes, which may be added to fewer lanes of the state; 0 where the lanes are
             different results.
-        lanes: how many elements come at once, along lanes.
+        terms: how many of them meet in one lane.
         rows: how many elements come one after the other, where lanes are different results.
         flags: whether vectors of extremes along lanes remember in a vector of half their lanes, apart, that there was a
             NaN: one comparison of two vectors tells.
     """
 
-    def __init__(self, reduction: Reduce, along: int = 0, lanes: int = 0, rows: int = 0, flags: bool = False) -> None:
+    def __init__(self, reduction: Reduce, along: int = 0, terms: int = 0, rows: int = 0, flags: bool = False) -> None:
         self.kind, self.dtype, self.source = reduction.kind, reduction.dtype, reduction.arg.dtype
         self.floats = self.dtype in FLOATS
         wide = self.floats and self.kind in ("sum", "prod")
@@ -50,7 +50,7 @@ class Accumulator:
         unsigned = never_negative(reduction.arg)
         sums = wide and self.kind == "sum" and self.dtype is not F64
         self.short = sums and (max(along, rows) >= LONG or unsigned)
-        self.narrow = self.short and 0 < along <= lanes * (FEW_UNSIGNED if unsigned else FEW)
+        self.narrow = self.short and 0 < terms <= (FEW_UNSIGNED if unsigned else FEW)
         self.most = FOLDED_LANES if along and wide and self.dtype is not F64 and not self.narrow else 1 << 20
 
     def initial(self, lanes: int) -> list[tuple[str, str]]:
