@@ -45,7 +45,7 @@ def _masked_fill(node: Any, found: Gradients, given: Gradients) -> Gradients:
 
 def _det(node: Any, found: Gradients, given: Gradients) -> Gradients:
     """The solution of equations, for a matrix that is not singular."""
-    if given[0] is None:
+    if given[0] is None or not node._saved_A.numel():
         return found
     matrix, det = node._saved_A, node._saved_result
     torch._assert_async((det != 0).all(), "a derivative of det() is differentiated at a singular matrix")

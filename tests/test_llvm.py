@@ -149,6 +149,18 @@ def test_shifts_by_operators(dtype: torch.dtype, compiled: list[Compiled]) -> No
     assert kernels(compiled) == [1]
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_resized_bytes_are_eagers(mode: str, antialias: bool) -> None:
+    """Its weights are in fixed point, those of PyTorch's decompositions are not."""
+    image = torch.randint(0, 256, (1, 3, 37, 41), dtype=torch.uint8)
+
+    def resized(a: Tensor) -> Tensor:
+        return F.interpolate(a, (23, 50), mode=mode, antialias=antialias) ^ 3
+
+    assert torch.equal(primexec.make_traced(resized, executor=("llvm", "aten"))(image), resized(image))
+
+
 def test_reductions_of_one_number() -> None:
     a = torch.tensor(3.0)
     for fn in (lambda t: t.sum() + 1, lambda t: t.amax() + 1, lambda t: torch.logsumexp(t, 0)):
@@ -177,6 +189,16 @@ def test_sums_do_not_lose_digits_as_they_grow() -> None:
         got, eager = run(lambda t: t.sum(), t).double(), t.sum().double()
         exact = math.fsum(t.tolist())
         assert abs(float(got) - exact) <= 2 * abs(float(eager) - exact) + abs(exact) * torch.finfo(t.dtype).eps
+
+
+@pytest.mark.parametrize("shape", [(100,), (16, 100), (33, 7, 9), (2, 30, 5), (64, 5), (7, 9, 300)], ids=str)
+def test_sums_in_float32_lose_no_more_than_eager(shape: tuple[int, ...]) -> None:
+    """Of what a lane adds up before it is widened, along one dimension or over all of them."""
+    for seed, dims in enumerate((-1, tuple(range(len(shape))))):
+        for a in (data(*shape, seed=seed), data(*shape, seed=seed).abs(), data(*shape)[:1].expand(shape)):
+            got, usual, exact = run(lambda a, d=dims: a.sum(d), a), a.sum(dims), a.double().sum(dims)
+            allowed = 2 * (usual - exact).abs().max() + 2 * torch.finfo(torch.float32).eps * exact.abs().max()
+            assert (got - exact).abs().max() <= allowed
 
 
 @pytest.mark.parametrize("seen", [True, False])

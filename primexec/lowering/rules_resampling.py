@@ -269,8 +269,8 @@ def _of_floats(a: Tensor) -> None:
         raise NoExpansionError("integers are resized with weights in fixed point")
 
 
-@rule("aten.upsample_bilinear2d.default")
-def _bilinear(a: Tensor, *rest: Any) -> Any:
+@rule("aten.upsample_bilinear2d.default", "aten.upsample_bicubic2d.default")
+def _not_of_integers(a: Tensor, *rest: Any) -> Any:
     _of_floats(a)
     return NotImplemented
 

@@ -50,7 +50,7 @@ class Accumulator:
         unsigned = never_negative(reduction.arg)
         sums = wide and self.kind == "sum" and self.dtype is not F64
         self.short = sums and (max(along, rows) >= LONG or unsigned)
-        self.narrow = self.short and 0 < terms <= (FEW_UNSIGNED if unsigned else FEW)
+        self.narrow = self.short and along >= LONG and terms <= (FEW_UNSIGNED if unsigned else FEW)
         self.most = FOLDED_LANES if along and wide and self.dtype is not F64 and not self.narrow else 1 << 20
 
     def initial(self, lanes: int) -> list[tuple[str, str]]:
