@@ -193,7 +193,7 @@ SHAPED: dict[str, tuple[Callable[[Tensor], Any], int]] = {
     "of a sum": (lambda x: turned(x + 1), 1),
     "read again": (lambda x: ((y := turned(x + 1)), y.exp().sum(-1)), 2),
     "and a view of it": (lambda x: ((y := turned(x * 2)), y.view(-1)), 1),
-    "and a copy of it": (lambda x: ((y := turned(x * 2)), y.clone()), 2),
+    "and a copy of it": (lambda x: ((y := turned(x * 2)), y.clone()), 1),
     "of both": (lambda x: (turned(x * 2), turned(x + 1)), 1),
     "written to": (lambda x: (turned(x * 2), turned(x * 2).index_fill(1, torch.tensor([2]), 3.0)), 3),
 }

@@ -309,7 +309,8 @@ class KernelWriter(Memory):
     def _loops(self, number: int) -> None:
         reductions, widths = self._reductions(number), [self.layout.lanes, 1]
         along, flags = math.prod(a.size for a in self.layout.inner), self.module.target.blends_slowly
-        terms = along // self.layout.inner[-1].size * -(-self.layout.inner[-1].size // widths[0])
+        *others, last = [a.size for a in self.layout.inner] or [1]
+        terms = math.prod(others) * -(-last // widths[0])
         accumulators = [Accumulator(r, along, terms, flags=flags) for r in reductions]
         carried = [pair for w in widths for a in accumulators for pair in a.initial(w)]
         final = self._nest(number, reductions, accumulators, self.layout.inner, widths, {}, carried)
