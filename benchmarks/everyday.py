@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 import primexec
 from benchmarks.command import check_names
 from benchmarks.everyday_cases import EVERYDAY
-from benchmarks.models import results, wide
+from benchmarks.models import distance, results, wide
 from benchmarks.process import answer, fresh
 from benchmarks.run import processor
 from benchmarks.timing import by_turns
@@ -43,12 +43,6 @@ def backward(function: Callable[..., Any]) -> Callable[..., list[Tensor]]:
     return step
 
 
-def apart(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """The largest error, as a part of the largest number of its tensor."""
-    pairs = zip(found, exact, strict=True)
-    return max((float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs), default=0.0)
-
-
 def measure(name: str, trains: bool, seconds: float) -> dict[str, Any]:
     """Medians in seconds and errors against float64, by contender."""
     case = EVERYDAY[name]
@@ -57,7 +51,7 @@ def measure(name: str, trains: bool, seconds: float) -> dict[str, Any]:
     kind = backward if trains else torch.no_grad()
     exact = results(kind(case.function)(*tree_map_only(Tensor, wide, sets[0])))
     run = {c: kind(make(case.function)) for c, make in CONTENDERS.items()}
-    errors = {c: apart(results(f(*sets[0])), exact) for c, f in run.items()}
+    errors = {c: distance(f(*sets[0]), exact) for c, f in run.items()}
     turns = by_turns(run, lambda: (sets[torch.randint(SETS, ()).item()], {}), seconds)  # type: ignore[index]
     return {c: [turns.median(c), errors[c]] for c in run}
 

@@ -68,7 +68,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 def distance(got: Any, exact: list[Tensor]) -> float:
     """The largest error, each tensor's relative to its largest element."""
     pairs = zip(results(got), exact, strict=True)
-    return max(float((a.double() - b).abs().max()) / max(float(b.abs().max()), 1e-30) for a, b in pairs)
+    return max((float((a.double() - b).abs().max()) / max(float(b.abs().max()), 1e-30) for a, b in pairs), default=0.0)
 
 
 def errors(contenders: Mapping[str, Function], model: nn.Module, inputs: Callable[[], Call]) -> dict[str, float]:

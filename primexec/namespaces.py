@@ -110,6 +110,10 @@ class Namespace:
         """Whether it is an attribute that was there, and that nothing asks for."""
         return isinstance(self.keys, frozenset) and name in self.values and name not in loaded
 
+    def is_unasked(self, name: Any, loaded: set[str]) -> bool:
+        """Whether it is only set, and code that is not watched has not asked for what it held either."""
+        return self.is_only_set(name, loaded) and name not in self.found
+
     def forget(self, name: Any) -> None:
         """From now on a name may hold anything."""
         del self.values[name]

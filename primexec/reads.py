@@ -28,7 +28,7 @@ from primexec.bytecode import (
     names_of,
     refused,
     running_in,
-)  # fmt: skip
+)
 from primexec.config import READ_ENVIRONMENT, environment
 from primexec.contents import contents_of
 from primexec.errors import SourceLine
@@ -239,9 +239,7 @@ class Reads(Reaching):
         self.codes.clear()
         self.generators.clear()
         for namespace in self.namespaces.values():
-            for name in [
-                n for n in namespace.made if namespace.is_only_set(n, self.loaded) and n not in namespace.found
-            ]:
+            for name in [n for n in namespace.made if namespace.is_unasked(n, self.loaded)]:
                 namespace.forget(name)
         self.namespaces = {k: n for k, n in self.namespaces.items() if n.values or n.keys is not None}
         places: list[Namespace | Cell] = [*self.namespaces.values(), *self.cells]

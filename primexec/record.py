@@ -78,7 +78,7 @@ class Record:
                 anew = namespace.is_made_anew(name, value, self.loaded) and id(value) not in self._seen
                 kept = (
                     new
-                    or (namespace.is_only_set(name, self.loaded) and name not in namespace.found)
+                    or namespace.is_unasked(name, self.loaded)
                     or not statics.may_vary(namespace.originals.get(name))
                 )
                 made = anew or fake(value) or (kept and issubclass(type(value), Disguised))

@@ -386,9 +386,8 @@ def test_the_state_that_an_optimizer_changes_between_calls_is_compared_only_wher
     expected, _, _ = steps(lambda fn: fn)
     found, closure, evaluations = steps(make_traced)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
-    assert (
-        closure.cache_info().traces == 2
-    )  # the first one finds no gradients, and no count of the parameters' elements
+    # The first one finds no gradients, and no count of the parameters' elements.
+    assert closure.cache_info().traces == 2
     assert evaluations.cache_info().traces == 4
 
 

@@ -51,8 +51,8 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     width = max(a.dtype.itemsize for a in accesses(kernel))
     lanes = 2 * target.lanes("f64" if width >= WIDE else "f32")
     fits = [a for a in kept if a.size >= lanes and all(s.access.strides[a.axis] == 1 for s in kernel.stores)]
-    lane, scans = fits[-1] if fits else None, any(isinstance(v, Scan) for v in walk(roots_of(kernel)))
-    if lane is None and _goes_along(kernel, inner, lanes):
+    lane, scans = fits[-1] if fits else None, [v for v in walk(roots_of(kernel)) if isinstance(v, Scan)]
+    if lane is None and scans and _goes_along(kernel, scans, inner, lanes):
         return Layout(tuple(kept), inner, inner[0], False, False, lanes)
     if lane is None and kept and scans:
         lanes = ROWS
@@ -62,10 +62,9 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     return Layout(outer, inner, lane, lane is not None, False, lanes if lane else 1, width)
 
 
-def _goes_along(kernel: Kernel, inner: Sequence[Axis], lanes: int) -> bool:
+def _goes_along(kernel: Kernel, scans: Sequence[Scan], inner: Sequence[Axis], lanes: int) -> bool:
     """Whether the axis of scans goes along lanes: parts may be joined in any order, and are written where they lie."""
-    scans = [v for v in walk(roots_of(kernel)) if isinstance(v, Scan)]
-    if not scans or len(inner) != 1 or inner[0].size < 2 * lanes:
+    if len(inner) != 1 or inner[0].size < 2 * lanes:
         return False
     plain = all(s.access.strides[inner[0].axis] == 1 and not s.how and not s.access.indirect for s in kernel.stores)
     return plain and all(s.kind in ("amax", "amin") or _is_exact(s) for s in scans)

@@ -87,6 +87,14 @@ def _dims(
     return {at: _Dim.of(*row, ceil) for at, row in enumerate(rows, a.dim() - rank)}
 
 
+def _dims_of_means(
+    a: Tensor, rank: int, kernel_size: Any, stride: Any, padding: Any, ceil: bool
+) -> dict[int, _Dim] | str:
+    if not a.is_floating_point():
+        return "means of integers are cut towards zero"
+    return _dims(a, rank, kernel_size, stride, padding, 1, ceil)
+
+
 def max_pool(rank: int) -> Callable[..., Any]:
     """The operator `max_pool{rank}d_with_indices`."""
 
@@ -116,9 +124,9 @@ def mean_pool(rank: int) -> Callable[..., Any]:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Any:
-        dims = _dims(a, rank, kernel_size, stride, padding, 1, ceil_mode)
-        if isinstance(dims, str) or not a.is_floating_point():
-            return dims if isinstance(dims, str) else _INTEGERS
+        dims = _dims_of_means(a, rank, kernel_size, stride, padding, ceil_mode)
+        if isinstance(dims, str):
+            return dims
         divisor = _divisor(a.dim(), dims, count_include_pad, divisor_override)
         return (_sums(a.to(wide(a.dtype)), dims) / divisor).to(a.dtype)
 
@@ -138,9 +146,9 @@ def mean_pool_backward(rank: int) -> Callable[..., Any]:
         padded: bool,
         divisor: int | None,
     ) -> Any:
-        dims = _dims(a, rank, kernel_size, stride, padding, 1, ceil)
-        if isinstance(dims, str) or not a.is_floating_point():
-            return dims if isinstance(dims, str) else _INTEGERS
+        dims = _dims_of_means(a, rank, kernel_size, stride, padding, ceil)
+        if isinstance(dims, str):
+            return dims
         found = grad.to(wide(a.dtype)) / _divisor(a.dim(), dims, padded, divisor)
         if all(d.step == 1 for d in dims.values()):
             return _sums(found, {at: d.turned_round() for at, d in dims.items()}).to(a.dtype)
@@ -161,9 +169,6 @@ def _sums(a: Tensor, dims: dict[int, _Dim]) -> Any:
             part = d.window(part, at, tap)
         total = total + part
     return total
-
-
-_INTEGERS = "means of integers are cut towards zero"
 
 
 def _divisor(rank: int, dims: dict[int, _Dim], padded: bool, override: int | None) -> Any:
