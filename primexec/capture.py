@@ -90,11 +90,11 @@ def capture(
         for leaf, label in zip(leaves, labels, strict=True):
             _check_argument(leaf, label)
         reads = Reads(fn, varying)
+        for leaf, label in zip(leaves, labels, strict=True):
+            if not isinstance(leaf, (Tensor, torch.Generator)):
+                reads.reach(leaf, label)
     except CaptureError as error:
         raise_located(error, fn)
-    for leaf, label in zip(leaves, labels, strict=True):
-        if not isinstance(leaf, (Tensor, torch.Generator)):
-            reads.reach(leaf, label)
     for part, _ in parts((args, kwargs)):
         reads.reach(type(part), type(part).__name__)
     first_use = earlier.first_use if earlier is not None else None
@@ -371,7 +371,7 @@ def _finish(
 
 def _is_constant(value: object, reads: Reads) -> bool:
     """Whether a value that is no tensor is the same at every call."""
-    return statics.freeze_argument(value) is not None and not reads.made_inside(value)
+    return statics.freeze_found(value) is not None and not reads.made_inside(value)
 
 
 def _left_in_arguments(stand_ins: StandIns, result: Any) -> tuple[Any, list[tuple[tuple[Part, Any, str], Any]]]:

@@ -47,7 +47,7 @@ def _flatten_with_keys(instance: Instance) -> tuple[list[Any], Any]:
 
 def _rebuild(children: Any, context: Any) -> Any:
     kind, names = context
-    made: Any = object.__new__(kind)
+    made: Any = kind.__new__(kind)
     made.__dict__.update(zip(names, children, strict=True))
     return made
 
@@ -58,7 +58,10 @@ pytree.register_pytree_node(Instance, _flatten, _rebuild, flatten_with_keys_fn=_
 def is_object(value: Any) -> bool:
     """Whether an object is its attributes and nothing more, by its class."""
     kind = type(value)
-    inherited = ("__getattribute__", "__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setattr__")
+    if kind is types.SimpleNamespace:
+        return True
+    inherited = ["__getattribute__", "__new__", "__reduce__", "__reduce_ex__", "__getstate__"]
+    inherited += [] if _is_frozen(kind) else ["__setattr__"]
     return (
         hasattr(value, "__dict__")
         and not isinstance(value, type)
@@ -69,6 +72,13 @@ def is_object(value: Any) -> bool:
         and not any(vars(base).get("__slots__") for base in kind.__mro__)
         and bool(kind.__flags__ & _HEAP)
     )
+
+
+def _is_frozen(kind: type) -> bool:
+    """Whether what assigns attributes is only what the decorator of frozen dataclasses has put there."""
+    owner = next(base for base in kind.__mro__ if "__setattr__" in vars(base))
+    parameters = vars(owner).get("__dataclass_params__")
+    return parameters is not None and parameters.frozen
 
 
 _HEAP = 1 << 9  # a class made by a `class` statement

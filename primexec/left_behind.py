@@ -69,7 +69,7 @@ def assigned(tracer: Tracer, shadows: Shadows, changes: list[CaptureError]) -> l
 def _check_stored(tracer: Tracer, value: Any, label: str) -> None:
     """Raise where a program cannot make a value again."""
     for leaf in _torch.flatten(value)[0]:
-        plain = statics.freeze_argument(leaf) is not None or tracer.output(leaf) is not None
+        plain = statics.freeze_found(leaf) is not None or tracer.output(leaf) is not None
         if _is_grad_leaf(leaf) if isinstance(leaf, Tensor) else not plain:
             raise side_effect(label, _variable_in(label), tracer.reads)
 

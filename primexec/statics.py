@@ -28,6 +28,11 @@ _BY_VALUE: frozenset[type] = frozenset(
 
 _TENSOR, _PARAMETER = "a tensor", "a parameter"
 _IDENTICAL: tuple[type, ...] = (torch.nn.Module, types.FunctionType, types.BuiltinFunctionType, type)
+_WORKED_WITH: tuple[type, ...] = (
+    torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler,
+    functools.partial, types.MethodDescriptorType, types.ModuleType,
+    type(torch.ops.aten.neg), type(torch.ops.aten.neg.default),
+)  # fmt: skip
 
 
 class Identity:
@@ -134,9 +139,16 @@ def _freeze_all(kind: type, values: Any) -> Any:
     return kind, frozenset(parts) if kind is frozenset else tuple(parts)
 
 
-def freeze_argument(value: object) -> Any:
+def freeze_found(value: object) -> Any:
     """As freeze_static, and modules, functions and classes by their identity."""
     return Identity(value) if isinstance(value, _IDENTICAL) else freeze_static(value)
+
+
+def freeze_argument(value: object) -> Any:
+    """As freeze_found, and what else a function may be given to work with, by its identity."""
+    if isinstance(value, types.MethodType):  # made anew wherever it is asked for
+        return types.MethodType, Identity(value.__self__), Identity(value.__func__)
+    return Identity(value) if isinstance(value, _WORKED_WITH) else freeze_found(value)
 
 
 def freeze(value: object) -> Any:
