@@ -315,8 +315,6 @@ def _finish(
     reached = tracer.reads.reached() if stand_ins.objects or parts_changed else {}
     stand_ins.check_apart(reached, [target for target, _ in parts_changed])
     differentiable = [node for node in outputs if node.op != "placeholder" and _needs_autograd(node.meta["val"])]
-    if differentiable and tracer.gradients.replaced():
-        raise CaptureError("the .data of a tensor is replaced, and a result requires grad", hint=COPY_HINT)
     changes += side_effects(tracer.reads)
     tracer.check_metadata(_GRAD_HINT)
     if differentiable:
@@ -325,6 +323,8 @@ def _finish(
     tracer.literals.check(outputs)
     tracer.entrances.before_backward([n.meta["val"] for n in differentiable])
     joint, extras, backward = _join(tracer, name, outputs, differentiable, save) if differentiable else (None, [], None)
+    if backward is not None and tracer.gradients.has_replaced({i.label for i in backward.inputs if i.kind == "saved"}):
+        raise CaptureError("the .data of a tensor is replaced that a backward pass needs", hint=COPY_HINT)
     tracer.number_inputs.check_kept()
     if differentiable and not changes:  # hooks and custom functions ran in a backward pass, which is none of a call
         for change in side_effects(tracer.reads):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from primexec import _torch, _torch_autograd, statics
+from primexec import _torch, _torch_autograd, effects, statics
 from primexec.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -134,6 +134,16 @@ class LeafGradients:
         """(input, tensor, label) of the leaves to which the function gave the memory of other tensors."""
         leaves = self._leaves.values()
         return [(leaf.node.name, leaf.data, f"{leaf.label}.data") for leaf in leaves if leaf.data is not None]
+
+    def has_replaced(self, saved: Container[str]) -> bool:
+        """Whether a leaf that requires grad got other memory, or one whose old or new memory is among what is saved."""
+        kept = {effects.storage_of(node) for node in self._tracer.graph.nodes if node.name in saved}
+        replaced = [leaf for leaf in self._leaves.values() if leaf.data is not None]
+        return any(
+            leaf.real.requires_grad
+            or not kept.isdisjoint(map(effects.storage_of, (leaf.node, self._tracer.node_of(leaf.data))))
+            for leaf in replaced
+        )
 
     def absent(self) -> list[str]:
         """The inputs whose `.grad` must be None for the program to be right."""

@@ -257,3 +257,50 @@ def test_data_is_refused_where_results_require_grad() -> None:
     with pytest.raises(CaptureError, match=r"the \.data of a tensor is replaced"):
         make_traced(fn)(torch.ones(2))
     assert torch.equal(layer.weight, before.weight)
+
+
+WEIGHT = nn.Parameter(torch.rand(3, 3))
+
+
+def before(w: Tensor) -> Tensor:
+    y = w * WEIGHT
+    w.data = w.data * 2
+    return y
+
+
+def after(w: Tensor) -> Tensor:
+    w.data = w.data * 2
+    return w * WEIGHT
+
+
+@pytest.mark.parametrize("run", [before, after])
+def test_data_that_is_replaced_is_refused_where_a_backward_pass_needs_it(run: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(CaptureError, match=r"the \.data of a tensor is replaced"):
+        make_traced(run)(torch.rand(3, 3))
+
+
+def test_weights_that_follow_others() -> None:
+    """As in MoCo: the averages are replaced in every step, and used where nothing is recorded."""
+
+    def made() -> tuple[nn.Module, nn.Module]:
+        torch.manual_seed(0)
+        return nn.Linear(4, 3), nn.Linear(4, 3).requires_grad_(False)
+
+    def run(model: nn.Module, follower: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for q, k in zip(model.parameters(), follower.parameters(), strict=True):
+                k.data = k.data * 0.9 + q.data * 0.1
+            keys = follower(x)
+        return (model(x) * keys).sum()
+
+    mine, expected, traced = made(), made(), make_traced(run)
+    for i in range(3):
+        x = torch.full((2, 4), i + 1.0)
+        for models, function in ((mine, traced), (expected, run)):
+            models[0].zero_grad()
+            function(*models, x).backward()
+        for ours, theirs in zip(mine, expected, strict=True):
+            for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+                torch.testing.assert_close(p, q)
+                torch.testing.assert_close(p.grad, q.grad)
+    assert traced.cache_info().traces == 1
