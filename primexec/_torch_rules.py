@@ -64,29 +64,44 @@ def _sizes() -> Any:
             self.ask, self.answers = ask, dict[Any, Any]()
 
         def evaluate_expr(self, expression: Any, *args: Any, **kwargs: Any) -> Any:
-            if expression not in self.answers:
+            differ = type(expression).__name__ == "Unequality"
+            asked = _in_order(expression) if differ or type(expression).__name__ == "Equality" else expression
+            if (answer := self.known(asked)) is None:
                 try:
                     return super().evaluate_expr(expression, *args, **kwargs)
                 except Exception as error:
-                    answer = self.answer(expression) if asks_unknown_size(error) else None
+                    answer = self.answer(asked) if asks_unknown_size(error) else None
                     if answer is None:
                         raise
-                self.answers[expression] = answer
-            return self.answers[expression]
+                self.answers[asked] = answer
+                if answer is True and asked.args[0].is_Integer and asked.args[1].is_Symbol:
+                    self.answers[asked.args[1]] = int(asked.args[0])
+            return answer is not differ if isinstance(answer, bool) else answer
+
+        def known(self, expression: Any) -> Any:
+            """The value of an expression that was asked for before, or whose sizes are known; None of any other."""
+            if expression in self.answers or not (symbols := expression.free_symbols):
+                return self.answers.get(expression)
+            return self.value(expression) if symbols <= self.answers.keys() else None
 
         def answer(self, expression: Any) -> Any:
-            """The value of an expression, from those of its sizes where nobody tells it, or these are known."""
-            symbols = expression.free_symbols
-            if not symbols <= self.answers.keys():
-                if (answer := self.ask(expression)) is not None:
-                    return answer
-                self.answers |= {s: v for s in symbols - self.answers.keys() if (v := self.ask(s)) is not None}
-                if not symbols <= self.answers.keys():
-                    return None
-            value = expression.subs({s: self.answers[s] for s in symbols})
+            """The value of an expression, from those of its sizes where nobody tells it."""
+            if (answer := self.ask(expression)) is not None:
+                return answer
+            symbols = expression.free_symbols - self.answers.keys()
+            self.answers |= {s: v for s in symbols if (v := self.ask(s)) is not None}
+            return self.known(expression)
+
+        def value(self, expression: Any) -> Any:
+            value = expression.subs({s: self.answers[s] for s in expression.free_symbols})
             return bool(value) if value.is_Boolean else int(value) if value.is_Integer else float(value)
 
     return Sizes
+
+
+def _in_order(expression: Any) -> Any:
+    """The equality of two sides, of which an equality or inequality tells."""
+    return private("torch.fx.experimental.symbolic_shapes.sympy.Eq")(*sorted(expression.args, key=str), evaluate=False)
 
 
 def unknown_size(mode: Any, largest: int | None = None) -> Any:

@@ -24,6 +24,8 @@ def fake_call(tracer: Tracer, op: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if pools and args[0].is_cpu and not args[0].is_floating_point():
         with _torch.modes_off():  # the kernel that C++ takes where it sees no fake tensors, and that has no such dtypes
             torch.max_pool1d(torch.zeros(1, 1, dtype=args[0].dtype), 1)
+    if tracer.fake_mode.shape_env is not None:
+        sizes.decide_ones(op, args)
     outer, tracer.running = tracer.running, op
     try:
         rule = _torch_rules.rules().get(op)

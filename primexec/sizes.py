@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from functools import partial, reduce
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,6 +72,34 @@ def _left_unknown(tracer: Tracer, formal: str, value: Any) -> Any:
         with tracer.recording():
             symbol.made.size = torch.ops.primexec.rows(numbers.as_tensor(tracer, symbol)).shape[0]
     return symbol.made.size
+
+
+def decide_ones(op: Any, args: tuple[Any, ...]) -> None:
+    """Let it be known which unknown sizes are 1, where dimensions vanish or are repeated that are."""
+    name = op._schema.name.partition("::")[2].rstrip("_")
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    if name == "squeeze":
+        dims = [args[1]] if len(args) > 1 and isinstance(args[1], int) else list(*args[1:]) or range(args[0].dim())
+        for size in [args[0].shape[d] for d in dims]:
+            bool(size == 1)
+    elif torch.Tag.pointwise in op.tags or name == "expand":
+        shapes = [t.shape for t in tensors] + ([args[1]] if name == "expand" else [])
+        for sizes in zip_longest(*map(reversed, shapes), fillvalue=1):
+            met = [size for size in sizes if type(size) is torch.SymInt or size not in (1, -1)]
+            if (
+                any(type(size) is torch.SymInt for size in met)
+                and len({_torch.expression(s) if isinstance(s, torch.SymInt) else s for s in met}) > 1
+            ):
+                _ask_whether_ones(met)
+
+
+def _ask_whether_ones(sizes: list[Any]) -> None:
+    try:
+        for size in sizes:
+            bool(size == 1)
+    except Exception as error:  # then they are taken for equal ones
+        if not _torch.asks_unknown_size(error):
+            raise
 
 
 def decided_for_formulas(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -217,3 +217,66 @@ def test_refusals_say_what_to_do() -> None:
     ):
         make_traced(differentiated)(torch.ones(3))
     assert weight.grad is None
+
+
+VALUES = [[1.0, -2, 3, 4], [-1.0, 2, -3, -4], [1.0, 2, 3, -4], [-1.0, -2, -3, -4], [2.0, -1, 3, -4]]
+
+# What becomes of sizes that are 1: dimensions vanish, and others take their place.
+ONES: dict[str, Any] = {
+    "squeeze": lambda x: (x > 0).nonzero().squeeze().ndim,
+    "squeeze a dimension": lambda x: x[x > 0].squeeze(0) * 2,
+    "squeeze dimensions": lambda x: (x[x > 0] * 2)[:, None].squeeze((0, 1)).exp().dim(),
+    "squeeze in place": lambda x: (x[x > 0] * 2).squeeze_().exp(),
+    "squeezed places": lambda x: x[(x > 0).nonzero().squeeze()] * 2,
+    "two sizes": lambda x: (x[x > 0] + x[x < 0]).sin(),
+    "their sum's size": lambda x: (x[x > 0] + x[x < 0]).shape[0],
+    "a known size": lambda x: (torch.arange(4.0) * x[x > 0]).sum(0),
+    "masked_select": lambda x: torch.masked_select(x, x > 0) * torch.arange(1.0, 5.0),
+    "expand": lambda x: x[x > 0].expand(4) * 2,
+    "outer": lambda x: (x[x > 0][:, None] * x[x < 0][None]).squeeze(),
+}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("name", ONES)
+def test_sizes_that_are_one(name: str, first: int, executor: Any) -> None:
+    fn = ONES[name]
+    traced = make_traced(fn, executor=executor)
+    for values in VALUES[first:] * 2:
+        results = []
+        for function in (traced, fn):
+            x = torch.tensor(values, requires_grad=True)
+            try:
+                out = function(x)
+            except RuntimeError as error:
+                results.append((torch.zeros(len(str(error))),))
+                continue
+            if not isinstance(out, Tensor):
+                results.append((torch.tensor(out),))
+                continue
+            out.sum().backward() if out.requires_grad else None
+            results.append((out, torch.tensor(0) if x.grad is None else x.grad))
+        alike(*results)
+
+
+def test_sizes_that_are_never_one_cost_one_trace() -> None:
+    traced = make_traced(lambda x: (x > 0).nonzero().squeeze())
+    for n in (3, 2, 4, 1, 0, 1):
+        x = torch.arange(6.0) - 6 + n + 0.5
+        assert torch.equal(traced(x), (x > 0).nonzero().squeeze())
+    assert traced.cache_info().traces == 2
+
+
+def test_adaptive_softmax() -> None:
+    torch.manual_seed(0)
+    loss = nn.AdaptiveLogSoftmaxWithLoss(64, 12, [4, 8])
+    traced = make_traced(loss)
+    for targets in ([1, 5, 9, 2, 6, 11], [0, 1, 2, 3, 7, 10], [0, 0, 0, 0, 0, 0], [1, 4, 5, 6, 7, 9]):
+        x, results = torch.randn(6, 64), []
+        for fn in (traced, loss):
+            loss.zero_grad()
+            out = fn(x, torch.tensor(targets))
+            out.loss.backward()
+            results.append((out.output, *(p.grad for p in loss.parameters() if p.grad is not None)))
+        alike(*results)
