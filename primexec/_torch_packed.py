@@ -1,7 +1,8 @@
 """Operators of packed sequences, which PyTorch runs as loops over lengths that C++ reads: here each is one operator.
 
-Its gradients are those of PyTorch's own operator, which runs again in backward. Like `_torch.py`, this file touches
-private names.
+Its gradients are those of PyTorch's own operator, whose graph is kept from forward to backward by the memory of one
+more result. In a second pass over the graph, and where that memory was copied, the operator runs again. Like
+`_torch.py`, this file touches private names.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils.rnn import PackedSequence
 
 from primexec._torch import pytree, storage_key
@@ -35,25 +37,26 @@ def stand_in(fn: Any, args: tuple[Any, ...]) -> Any:
 
 
 def _call(name: str, *args: Any) -> Any:
-    given = dict(zip((f.name for f in _whole(name)._schema.arguments), args, strict=False))
+    given = dict(zip((f.name for f in _whole(name)._schema.arguments[1:]), args, strict=False))
     draws = given.get("train") and given.get("dropout") and given["num_layers"] > 1
     state = rng_operators()[1].rng_state() if draws and torch.is_grad_enabled() else None
     leaves, tree = pytree.tree_flatten([*args, state])
     others = [_TENSOR if isinstance(v, Tensor) else v for v in leaves]
-    return _Whole.apply(  # type: ignore[no-untyped-call]
-        name, tree, others, *(v for v in leaves if isinstance(v, Tensor))
-    )
+    tensors = [v for v in leaves if isinstance(v, Tensor)]
+    wanted = [torch.is_grad_enabled() and t.requires_grad for t in tensors]
+    return _Whole.apply(name, tree, others, wanted, *tensors)  # type: ignore[no-untyped-call]
 
 
 class _Whole(torch.autograd.Function):
     """An operator that stands for many, as autograd sees it."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, tree: Any, others: list[Any], *tensors: Tensor) -> Any:
+    def forward(ctx: Any, name: str, tree: Any, others: list[Any], wanted: list[bool], *tensors: Tensor) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
         ctx.name, ctx.tree, ctx.others = name, tree, others
-        return _whole(name)(*_joined(tree, others, tensors))
+        *results, kept = _whole(name)(wanted, *_joined(tree, others, tensors))
+        ctx.save_for_backward(*tensors, kept)
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
@@ -62,10 +65,11 @@ class _Whole(torch.autograd.Function):
                 "a second derivative of an operator of packed sequences is asked for (create_graph=True)",
                 hint="keep this part outside of the traced function",
             )
-        wanted = ctx.needs_input_grad[3:]
-        args = _joined(ctx.tree, ctx.others, ctx.saved_tensors)
-        found = iter(_whole(f"{ctx.name}_gradients")(list(gradients), list(wanted), *args))
-        return None, None, None, *(next(found) if needed else None for needed in wanted)
+        wanted = ctx.needs_input_grad[4:]
+        *tensors, kept = ctx.saved_tensors
+        args = _joined(ctx.tree, ctx.others, tensors)
+        found = iter(_whole(f"{ctx.name}_gradients")(list(gradients), kept, list(wanted), *args))
+        return None, None, None, None, *(next(found) if needed else None for needed in wanted)
 
 
 def _joined(tree: Any, others: list[Any], tensors: Sequence[Tensor]) -> list[Any]:
@@ -105,11 +109,11 @@ def _operators() -> dict[Any, tuple[str, Any]]:
         name = f"whole_{_plain(op).strip('_')}"
         arguments, _, returns = str(op._schema).partition("(")[2].rpartition(") -> ")
         arguments = re.sub(r"\bint total_length", "SymInt total_length", arguments) + ", Tensor? state"
-        library.define(f"{name}({arguments}) -> {returns}")
+        library.define(f"{name}(bool[] wanted, {arguments}) -> {returns.rstrip(')')}, Tensor kept)")
         library.impl(name, partial(_run, op), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"primexec::{name}", rule, lib=library)
+        torch.library.register_fake(f"primexec::{name}", partial(_results, rule), lib=library)
         name_of_gradients = f"{name}_gradients"
-        library.define(f"{name_of_gradients}(Tensor?[] gradients, bool[] wanted, {arguments}) -> Tensor[]")
+        library.define(f"{name_of_gradients}(Tensor?[] gradients, Tensor kept, bool[] wanted, {arguments}) -> Tensor[]")
         library.impl(name_of_gradients, partial(_run_gradients, op), "CompositeExplicitAutograd")
         torch.library.register_fake(f"primexec::{name_of_gradients}", _gradients, lib=library)
         found[fn] = name, op
@@ -120,30 +124,55 @@ def _operators() -> dict[Any, tuple[str, Any]]:
 _LIBRARIES: list[Any] = []  # their operators live as long as they do
 
 
-def _run(op: Any, *args: Any) -> Any:
-    return op(*args[:-1])
+def _run(op: Any, wanted: Sequence[bool], *args: Any) -> tuple[Tensor, ...]:
+    kept = torch.empty(1, dtype=torch.uint8, device="cpu")
+    if not any(wanted):
+        return (*op(*args[:-1]), kept)
+    ends, leaves, results = _with_graph(op, wanted, args)
+    kept.untyped_storage().graph = ends, leaves  # type: ignore[attr-defined]
+    return (*(r.detach() for r in results), kept)
 
 
-def _run_gradients(op: Any, gradients: Sequence[Tensor | None], wanted: Sequence[bool], *args: Any) -> list[Tensor]:
-    *given, state = args
-    leaves, tree = pytree.tree_flatten(given)
-    needed = iter(wanted)
-    leaves = [v.detach().requires_grad_(next(needed)) if isinstance(v, Tensor) else v for v in leaves]
-    inputs = [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]
+def _with_graph(op: Any, wanted: Sequence[bool], args: Sequence[Any]) -> tuple[list[Any], list[Tensor], Any]:
+    """What an operator gives under autograd, after the ends of its graph at the results and its leaves."""
+    leaves: list[Tensor] = []
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            leaves.append(value.detach().requires_grad_(wanted[len(leaves)]))
+            return leaves[-1]
+        return [leaf(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    given = [leaf(v) for v in args]
     with with_autograd():
+        results = op(*given[:-1])
+    return [get_gradient_edge(r) if r.requires_grad else None for r in results], leaves, results
+
+
+def _run_gradients(
+    op: Any, gradients: Sequence[Tensor | None], kept: Tensor, wanted: Sequence[bool], *args: Any
+) -> list[Tensor]:
+    state, graph = args[-1], vars(kept.untyped_storage()).pop("graph", None)  # its nodes free what they kept
+    if graph is None:
         with torch.random.fork_rng(devices=(), enabled=state is not None):
             if state is not None:
                 torch.default_generator.set_state(state)
-            results = op(*pytree.tree_unflatten(leaves, tree))
-        pairs = [(r, g) for r, g in zip(results, gradients, strict=True) if g is not None]
-        found = torch.autograd.grad([r for r, _ in pairs], inputs, [g for _, g in pairs])
+            graph = _with_graph(op, wanted, args)[:2]
+    ends, leaves = graph
+    pairs = [(end, g) for end, g in zip(ends, gradients, strict=True) if g is not None]
+    inputs = [t for t, needed in zip(leaves, wanted, strict=True) if needed]
+    found = torch.autograd.grad([end for end, _ in pairs], inputs, [g for _, g in pairs])
     return [g.clone(memory_format=torch.contiguous_format) for g in found]
 
 
 # Results on fake tensors --------------------------------------------------------------------------------
 
 
-def _gradients(gradients: Any, wanted: Sequence[bool], *args: Any) -> list[Tensor]:
+def _results(rule: Callable[..., Any], wanted: Sequence[bool], *args: Any) -> tuple[Tensor, ...]:
+    return (*rule(*args), torch.empty(1, dtype=torch.uint8, device="cpu"))
+
+
+def _gradients(gradients: Any, kept: Tensor, wanted: Sequence[bool], *args: Any) -> list[Tensor]:
     tensors = [v for v in pytree.tree_leaves(args) if isinstance(v, Tensor)]
     return [t.new_empty(t.shape) for t, needed in zip(tensors, wanted, strict=True) if needed]
 

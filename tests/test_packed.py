@@ -1,6 +1,8 @@
 """Packed sequences: recurrent layers over sequences of different lengths, which only the values of tensors tell."""
 
 import copy
+import gc
+import re
 from typing import Any
 
 import pytest
@@ -167,3 +169,46 @@ def test_second_derivatives_are_refused() -> None:
 
     with pytest.raises(CaptureError, match="a second derivative"):
         make_traced(fn)(torch.randn(5, 2, 4, requires_grad=True), torch.tensor([5, 2]))
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_layer_runs_again_for_a_second_pass_only(layer: Any, copies: bool) -> None:
+    model = Classifier(layer, num_layers=2, dropout=0.5)
+    tokens, lengths = torch.randint(0, 10, (3, 7)), torch.tensor([3, 7, 5])
+    results = []
+    for run in (make_traced(model, executor="aten"), model):
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(Tensor.clone if copies else Tensor.detach, lambda t: t):
+            loss = run(tokens, lengths)[0].square().sum()
+        gradients, forward = [], []
+        for wanted in ([model.layer.weight_hh_l0], list(model.parameters())):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+                gradients += torch.autograd.grad(loss, wanted, retain_graph=True)
+            forward.append(any(re.fullmatch("aten::(tanh|sigmoid)_?", e.key) for e in profiler.key_averages()))
+        assert forward == ([False, False] if run is model else [copies, True])
+        results.append([*gradients, torch.rand(1)])
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_memory_of_the_graph_goes_with_the_pass() -> None:
+    model, found = nn.LSTM(4, 5), []
+
+    def fn(x: Tensor, lengths: Tensor) -> Tensor:
+        return model(pack_padded_sequence(x, lengths))[0].data
+
+    traced = make_traced(fn, executor="aten")
+    for last in ("backward", "deleted"):
+        out = traced(torch.randn(6, 2, 4), torch.tensor([6, 3]))
+        found.append(_live_graphs())
+        if last == "backward":
+            out.sum().backward()
+        else:
+            del out
+        found.append(_live_graphs())
+    assert found == [1, 0, 1, 0]
+
+
+def _live_graphs() -> int:
+    return sum("graph" in vars(o) for o in gc.get_objects() if type(o) is torch.UntypedStorage)
