@@ -236,3 +236,29 @@ def test_strided_writes(strides: tuple[int, int], offset: int) -> None:
 
     x, part = data(6, 20), data(2, 3, seed=1)
     assert torch.equal(primexec.make_traced(fn)(x, part, executor=BOTH), fn(x, part))
+
+
+# Places that are numbers, of no dimension.
+AT = torch.tensor(2)
+NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rows": lambda x, s: (x * 2).index_select(0, AT),
+    "elements": lambda x, s: (x[:, 0] * 2).index_select(0, AT),
+    "added rows": lambda x, s: (x * 2).index_add(0, AT, s),
+    "added elements": lambda x, s: (x[:, 0] * 2).index_add(0, AT, s[0, :1]),
+    "copied rows": lambda x, s: (x * 2).index_copy(0, AT, s),
+    "filled rows": lambda x, s: (x * 2).index_fill(0, AT, 3.0),
+    "gathered": lambda x, s: (x[:, 0] * 2).gather(0, AT),
+    "scattered": lambda x, s: (x[:, 0] * 2).scatter_add(0, AT, s[0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_places_that_are_numbers(name: str) -> None:
+    fn, found = NUMBERS[name], []
+    for function in (primexec.make_traced(lambda x, s: fn(x, s).exp()), lambda x, s: fn(x, s).exp()):
+        x, s = torch.linspace(-1, 1, 12).reshape(4, 3).requires_grad_(), torch.ones(1, 3, requires_grad=True)
+        out = function(x, s)
+        out.sum().backward()
+        found.append((out, x.grad, torch.zeros(1, 3) if s.grad is None else s.grad))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)

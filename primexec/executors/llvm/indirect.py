@@ -142,6 +142,8 @@ def why_not(node: fx.Node, name: str) -> str:
     if any(p.meta["val"].dtype not in _INDICES for p in places.values()):
         return "an index is neither int64 nor int32"
     result: Tensor = node.meta["val"]
+    if name == "gather" and result.dim() != len(shape):
+        return "the index is a number"
     if any(shape[d] == 0 for d in places) and (result.numel() or name != "gather"):
         return "it indexes a dimension of size 0"
     return ""

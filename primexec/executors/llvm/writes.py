@@ -115,8 +115,9 @@ def _index_put(node: fx.Node) -> Write:
     assert at is not None
     source: Any = node.args[2]
     have = source.meta["val"].shape
-    source_at = tuple(maps.constant(0, len(shape)) if n == 1 else t
-                      for n, t in zip(have, own[len(shape) - len(have) :], strict=True))  # fmt: skip
+    once = maps.constant(0, len(shape))
+    own = (once,) * (len(have) - len(shape)) + own[max(0, len(shape) - len(have)) :]  # leading sizes are 1
+    source_at = tuple(once if n == 1 else t for n, t in zip(have, own, strict=True))
     accumulate = node.args[3] if len(node.args) > 3 else node.kwargs.get("accumulate", False)
     return Write(shape, at, source, source_at, "add" if accumulate else "")
 
@@ -132,6 +133,8 @@ def why_not(node: fx.Node, name: str) -> str:
     whole, _, index = node.args[:3]
     if not whole.meta["val"].dim():  # type: ignore[union-attr]
         return "it writes to a number"
+    if any(isinstance(n, fx.Node) and n.meta["val"].dim() != whole.meta["val"].dim() for n in node.args[2:4]):  # type: ignore[union-attr]
+        return "the index, or what is written, is a number"
     if index.meta["val"].dtype not in (torch.int64, torch.int32):  # type: ignore[union-attr]
         return "the index is neither int64 nor int32"
     if name == "scatter_reduce":
