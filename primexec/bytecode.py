@@ -19,10 +19,14 @@ from torch.utils.checkpoint import CheckpointFunction
 from primexec import _torch
 from primexec.errors import SourceLine
 from primexec.lookups import ASKING, FORMATTERS, fields_of
+from primexec.opcodes import VARIABLE, line_of
+from primexec.opcodes import instructions as instructions_of
 from primexec.origins import is_installed, is_layer, is_library
 
 _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "IMPORT_FROM"})
-_GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME"})
+_GLOBAL = frozenset(
+    {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "STORE_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+)
 _GETTERS = frozenset({"attrgetter", "methodcaller"})
 _UNSEEN = _GETTERS | {
     "vars",
@@ -74,7 +78,6 @@ _NEAR = 12  # instructions between a variable and what changes its contents
 _TYPE_ERRORS = frozenset({"TypeError", "Exception", "BaseException"})
 _SYMBOLIC = {"SymInt": "int", "SymFloat": "float"}
 _WRAPPERS = frozenset({"wrapper", "_use_grad", "_fn"})  # around an optimizer's `step`, and what Dynamo leaves alone
-_VARIABLE = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF"})
 _COMPARISONS = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"})
 
 
@@ -198,9 +201,9 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
     typed_at: set[int] = set()
     floats: set[int] = set()
     line = code.co_firstlineno
-    instructions = list(dis.get_instructions(code))
+    instructions = instructions_of(code)
     for i, instruction in enumerate(instructions):
-        line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
+        line = line_of(instruction, line)
         if isinstance(instruction.argval, str):
             topic = _SUSPECT_NAMES.get(instruction.argval)
             if is_installed(file):
@@ -227,7 +230,7 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
                 floats.add(instruction.offset)
             if instruction.argval == "type":
                 of, call = [x for x in instructions[i + 1 : i + 4] if x.opname != "PRECALL"][:2]
-                if of.opname in _VARIABLE and (call.opname, call.arg) == ("CALL", 1):
+                if of.opname in VARIABLE and (call.opname, call.arg) == ("CALL", 1):
                     typed.add(of.argval)
                 else:
                     typed_at.add(line)
@@ -270,7 +273,7 @@ def _names_of(code: types.CodeType, file: str) -> CodeNames | None:
 
 def loaded_by(code: types.CodeType) -> set[str]:
     """The names of attributes that code asks for."""
-    return {x.argval for x in dis.get_instructions(code) if x.opname in _ATTRIBUTE and x.opname != "STORE_ATTR"}
+    return {x.argval for x in instructions_of(code) if x.opname in _ATTRIBUTE and x.opname != "STORE_ATTR"}
 
 
 def keys_compared(frame: types.FrameType) -> list[Any] | None:
@@ -278,7 +281,7 @@ def keys_compared(frame: types.FrameType) -> list[Any] | None:
 
     None where it stands at another one, or it cannot be told what the container is, or its keys are not a few numbers.
     """
-    instructions = list(dis.get_instructions(frame.f_code))
+    instructions = instructions_of(frame.f_code)
     i = next((i for i, x in enumerate(instructions) if x.offset == frame.f_lasti), 0)
     first = i - 1
     while instructions[first].opname == "LOAD_ATTR":
@@ -289,7 +292,7 @@ def keys_compared(frame: types.FrameType) -> list[Any] | None:
     opname, name = instructions[first].opname, instructions[first].argval
     if opname == "LOAD_CONST":
         found = name
-    elif opname in ("LOAD_FAST", "LOAD_DEREF"):
+    elif opname in VARIABLE:
         found = frame.f_locals.get(name)
     else:
         found = frame.f_globals.get(name) if opname == "LOAD_GLOBAL" else None
@@ -348,9 +351,9 @@ def stores_attribute(codes: Iterator[types.CodeType], name: str, key: str) -> So
         if names_of(code) is None:
             continue
         line, loaded = code.co_firstlineno, -9
-        instructions = list(dis.get_instructions(code))
+        instructions = instructions_of(code)
         for i, instruction in enumerate(instructions):
-            line = instruction.starts_line if isinstance(instruction.starts_line, int) else line
+            line = line_of(instruction, line)
             if instruction.argval == name and instruction.opname.startswith("LOAD_"):
                 loaded = i
             stores = instruction.argval == name and instruction.opname.startswith(("STORE_", "DELETE_"))

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from primexec.opcodes import VARIABLE, instructions
+
 _LIBRARY = torch.library.Library("primexec", "FRAGMENT")
 _LIBRARY.define("check(Tensor value, bool fails, str kind, str[] arguments) -> ()")
 _FORMATTED = (str, int, float, type(None), torch.dtype, torch.device, torch.Size)
@@ -31,7 +33,6 @@ _EXPRESSIONS = frozenset(
 )  # fmt: skip
 _UNKNOWN, _LEFT_OUT = object(), "..."
 _BUILT_IN = frozenset(c for c in vars(builtins).values() if isinstance(c, type) and issubclass(c, Exception))
-_LOAD_LOCAL = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_DEREF"})
 
 
 def check(value: Tensor, fails: bool, kind: str, arguments: list[str]) -> None:
@@ -110,9 +111,7 @@ def value_check(frame: types.FrameType, outermost: types.CodeType) -> ValueCheck
     return ValueCheck(*raising[0]) if len(raising) == 1 and not _may_be_caught(frame, outermost) else None
 
 
-@functools.lru_cache(maxsize=256)
-def _instructions(code: types.CodeType) -> list[dis.Instruction]:
-    return list(dis.get_instructions(code))
+_instructions = functools.lru_cache(maxsize=256)(instructions)
 
 
 def _raised(frame: types.FrameType, code: list[dis.Instruction]) -> tuple[str, list[str]] | None:
@@ -122,14 +121,14 @@ def _raised(frame: types.FrameType, code: list[dis.Instruction]) -> tuple[str, l
         match x.opname, x.argval:
             case name, _ if name in _NO_EFFECT:
                 pass
-            case "LOAD_ASSERTION_ERROR" | "LOAD_COMMON_CONSTANT", _:
+            case ("LOAD_ASSERTION_ERROR", _) | ("LOAD_COMMON_CONSTANT", 0):
                 stack.append(AssertionError)
             case "LOAD_GLOBAL", name:
                 found = frame.f_globals.get(name, frame.f_builtins.get(name))
                 stack += [found] * dis.stack_effect(x.opcode, x.arg)  # twice where it is called
             case "LOAD_CONST", value:
                 stack.append(value)
-            case name, variable if name in _LOAD_LOCAL and variable in frame.f_locals:
+            case name, variable if name in VARIABLE and variable in frame.f_locals:
                 stack.append(frame.f_locals[variable])
             case "LOAD_ATTR", name if name in _METADATA and isinstance(stack[-1], Tensor):
                 stack.append(getattr(stack.pop(), name))

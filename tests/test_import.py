@@ -59,7 +59,7 @@ LAYERS = (
     "decided_first", "number_inputs", "functions", "numbers",
     "rehearsal", "decisions", "draws", "conditions", "effects", "shadow", "references", "reads", "reaching",
     "record", "cached_calls", "imports", "namespaces", "contents", "bytecode", "appended", "lookups", "stand_ins",
-    "origins", "value_checks", "statics", "program", "config",
+    "origins", "value_checks", "statics", "program", "opcodes", "config",
     "_torch_packed", "_torch_capture", "_torch_formulas", "_torch_fake", "_torch_flag", "_torch_rules",
     "_torch_autograd", "_torch_dynamo", "_torch", "errors", "progress",
 )  # fmt: skip
