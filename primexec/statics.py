@@ -146,9 +146,11 @@ def freeze_found(value: object) -> Any:
 
 def freeze_argument(value: object) -> Any:
     """As freeze_found, and what else a function may be given to work with, by its identity."""
+    if (found := freeze_found(value)) is not None:
+        return found
     if isinstance(value, types.MethodType):  # made anew wherever it is asked for
         return types.MethodType, Identity(value.__self__), Identity(value.__func__)
-    return Identity(value) if isinstance(value, _WORKED_WITH) else freeze_found(value)
+    return Identity(value) if isinstance(value, _WORKED_WITH) else None
 
 
 def freeze(value: object) -> Any:
