@@ -106,6 +106,8 @@ class Calls(_torch.TorchFunctionMode):
             sys.settrace(watching)
             out = self._run(fn, args, kwargs) if replaced is None else replaced()
             sys.settrace(None)
+            if fn is torch.nn.functional.scaled_dot_product_attention:
+                _require_fitting_mask(*args, **kwargs)
             for holds, message in assertions(fn, args, kwargs):
                 torch._assert_async(holds, message)
         except CaptureError:
@@ -294,6 +296,24 @@ def _set_data() -> Any:
 def _gradient_accessors() -> frozenset[Any]:
     grad: Any = Tensor.grad
     return frozenset({grad.__get__, grad.__set__, grad.__delete__})
+
+
+def _require_fitting_mask(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *_: Any,
+    enable_gqa: bool = False,
+    **__: Any,
+) -> None:
+    """Eager mode adds the mask in place, which refuses one larger than the scores; PyTorch's fake tensors do not."""
+    if attn_mask is not None:
+        heads = (1,) if enable_gqa else key.shape[-3:-2]
+        batch = torch.broadcast_shapes(query.shape[:-2], (*key.shape[:-3], *heads))
+        scores = torch.Size((*batch, query.shape[-2], key.shape[-2]))
+        if (both := torch.broadcast_shapes(scores, attn_mask.shape)) != scores:
+            raise RuntimeError(f"output with shape {list(scores)} doesn't match the broadcast shape {list(both)}")
 
 
 @cache

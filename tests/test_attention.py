@@ -109,3 +109,22 @@ def test_gradients(rows: int) -> None:
     got = torch.autograd.grad((traced(*args) * weights).sum(), args)
     expected = torch.autograd.grad((_attend(*args) * weights).sum(), args)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("executor", ["aten", "llvm"])
+@pytest.mark.parametrize("mask", [(3, 16), (0, 16), (5, 1, 1, 16), (1, 1, 2, 1, 16)], ids=str)
+def test_a_mask_larger_than_the_scores_is_refused_as_by_eager(mask: tuple[int, ...], executor: str) -> None:
+    args = [data(1, 2, 1, 4), data(1, 2, 16, 4), data(1, 2, 16, 4), torch.zeros(mask)]
+    for fn in (F.scaled_dot_product_attention, primexec.make_traced(F.scaled_dot_product_attention, executor=executor)):
+        with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+            fn(*args)
+
+
+@pytest.mark.parametrize("rows", [None, 3, 1], ids=["vector", "matrix", "row"])
+@pytest.mark.parametrize("batch", [(), (2,), (5, 2)], ids=str)
+def test_masks_of_scores_whose_batches_are_broadcast(batch: tuple[int, ...], rows: int | None) -> None:
+    """A key of a larger batch than the query's makes the scores as large."""
+    mask = data(16) if rows is None else data(*batch, rows, 16)
+    args = [data(2, 3, 4), data(*batch, 16, 4), data(*batch, 16, 4), mask]
+    got = primexec.make_traced(F.scaled_dot_product_attention)(*args)
+    torch.testing.assert_close(got, _exact(F.scaled_dot_product_attention, *args).float())
