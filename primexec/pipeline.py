@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from primexec import effects, passes
 from primexec._torch_capture import collector_paused
@@ -52,8 +53,8 @@ def compile_program(
         functional = program = passes.run_functional(
             exact, strict=allowed is not None, again=registry.saving(options, executors) == "less"
         )
-    if any(getattr(e, "any_layout", False) for e in executors):
-        program = passes.run_layouts(functional, frozen)
+    if flexible := [e for e in executors if getattr(e, "any_layout", False)]:
+        program = passes.run_layouts(functional, frozen, lambda node: any(_runs(e, node) for e in flexible))
     program = passes.run_instead(program, [e.instead for e in executors if hasattr(e, "instead")])
     verify_captured(program)
     plan = partition(program, executors, allowed=allowed, inference=inference)
@@ -66,6 +67,11 @@ def compile_program(
     executable = compile_plan(plan, {e.name: e for e in executors}, options.for_executors(), boxed=boxed)
     views = _new_views(exact, plan.program)
     return replace(executable, run=without_views(executable.run, views)) if views else executable
+
+
+def _runs(executor: Executor, node: fx.Node) -> bool:
+    leaves: Any = getattr(executor, "leaves", None)
+    return bool(executor.supports(node)) and not (leaves and leaves(node))
 
 
 def _new_views(exact: Program, program: Program) -> list[int]:

@@ -217,7 +217,7 @@ def _expand(node: fx.Node, function: Callable[..., Any] | None = None) -> Expans
             own |= {_torch.storage_key(t) for t in finished if isinstance(t, Tensor) and fresh}
         return finished
 
-    return record(run, [n.meta["val"] for n in inputs])
+    return record(run, [n.meta["val"] for n in inputs], by_strides=function is not None)
 
 
 def _finish(got: Any, like: Tensor, taken: set[int]) -> Tensor:
@@ -242,10 +242,14 @@ def _is_dense(t: Tensor) -> bool:
     return True
 
 
-def record(run: Callable[..., list[Any]], inputs: list[Tensor]) -> Expansion | str:
-    """The prims that `run` computes its list of results with, on fake tensors like the inputs; or why not."""
+def record(run: Callable[..., list[Any]], inputs: list[Tensor], by_strides: bool = False) -> Expansion | str:
+    """The prims that `run` computes its list of results with, on fake tensors like the inputs; or why not.
+
+    Args:
+        by_strides: whether it may read the inputs' elements by their strides.
+    """
     mode = _mode()
-    recorder = _Recorder()
+    recorder = _Recorder(by_strides)
     try:
         with _torch.quiet_modes(), mode, torch.no_grad():
             tensors = [_like(t) for t in inputs]
@@ -293,8 +297,9 @@ def _like(t: Tensor) -> Tensor:
 class _Recorder(_torch.TorchDispatchMode):  # type: ignore[misc]
     """Records prims, and takes every other operator apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_strides: bool) -> None:
         super().__init__()
+        self.by_strides = by_strides
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.alive: list[object] = []
@@ -335,7 +340,8 @@ class _Recorder(_torch.TorchDispatchMode):  # type: ignore[misc]
     def record(self, op: Any, args: Any, kwargs: Any) -> Any:
         if effects_of := [t for t in _written(op, args, kwargs) if _torch.storage_key(t) in self.inputs]:
             raise NoExpansionError(f"its decomposition changes {len(effects_of)} of its arguments")
-        if str(op) == "aten.as_strided.default" and _torch.storage_key(args[0]) in self.inputs:
+        strided = str(op) == "aten.as_strided.default" and not self.by_strides
+        if strided and _torch.storage_key(args[0]) in self.inputs:
             raise NoExpansionError("its decomposition reads the memory of an argument by strides")
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self.node_of, (list(args), kwargs))
         out = _torch_fake.run(op, args, kwargs)

@@ -59,16 +59,19 @@ def run_functional(program: Program, *, strict: bool = False, again: bool = Fals
     return _run(passes, program, verify_captured)
 
 
-def run_layouts(program: Program, frozen: Mapping[str, Tensor] | None = None) -> Program:
+def run_layouts(
+    program: Program, frozen: Mapping[str, Tensor] | None = None, runs: Callable[[fx.Node], bool] = lambda node: False
+) -> Program:
     """Run what chooses layouts, and what ATen's kernels are given, on what `run_functional` left; its graph stays.
 
     Args:
         frozen: what the inputs hold that are promised not to change, by name; None where nothing is promised.
+        runs: whether an executor runs an operator on memory of any layout.
     """
     if frozen is None:
         return _run((ChannelsLast(), PoolsChannelsLast(), ShareKeys()), program, verify_captured)
     layouts = ChannelsLast(frozenset(frozen)), PoolsChannelsLast()
-    return _run((FoldNorms(frozen), *layouts, ShareKeys(), PackWeights(frozen)), program, verify_captured)
+    return _run((FoldNorms(frozen), *layouts, ShareKeys(), PackWeights(frozen, runs)), program, verify_captured)
 
 
 def run_instead(program: Program, finds: Sequence[Callable[[fx.Node], Call | None]]) -> Program:

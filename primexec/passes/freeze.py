@@ -6,7 +6,7 @@ are compared at every call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,9 +58,11 @@ class PackWeights:
 
     Attributes:
         values: what the program's frozen inputs hold, by name.
+        runs: whether an executor that does not pack weights runs a convolution.
     """
 
     values: Mapping[str, Tensor]
+    runs: Callable[[fx.Node], bool]
 
     def __call__(self, program: Program) -> Program:
         operators = _torch.packed_convolution()
@@ -72,6 +74,8 @@ class PackWeights:
         for node in program.graph_module.graph.find_nodes(op="call_function", target=_CONVOLUTION):
             x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
             if transposed or not frozen.knows(weight) or not _is_channels_last(x) or not _is_channels_last(node):
+                continue
+            if self.runs(node):
                 continue
             size = list(x.meta["val"].shape)
             with _torch.quiet_modes(), torch.no_grad():

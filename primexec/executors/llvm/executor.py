@@ -47,6 +47,7 @@ from primexec.executors.llvm.ir import Kernel
 from primexec.executors.llvm.layout import GRAIN, Layout, plan
 from primexec.executors.llvm.ordered import OrderedWriter
 from primexec.executors.llvm.schedule import Buffer, Schedule
+from primexec.executors.llvm.stencils import StencilWriter
 from primexec.executors.llvm.target import Target, host
 from primexec.executors.llvm.tiles import TileWriter
 from primexec.passes.instead import Call
@@ -310,6 +311,8 @@ def _writer(kernel: Kernel, layout: Layout) -> type[KernelWriter]:
         return OrderedWriter
     if contraction(kernel):
         return matmul.ProductWriter
+    if layout.terms:
+        return StencilWriter
     return ColumnWriter if layout.columns else TileWriter if layout.across else KernelWriter
 
 

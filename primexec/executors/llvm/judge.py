@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from primexec.executors.base import YES, Support, no
-from primexec.executors.llvm import indirect, own, piecewise, products, writes
+from primexec.executors.llvm import indirect, maps, own, piecewise, products, writes
 from primexec.executors.llvm.indirect import INDIRECT
 from primexec.executors.llvm.instructions import (
     COPIES,
@@ -92,12 +92,10 @@ def _judge_own(node: fx.Node) -> Support:
 
 
 def _judge_as_strided(node: fx.Node) -> Support:
-    """Where it is a view of contiguous memory in another shape."""
-    source: Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
-    result: Tensor = node.meta["val"]
-    same = source.numel() == result.numel() and source.storage_offset() == result.storage_offset()
-    contiguous = source.is_contiguous() and result.is_contiguous()
-    return YES if same and contiguous else no("it is no view of contiguous memory in another shape")
+    """Where steps in the result are steps along the dimensions of what it is a view of."""
+    t = node.meta["val"]
+    there = VIEWS["as_strided"](node, node.args[0].meta["val"].shape, maps.identity(tuple(t.shape)), t.dim())  # type: ignore[union-attr]
+    return YES if there is not None else no("its steps are no steps along dimensions")
 
 
 def unfit(t: Any) -> str:

@@ -6,10 +6,13 @@ import math
 import os
 from dataclasses import dataclass, replace
 
+import torch
+
 from primexec.executors.llvm import costs
 from primexec.executors.llvm.contraction import Contraction, blocks, contraction
 from primexec.executors.llvm.instructions import DEAR
 from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Op, Reduce, Within, roots_of, walk
+from primexec.executors.llvm.stencil import Stencil, stencil
 from primexec.executors.llvm.target import Target
 
 WIDE = 8  # bytes from which on vectors hold as few elements as float64
@@ -22,6 +25,7 @@ SPLIT_POINTS = 2 * GRAIN  # domains of fewer are not cut along reduced axes
 WORKSPACE = 1 << 18  # bytes of partial results
 HOISTED = 8  # operations that are saved at each point, from which on loops walk rows inside of blocks of columns
 HOISTED_BYTES = 1 << 14  # of what the rows of such a block share
+STENCIL_ROWS = 4  # whose vectors are summed up side by side
 FEW_ROWS = 4  # of such a block that are worth a thread
 PROCESSORS = os.cpu_count() or 1
 
@@ -49,6 +53,7 @@ class Layout:
         flat: whether the units are blocks of `width` elements of the only axis.
         lanes: elements of a vector.
         across: an axis that joins the lane's: units are squares of the two.
+        terms: how many of the last inner loops are walked for each vector, whose sums stay in registers.
         pieces: into how many parts of `chunk` steps the outermost inner loop is cut: units of their own, whose partial
             results are joined.
     """
@@ -63,6 +68,7 @@ class Layout:
     pieces: int = 1
     chunk: int = 0
     across: Axis | None = None
+    terms: int = 0
 
     @property
     def blocks(self) -> int:
@@ -114,6 +120,8 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     loads = strides[len(kernel.stores) :] or strides
     kept = _joined(kernel, [a for a in alive if not kernel.reduced[a]], strides[0], strides)
     reduced = _joined(kernel, [a for a in alive if kernel.reduced[a]], loads[0], strides)
+    if kept and (found := stencil(kernel)):
+        return _of_stencil(kernel, found, kept, reduced, target)
     narrow = NARROW if reducing else NARROW // 2
     # What does not move along a reduced axis is read or written once a result.
     memory = [s for *_, s in dict.fromkeys((a.buffer, a.offset, a.strides) for a in accesses(kernel))]
@@ -153,6 +161,26 @@ def _of_product(kernel: Kernel, product: Contraction, target: Target) -> Layout:
     sizes = blocks(target, [axes[a] for a in batch], axes[rows], axes[columns], axes[inner])
     loops = Axis(sizes.rows, rows), Axis(axes[inner], inner), Axis(sizes.columns, columns)
     return Layout((Axis(sizes.units, rows),), loops, loops[-1], False, False, target.lanes("f32"))
+
+
+def _of_stencil(kernel: Kernel, found: Stencil, kept: list[Axis], reduced: list[Axis], target: Target) -> Layout:
+    """Units are rows, of one plane perhaps; vectors of several rows share the weights, where these are the same."""
+    strides = strides_of(kernel)
+    lane = max(kept, key=lambda a: _score(a, strides, 1))
+    others = [a for a in kept if a is not lane]
+
+    def alike(a: Axis) -> tuple[bool, int]:
+        return all(not w.access.strides[a.axis] for w in found.weights), -abs(strides[0][a.axis])
+
+    rows = max(others, key=alike, default=None)
+    lanes = 2 * target.lanes("f64" if found.total.dtype is torch.float64 else "f32")
+    lanes = min(lanes, 1 << lane.size.bit_length() - 1)
+    outer = tuple(a for a in others if a is not rows)
+    loops = (lane,) if rows is None else (rows, lane)
+    layout = Layout(outer, (*loops, *reduced), lane, False, False, lanes, terms=len(reduced))
+    step = lanes if rows is None else STENCIL_ROWS
+    chunk = -(-loops[0].size // max(1, layout.unit_size // GRAIN) // step) * step
+    return replace(layout, pieces=-(-loops[0].size // chunk), chunk=chunk)
 
 
 def _rows(kernel: Kernel, lane: Axis, outer: tuple[Axis, ...]) -> Axis | None:

@@ -14,6 +14,10 @@ from torch import Tensor, fx
 from primexec.executors.llvm.measured import widened
 
 FEW_CHANNELS = 4
+CHANNELS = 8  # in a block of PyTorch's
+FEW_PAIRS = 16  # of channels, of which one makes the other
+FEW_TERMS = 9
+SMALL = 16  # images of fewer rows and columns
 LARGE = 1 << 14
 MANY_SCORES = 1 << 16  # of a head; PyTorch's kernel never has all of them in memory
 MANY_WIDENED = 1 << 21  # in 16 bits without instructions for them, where its backward pass takes 3 to 5 times as long
@@ -63,6 +67,18 @@ def _of_many_scores(node: fx.Node) -> bool:
     return bool(query.shape[-2] * key.shape[-2] >= most)
 
 
+def _of_filled_blocks(node: fx.Node) -> bool:
+    """Whether PyTorch's blocks of channels, which it computes side by side, are full."""
+    image, weight = _first(node), node.args[1].meta["val"]  # type: ignore[union-attr]
+    groups: Any = node.args[8]
+    given, made, terms = weight.shape[1], weight.shape[0] // groups, weight[0].numel()
+    if given * made > 1 or groups % CHANNELS or image.dim() != 4:
+        return bool(given > 1 and given * made > FEW_PAIRS)
+    if image.stride(1) != 1 and max(node.args[3]) > 1:  # type: ignore[type-var, arg-type]
+        return True
+    return terms > FEW_TERMS and max(node.meta["val"].shape[2:]) < SMALL
+
+
 def _is_known(node: fx.Node) -> bool:
     """Whether no size of an operand depends on values."""
     given = [n.meta.get("val") for n in node.all_input_nodes]
@@ -86,6 +102,7 @@ _WHOLE: dict[str, tuple[Callable[[fx.Node], bool], str]] = {
     "aten._upsample_bilinear2d_aa_backward.default": (_of_smaller_image, "1.5 to 1.7"),
     "aten.avg_pool2d_backward.default": (_of_another_layout, "1.1 to 4.7"),
     "aten.avg_pool3d_backward.default": (_of_another_layout, "1.1 to 4.7"),
+    "aten.convolution.default": (_of_filled_blocks, "1.0 to 2.7"),
     "aten.cummax.default": (_of_few_rows, "2.0 to 5.1"),
     "aten.cummin.default": (_of_few_rows, "2.0 to 5.1"),
     "aten.prod.default": (_of_an_input, "1.2 to 1.5"),

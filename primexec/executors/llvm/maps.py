@@ -161,6 +161,25 @@ def split(out: Sequence[int], shape: Sequence[int], index: Map, rank: int) -> Ma
     return tuple(found) if math.prod(out[j:]) == 1 else None
 
 
+def _strided(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map | None:
+    """Of contiguous memory to contiguous memory, or windows: each step in the result is one along a dimension."""
+    source, result = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    if source.numel() == result.numel() and source.is_contiguous() and result.is_contiguous():
+        return _reshape(node, shape, index, rank)
+    dims = sorted((d for d, n in enumerate(shape) if n > 1), key=source.stride, reverse=True)
+    found, last = [constant(0, rank)] * len(shape), [0] * len(shape)
+    for term, size, stride in zip(index, result.shape, result.stride(), strict=True):
+        if size == 1 or stride == 0:
+            continue
+        dim = next((d for d in dims if source.stride(d) and stride % source.stride(d) == 0), None)
+        if dim is None:
+            return None
+        steps = stride // source.stride(dim)
+        found[dim], last[dim] = found[dim].plus(term.times(steps)), last[dim] + steps * (size - 1)
+    inside = all(place < n for place, n in zip(last, shape, strict=True))
+    return tuple(found) if inside and source.storage_offset() == result.storage_offset() else None
+
+
 def _same(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map:
     return index
 
@@ -172,6 +191,6 @@ VIEWS: dict[str, ViewMap] = {
     "slice": _slice,
     "rev": _reverse,
     "view": _reshape,
-    "as_strided": _reshape,  # of contiguous memory to contiguous memory
+    "as_strided": _strided,
     "view_of": _same,
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from primexec import effects
-from primexec.executors.llvm import maps, products, windows
+from primexec.executors.llvm import convolution, maps, products, windows
 from primexec.executors.llvm.late_views import move_views
 from primexec.executors.llvm.schedule import SCANS, prim, step, value
 from primexec.lowering.expand import Expansion, expand_by, inline
@@ -152,6 +152,7 @@ OWN: dict[str, Rule] = {
     "aten.min.dim": _with_place("amin"),
     "aten.mm.default": products.product,
     "aten.bmm.default": products.product,
+    "aten.convolution.default": convolution.convolution,
     "aten.avg_pool2d.default": windows.mean_pool(2),
     "aten.avg_pool3d.default": windows.mean_pool(3),
     "aten.avg_pool2d_backward.default": windows.mean_pool_backward(2),
@@ -273,6 +274,16 @@ def with_copies(
     return made, copies
 
 
+def _lay_out(made: Sequence[fx.Node | None], said: Any) -> None:
+    """Gives results the strides that they are said to have along dimensions of size 1, which reach nothing."""
+    for node, like in zip(made, said if isinstance(said, (tuple, list)) else [said], strict=False):
+        if node is None or like is None or value(node).stride() == like.stride():
+            continue
+        pairs = zip(value(node).stride(), like.stride(), like.shape, strict=True)
+        if all(old == new or n == 1 for old, new, n in pairs):
+            node.meta["val"] = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
+
+
 def _once(graph: fx.Graph) -> fx.Graph:
     made = fx.Graph()
     copies: dict[fx.Node, Any] = {}
@@ -283,6 +294,7 @@ def _once(graph: fx.Graph) -> fx.Graph:
         parts = expansion(node) if node.op == "call_function" and is_own(node) else None
         if isinstance(parts, Expansion):
             results = inline(parts, node, made, [copies[n] for n in node.all_input_nodes])
+            _lay_out(results, node.meta["val"])
             if isinstance(node.meta["val"], (tuple, list)):
                 copies[node] = results
                 taken = {results[u.args[1]] for u in node.users}

@@ -19,7 +19,7 @@ class Workspace:
     def __init__(self, layout: Layout, reductions: Sequence[Reduce]) -> None:
         self.layout, self.pointer, self.first = layout, "", dict[int, int]()
         count = 0
-        for r in reductions:
+        for r in () if layout.terms else reductions:  # sums of few terms are never cut
             self.first[id(r)] = count
             count += len(Accumulator(r).initial(1))
         self.nbytes = SLOT * count * layout.results * layout.pieces * layout.width

@@ -19,7 +19,7 @@ _slice: Callable[..., Tensor] = torch.ops.aten.slice.Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class _Dim:
+class Dim:
     """A dimension that windows move along: tap `k` of window `o` is the element `o * step - before + k * apart`."""
 
     size: int
@@ -30,7 +30,7 @@ class _Dim:
     count: int
 
     @classmethod
-    def of(cls, size: int, taps: int, step: int, before: int, apart: int, ceil: bool) -> _Dim:
+    def of(cls, size: int, taps: int, step: int, before: int, apart: int, ceil: bool) -> Dim:
         room = size + 2 * before - apart * (taps - 1) - 1
         count = (room + (step - 1 if ceil else 0)) // step + 1
         if ceil and (count - 1) * step >= size + before:  # a window must begin inside
@@ -58,9 +58,9 @@ class _Dim:
         starts = self.starts()
         return (starts + self.taps).clamp(max=end) - starts.clamp(min=first)
 
-    def turned_round(self) -> _Dim:
+    def turned_round(self) -> Dim:
         """The windows, of those that begin at every element, which take an element."""
-        return _Dim(self.count, self.taps, 1, self.taps - 1 - self.before, 1, self.size)
+        return Dim(self.count, self.taps, 1, self.taps - 1 - self.before, 1, self.size)
 
     def given_back(self, a: Tensor, dim: int) -> Any:
         """For each element the sum over the windows that take it."""
@@ -77,19 +77,19 @@ class _Dim:
 
 def _dims(
     a: Tensor, rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
-) -> dict[int, _Dim] | str:
+) -> dict[int, Dim] | str:
     """The dimensions that windows move along; or why their taps are too many."""
     sizes = spread(kernel_size, rank)
     if math.prod(sizes) > FEW_ELEMENTS:
         return f"a window of more than {FEW_ELEMENTS} elements"
     steps = spread(stride, rank) if stride else sizes
     rows = zip(a.shape[-rank:], sizes, steps, spread(padding, rank), spread(dilation, rank), strict=True)
-    return {at: _Dim.of(*row, ceil) for at, row in enumerate(rows, a.dim() - rank)}
+    return {at: Dim.of(*row, ceil) for at, row in enumerate(rows, a.dim() - rank)}
 
 
 def _dims_of_means(
     a: Tensor, rank: int, kernel_size: Any, stride: Any, padding: Any, ceil: bool
-) -> dict[int, _Dim] | str:
+) -> dict[int, Dim] | str:
     if not a.is_floating_point():
         return "means of integers are cut towards zero"
     return _dims(a, rank, kernel_size, stride, padding, 1, ceil)
@@ -159,9 +159,9 @@ def mean_pool_backward(rank: int) -> Callable[..., Any]:
     return rule
 
 
-def _sums(a: Tensor, dims: dict[int, _Dim]) -> Any:
+def _sums(a: Tensor, dims: dict[int, Dim]) -> Any:
     """The sum of each window."""
-    padded = _padded(a, dims, 0)
+    padded = pad(a, dims, 0)
     total: Any = 0.0  # as in eager, which tells it from a sum of negative zeros
     for taps in itertools.product(*(range(d.taps) for d in dims.values())):
         part = padded
@@ -171,7 +171,7 @@ def _sums(a: Tensor, dims: dict[int, _Dim]) -> Any:
     return total
 
 
-def _divisor(rank: int, dims: dict[int, _Dim], padded: bool, override: int | None) -> Any:
+def _divisor(rank: int, dims: dict[int, Dim], padded: bool, override: int | None) -> Any:
     """What the sums of windows are divided by."""
     found: Any = 1
     for at, d in dims.items():
@@ -182,7 +182,7 @@ def _divisor(rank: int, dims: dict[int, _Dim], padded: bool, override: int | Non
     return found if override is None else override
 
 
-def _padded(a: Tensor, dims: dict[int, _Dim], value: float) -> Tensor:
+def pad(a: Tensor, dims: dict[int, Dim], value: float) -> Tensor:
     """With a value wherever windows reach beyond the elements; laid out as they are."""
     around = {at: (d.before, max(0, d.end - d.before - d.size)) for at, d in dims.items()}
     if not any(map(any, around.values())):
@@ -192,9 +192,9 @@ def _padded(a: Tensor, dims: dict[int, _Dim], value: float) -> Tensor:
     return F.pad(a.permute(order), sizes, value=value).permute([order.index(d) for d in range(a.dim())])
 
 
-def _largest(a: Tensor, dims: dict[int, _Dim]) -> tuple[Tensor, Tensor]:
+def _largest(a: Tensor, dims: dict[int, Dim]) -> tuple[Tensor, Tensor]:
     """The largest element of each window, the last NaN if there is one, and its number in the flattened plane."""
-    padded = _padded(a, dims, -math.inf if a.is_floating_point() else torch.iinfo(a.dtype).min)
+    padded = pad(a, dims, -math.inf if a.is_floating_point() else torch.iinfo(a.dtype).min)
     starts = {at: d.starts() for at, d in dims.items()}
     place = _number(a.dim(), dims, {at: torch.where(s < 0, s % dims[at].apart, s) for at, s in starts.items()})
     best = None
@@ -212,7 +212,7 @@ def _largest(a: Tensor, dims: dict[int, _Dim]) -> tuple[Tensor, Tensor]:
     return best, place
 
 
-def _number(rank: int, dims: dict[int, _Dim], along: dict[int, Tensor]) -> Tensor:
+def _number(rank: int, dims: dict[int, Dim], along: dict[int, Tensor]) -> Tensor:
     """The numbers, in the flattened plane, of the elements at these places along each dimension."""
     found = torch.zeros((), dtype=torch.int64)
     for at, d in dims.items():
