@@ -318,11 +318,11 @@ class _Rewrite:
         return self.left[node]
 
     def _is_product(self, node: fx.Node) -> bool:
-        """Whether a convolution multiplies each point's channels by its weight, which is not packed."""
+        """Whether a convolution multiplies each point's channels by its weight."""
         names = ("input", "weight", "stride", "padding", "groups")
         x, weight, stride, padding, groups = (effects.argument(node, k) for k in names)
         points = weight.meta["val"].shape[2:] == (1, 1) and {*stride} == {1} and {*padding} == {0} and groups == 1
-        return points and weight.name not in self.flow.packed and _rows(self._enter(x).meta["val"]).is_contiguous()
+        return points and _rows(self._enter(x).meta["val"]).is_contiguous()
 
     def _product(self, node: fx.Node) -> fx.Node:
         """Such a convolution as a matrix product, which is called faster, and computed faster where oneDNN gains."""

@@ -6,13 +6,17 @@ nothing to fill the blocks with.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from primexec.executors.llvm.layout import NARROW
+from primexec.executors.llvm.piecewise import MOST_PIECES
 from primexec.executors.llvm.stencil import MOST_TERMS
 from primexec.executors.llvm.windows import Dim, pad
 from primexec.lowering.rules import wide
@@ -61,3 +65,59 @@ def convolution(
     if bias is not None:
         total = total + bias.to(x.dtype).reshape(-1, *ones)
     return total.to(a.dtype)
+
+
+def convolution_backward(
+    grad: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> Any:
+    """The operator `convolution_backward`."""
+    given, made, taps = weight.shape[1], weight.shape[0] // groups, weight.shape[2:]
+    if transposed or not a.is_floating_point() or max(stride) > 1 or not grad.numel():
+        return "a convolution with steps, a transposed one, or one of integers"
+    if math.prod(taps) == 1 or max(given, made) * math.prod(taps) > MOST_TERMS:
+        return f"a product of matrices, or sums of more than {MOST_TERMS} terms"
+    margin = [d * (n - 1) - p for d, n, p in zip(dilation, taps, padding, strict=True)]
+    if min(margin) < 0:
+        return "more padding than a window has"
+    spatial = list(range(2, a.dim()))
+    found: list[Any] = [None, None, None]
+    if output_mask[0]:
+        turned = weight.reshape(groups, made, given, *taps).transpose(1, 2).reshape(-1, made, *taps).flip(spatial)
+        found[0] = convolution(grad, turned, None, stride, margin, dilation, False, output_padding, groups)
+    if output_mask[1]:
+        if math.prod(taps) > MOST_PIECES:
+            return f"a gradient of more than {MOST_PIECES} sums a pair of channels"
+        found[1] = _weights(grad, a, weight, padding, dilation, groups)
+    if output_mask[2]:
+        found[2] = grad.sum([0, *spatial])
+    return next((f for f in found if isinstance(f, str)), tuple(found))
+
+
+def _weights(
+    grad: Tensor, a: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor:
+    """The gradient of the weight: for each of its elements, products of two images of equal rows, one of them moved."""
+    given, made, taps = weight.shape[1], weight.shape[0] // groups, weight.shape[2:]
+    x = F.pad(a.contiguous().to(wide(a.dtype)), [p for p in reversed(padding) for _ in range(2)])
+    sizes, counts = x.shape[2:], grad.shape[2:]
+    missing = [size - count for size, count in zip(sizes[1:], counts[1:], strict=True)]
+    g = F.pad(grad.contiguous().to(x.dtype), [n for last in reversed(missing) for n in (0, last)])
+    steps = [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
+    length = 1 + sum(step * (n - 1) for step, n in zip(steps, counts, strict=True))
+    g = g.reshape(g.shape[0], groups, made, 1, -1).narrow(-1, 0, length)
+    x = x.reshape(x.shape[0], groups, 1, given, -1)
+    found = []
+    for places in itertools.product(*map(range, taps)):
+        start = sum(k * apart * step for k, apart, step in zip(places, dilation, steps, strict=True))
+        found.append((g * x.narrow(-1, start, length)).sum((0, -1)))
+    return torch.stack(found, -1).reshape(weight.shape).to(weight.dtype)

@@ -113,7 +113,12 @@ class Scheduler(State):
             for kind, times in ((dear, REPEATED_DEAR), (slow, REPEATED)):
                 if any(a in kind and a not in self.roots for a in arguments) and _repeats(node, times):
                     keep(arguments[0], "kept: slow, and repeated")
-            if name in ROOTS or _is_apart(node) or _is_turned(node) or any(a in slow and a not in self.roots for a in arguments):
+            if (
+                name in ROOTS
+                or _is_apart(node)
+                or _is_turned(node)
+                or any(a in slow and a not in self.roots for a in arguments)
+            ):
                 slow.add(node)
             if name in VIEWS and step(node, maps.identity(value(node).shape), value(node).dim()) is None:
                 if arguments[0] not in self.buffer_of and arguments[0] not in self.roots:
@@ -121,9 +126,9 @@ class Scheduler(State):
                 expressions.end(node)
             else:
                 expressions.add(node)
-            if name == "as_strided" and value(node).numel() > value(arguments[0]).numel():
-                if arguments[0] not in self.buffer_of:
-                    keep(arguments[0], "kept: windows of it overlap")
+            overlaps = name == "as_strided" and value(node).numel() > value(arguments[0]).numel()
+            if overlaps and arguments[0] not in self.buffer_of:
+                keep(arguments[0], "kept: windows of it overlap")
             grows = name in INDIRECT and value(node).numel() > value(arguments[0]).numel()
             if grows and (arguments[0] in dear or expressions.size(arguments[0]) > GATHERED_PRIMS):
                 keep(arguments[0], "kept: read more often than it has elements")

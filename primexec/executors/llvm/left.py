@@ -68,15 +68,17 @@ def _of_many_scores(node: fx.Node) -> bool:
 
 
 def _of_filled_blocks(node: fx.Node) -> bool:
-    """Whether PyTorch's blocks of channels, which it computes side by side, are full."""
-    image, weight = _first(node), node.args[1].meta["val"]  # type: ignore[union-attr]
-    groups: Any = node.args[8]
+    """Whether PyTorch computes full blocks of channels side by side. In a backward pass a gradient comes first."""
+    backward = "backward" in str(node.target)
+    operands: Any = node.args[backward:]
+    image, weight, groups = operands[0].meta["val"], operands[1].meta["val"], operands[8]
     given, made, terms = weight.shape[1], weight.shape[0] // groups, weight[0].numel()
     if given * made > 1 or groups % CHANNELS or image.dim() != 4:
         return bool(given > 1 and given * made > FEW_PAIRS)
-    if image.stride(1) != 1 and max(node.args[3]) > 1:  # type: ignore[type-var, arg-type]
-        return True
-    return terms > FEW_TERMS and max(node.meta["val"].shape[2:]) < SMALL
+    if backward:
+        return bool(image.stride(1) == 1)
+    has_steps, is_small = max(operands[3]) > 1, max(node.meta["val"].shape[2:]) < SMALL
+    return bool((has_steps and image.stride(1) != 1) or (is_small and terms > FEW_TERMS))
 
 
 def _is_known(node: fx.Node) -> bool:
@@ -103,6 +105,7 @@ _WHOLE: dict[str, tuple[Callable[[fx.Node], bool], str]] = {
     "aten.avg_pool2d_backward.default": (_of_another_layout, "1.1 to 4.7"),
     "aten.avg_pool3d_backward.default": (_of_another_layout, "1.1 to 4.7"),
     "aten.convolution.default": (_of_filled_blocks, "1.0 to 2.7"),
+    "aten.convolution_backward.default": (_of_filled_blocks, "1.1 to 2.2"),
     "aten.cummax.default": (_of_few_rows, "2.0 to 5.1"),
     "aten.cummin.default": (_of_few_rows, "2.0 to 5.1"),
     "aten.prod.default": (_of_an_input, "1.2 to 1.5"),

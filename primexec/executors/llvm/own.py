@@ -153,6 +153,7 @@ OWN: dict[str, Rule] = {
     "aten.mm.default": products.product,
     "aten.bmm.default": products.product,
     "aten.convolution.default": convolution.convolution,
+    "aten.convolution_backward.default": convolution.convolution_backward,
     "aten.avg_pool2d.default": windows.mean_pool(2),
     "aten.avg_pool3d.default": windows.mean_pool(3),
     "aten.avg_pool2d_backward.default": windows.mean_pool_backward(2),
