@@ -6,17 +6,14 @@ nothing to fill the blocks with.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from primexec.executors.llvm.layout import NARROW
-from primexec.executors.llvm.piecewise import MOST_PIECES
 from primexec.executors.llvm.stencil import MOST_TERMS
 from primexec.executors.llvm.windows import Dim, pad
 from primexec.lowering.rules import wide
@@ -95,8 +92,6 @@ def convolution_backward(
         turned = weight.reshape(groups, made, given, *taps).transpose(1, 2).reshape(-1, made, *taps).flip(spatial)
         found[0] = convolution(grad, turned, None, stride, margin, dilation, False, output_padding, groups)
     if output_mask[1]:
-        if math.prod(taps) > MOST_PIECES:
-            return f"a gradient of more than {MOST_PIECES} sums a pair of channels"
         found[1] = _weights(grad, a, weight, padding, dilation, groups)
     if output_mask[2]:
         found[2] = grad.sum([0, *spatial])
@@ -114,10 +109,11 @@ def _weights(
     g = F.pad(grad.contiguous().to(x.dtype), [n for last in reversed(missing) for n in (0, last)])
     steps = [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
     length = 1 + sum(step * (n - 1) for step, n in zip(steps, counts, strict=True))
-    g = g.reshape(g.shape[0], groups, made, 1, -1).narrow(-1, 0, length)
-    x = x.reshape(x.shape[0], groups, 1, given, -1)
-    found = []
-    for places in itertools.product(*map(range, taps)):
-        start = sum(k * apart * step for k, apart, step in zip(places, dilation, steps, strict=True))
-        found.append((g * x.narrow(-1, start, length)).sum((0, -1)))
-    return torch.stack(found, -1).reshape(weight.shape).to(weight.dtype)
+    g = g.flatten(2).narrow(-1, 0, length).reshape(-1, groups, made, 1, *[1] * len(taps), length)
+    x = x.flatten(2)
+    batch, channel, _ = x.stride()
+    moved = [apart * step for apart, step in zip(dilation, steps, strict=True)]
+    windows = x.as_strided(
+        [x.shape[0], groups, 1, given, *taps, length], [batch, given * channel, 0, channel, *moved, 1]
+    )
+    return (g * windows).sum((0, -1)).reshape(weight.shape).to(weight.dtype)

@@ -126,9 +126,12 @@ class Scheduler(State):
                 expressions.end(node)
             else:
                 expressions.add(node)
-            overlaps = name == "as_strided" and value(node).numel() > value(arguments[0]).numel()
-            if overlaps and arguments[0] not in self.buffer_of:
-                keep(arguments[0], "kept: windows of it overlap")
+            if name == "as_strided" and value(node).numel() > value(arguments[0]).numel():
+                source = arguments[0]
+                while prim(source) in VIEWS and source not in self.roots:
+                    source = source.all_input_nodes[0]
+                if source not in self.buffer_of:
+                    keep(source, "kept: windows of it overlap")
             grows = name in INDIRECT and value(node).numel() > value(arguments[0]).numel()
             if grows and (arguments[0] in dear or expressions.size(arguments[0]) > GATHERED_PRIMS):
                 keep(arguments[0], "kept: read more often than it has elements")

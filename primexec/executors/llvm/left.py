@@ -75,10 +75,11 @@ def _of_filled_blocks(node: fx.Node) -> bool:
     given, made, terms = weight.shape[1], weight.shape[0] // groups, weight[0].numel()
     if given * made > 1 or groups % CHANNELS or image.dim() != 4:
         return bool(given > 1 and given * made > FEW_PAIRS)
+    is_small, many_terms, last = max(image.shape[2:]) <= SMALL, terms > FEW_TERMS, image.stride(1) == 1
     if backward:
-        return bool(image.stride(1) == 1)
-    has_steps, is_small = max(operands[3]) > 1, max(node.meta["val"].shape[2:]) < SMALL
-    return bool((has_steps and image.stride(1) != 1) or (is_small and terms > FEW_TERMS))
+        return last or not (is_small or many_terms)
+    has_steps = max(operands[3]) > 1
+    return (has_steps and not last) or (is_small and many_terms)
 
 
 def _is_known(node: fx.Node) -> bool:
