@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -386,6 +386,7 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         aten.max_unpool2d.default, aten.channel_shuffle.default, aten.reflection_pad3d.default,
         aten.replication_pad3d.default,
     )  # fmt: skip
+    convolutions = [getattr(getattr(aten, f"conv{n}d"), how) for n in (1, 2, 3) for how in ("default", "padding")]
     likes = (
         aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
         aten.rand_like.default, aten.randn_like.default, aten.randint_like.default, aten.randint_like.low_dtype,
@@ -418,9 +419,15 @@ def _corrections() -> dict[Any, Callable[[tuple[Any, ...], Any], Any]]:
         **dict.fromkeys(formatted, lambda args, out: _in_format_of(args[0], out)),
         aten.native_batch_norm_backward.default: lambda args, out: (_in_format_of(args[1], out[0]), *out[1:]),
         aten.replication_pad2d_backward.default: lambda args, out: _in_format_of(args[1], out),
+        **{op: partial(_like_its_parts, op) for op in convolutions},
         aten.view.default: _viewed,
         aten._unsafe_view.default: _viewed,
     }
+
+
+def _like_its_parts(op: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
+    """In inference mode PyTorch leaves the operator whole, and its rule for meta tensors knows one layout."""
+    return _with_strides_of(op.decompose(*args), out)
 
 
 def _like_a_copy(args: tuple[Any, ...], out: Tensor) -> Tensor:

@@ -82,6 +82,15 @@ def test_channels_last(name: str) -> None:
     _check(primexec.make_traced(fn, executor="llvm")(*args), fn(*args), fn(*(a.double() for a in args)))
 
 
+@pytest.mark.parametrize("padding", [1, "same"])
+@torch.inference_mode()
+def test_channels_last_in_inference_mode(padding: int | str) -> None:
+    """PyTorch leaves the operator whole there."""
+    x, w = data(2, 8, 9, 9).contiguous(memory_format=torch.channels_last), data(8, 1, 3, 3, seed=1)
+    got = primexec.make_traced(F.conv2d, executor="llvm")(x, w, padding=padding, groups=8)
+    _check(got, F.conv2d(x, w, padding=padding, groups=8), F.conv2d(x.double(), w.double(), padding=1, groups=8))
+
+
 @torch.no_grad()
 def test_what_is_around_belongs_to_the_kernels() -> None:
     """The padded image is made of what comes before, and what comes after is computed where sums are in registers."""
