@@ -47,6 +47,10 @@ def half_precision(x: Tensor, y: Tensor) -> Tensor:
     return (x * y + 1) * y
 
 
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(F.conv2d(x, weight, bias, padding=1, groups=3))
+
+
 def matrix(rows: int = 6, columns: int = 40, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.ones(rows, columns, dtype=dtype)
 
@@ -58,6 +62,7 @@ CASES: dict[Callable[..., Any], tuple[Tensor, ...]] = {
     transpose_add: (matrix(), matrix(40, 6)),
     column_sum: (matrix(),),
     two_results: (matrix(),),
+    depthwise: (torch.ones(2, 3, 10, 9), torch.ones(3, 1, 3, 3), torch.ones(3)),
     half_precision: (matrix(dtype=torch.bfloat16), matrix(dtype=torch.bfloat16)),
 }
 
