@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,23 +43,21 @@ def convolution(
         return "there is nothing to add up"
     last = a.stride(1) == 1 and a.shape[1] >= NARROW <= groups * made  # vectors hold channels
     x = pad((a if last else a.contiguous()).to(wide(a.dtype)), dict(enumerate(dims, 2)), 0)
-    batch, channel, *steps = x.stride()
-    along = [d.count for d in dims], [d.step * s for d, s in zip(dims, steps, strict=True)]
-    inside = [given, *taps], [channel, *(d.apart * s for d, s in zip(dims, steps, strict=True))]
-    groups_of = [groups, made], [given * channel, 0]
-    parts = [along, groups_of] if last else [groups_of, along]
-    sizes, strides = ([n for part in (*parts, inside) for n in part[i]] for i in range(2))
-    windows = x.as_strided([count, *sizes], [batch, *strides])
+    batch, channel, *strides = x.stride()
+    steps = [(d.count, d.step * s, d.apart * s) for d, s in zip(dims, strides, strict=True)]
+    places, moves, apart = zip(*steps, strict=True)
+    windows = x.as_strided(
+        [count, groups, made, *places, given, *taps],
+        [batch, given * channel, 0, *moves, channel, *apart],
+    )
     factors = weight.to(x.dtype).reshape(groups, made, given, *taps)
     rank, ones = len(dims), [1] * len(dims)
     if last:  # in the order in which they are read
-        terms = list(range(2, 3 + rank))
-        turned = factors.permute(*terms, 0, 1).contiguous()
-        factors = turned.permute(1 + rank, 2 + rank, *range(1 + rank)).reshape(*ones, groups, made, given, *taps)
-    else:
-        factors = factors.reshape(groups, made, *ones, given, *taps)
-    total = (windows * factors).sum(list(range(3 + rank, 4 + 2 * rank)))
-    total = total.flatten(1 + rank, 2 + rank).movedim(-1, 1) if last else total.flatten(1, 2)
+        factors = factors.permute(*range(2, 3 + rank), 0, 1).contiguous().permute(-2, -1, *range(1 + rank))
+    factors = factors.reshape(groups, made, *ones, given, *taps)
+    total = (windows * factors).sum(list(range(3 + rank, 4 + 2 * rank))).flatten(1, 2)
+    if last:
+        total = total.clone(memory_format=torch.channels_last if rank == 2 else torch.channels_last_3d)
     if bias is not None:
         total = total + bias.to(x.dtype).reshape(-1, *ones)
     return total.to(a.dtype)
