@@ -54,10 +54,11 @@ def test_values_and_layouts(make: Callable[[], nn.Module], batch: int) -> None:
 
 def test_what_is_explained() -> None:
     notes = check(net(), torch.randn(1, 3, 32, 32), **FROZEN)
-    folded, laid, packed = notes
+    folded, laid, products, packed = notes
     assert folded == "freeze: 3 batch norms folded into convolutions"
     assert laid.startswith("channels-last: 3 convolutions")
-    assert packed == "freeze: 3 weights packed for oneDNN"
+    assert products == "channels-last: matrix products in place of 1 convolution"
+    assert packed == "freeze: 1 weight packed for oneDNN"
 
 
 class Twice(nn.Module):

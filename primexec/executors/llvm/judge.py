@@ -92,10 +92,12 @@ def _judge_own(node: fx.Node) -> Support:
 
 
 def _judge_as_strided(node: fx.Node) -> Support:
-    """Where steps in the result are steps along the dimensions of what it is a view of."""
-    t = node.meta["val"]
-    there = VIEWS["as_strided"](node, node.args[0].meta["val"].shape, maps.identity(tuple(t.shape)), t.dim())  # type: ignore[union-attr]
-    return YES if there is not None else no("its steps are no steps along dimensions")
+    """Where it is a view of contiguous memory in another shape, or steps in it are steps along dimensions."""
+    source, result = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    if maps.is_reshaped(source, result):
+        return YES
+    found = VIEWS["as_strided"](node, source.shape, maps.identity(tuple(result.shape)), result.dim())
+    return YES if found is not None else no("it is no view of contiguous memory in another shape, nor windows")
 
 
 def unfit(t: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +161,23 @@ def split(out: Sequence[int], shape: Sequence[int], index: Map, rank: int) -> Ma
     return tuple(found) if math.prod(out[j:]) == 1 else None
 
 
+def is_reshaped(source: Tensor, result: Tensor) -> bool:
+    """Whether contiguous memory is seen as contiguous memory of another shape."""
+    same = source.numel() == result.numel() and source.storage_offset() == result.storage_offset()
+    return same and source.is_contiguous() and result.is_contiguous()
+
+
 def _strided(node: fx.Node, shape: Sequence[int], index: Map, rank: int) -> Map | None:
-    """Of contiguous memory to contiguous memory, or windows: each step in the result is one along a dimension."""
+    """Contiguous memory in another shape, or windows: each step in the result is one along a dimension."""
     source, result = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
-    if source.numel() == result.numel() and source.is_contiguous() and result.is_contiguous():
+    if is_reshaped(source, result):
         return _reshape(node, shape, index, rank)
-    dims = sorted((d for d, n in enumerate(shape) if n > 1), key=source.stride, reverse=True)
+    dims = sorted((d for d, n in enumerate(shape) if n > 1 and source.stride(d)), key=source.stride, reverse=True)
     found, last = [constant(0, rank)] * len(shape), [0] * len(shape)
     for term, size, stride in zip(index, result.shape, result.stride(), strict=True):
         if size == 1 or stride == 0:
             continue
-        dim = next((d for d in dims if source.stride(d) and stride % source.stride(d) == 0), None)
+        dim = next((d for d in dims if stride % source.stride(d) == 0), None)
         if dim is None:
             return None
         steps = stride // source.stride(dim)

@@ -31,7 +31,7 @@ def stencil(kernel: Kernel) -> Stencil | None:
     """The sum that a kernel is; None where it is none, or where something else in it moves along the summed axes."""
     totals = [v for v in walk(roots_of(kernel)) if isinstance(v, Reduce)]
     terms = math.prod(n for n, r in zip(kernel.axes, kernel.reduced, strict=True) if r)
-    if len(totals) != 1 or kernel.ordered or not 1 < terms <= MOST_TERMS:
+    if len(totals) != 1 or kernel.ordered or 0 in kernel.axes or not 1 < terms <= MOST_TERMS:
         return None
     match totals[0]:
         case Reduce("sum", Op("mul", (first, second)), torch.float32 | torch.float64) as total:
