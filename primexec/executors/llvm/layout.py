@@ -6,11 +6,9 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-import torch
-
 from primexec.executors.llvm import costs
 from primexec.executors.llvm.contraction import Contraction, blocks, contraction
-from primexec.executors.llvm.instructions import DEAR
+from primexec.executors.llvm.instructions import DEAR, F64
 from primexec.executors.llvm.ir import Access, Index, Kernel, Load, Op, Reduce, Within, roots_of, walk
 from primexec.executors.llvm.stencil import Stencil, stencil
 from primexec.executors.llvm.target import Target
@@ -173,7 +171,7 @@ def _of_stencil(kernel: Kernel, found: Stencil, kept: list[Axis], reduced: list[
         return all(not w.access.strides[a.axis] for w in found.weights), -abs(strides[0][a.axis])
 
     rows = max(others, key=alike, default=None)
-    lanes = 2 * target.lanes("f64" if found.total.dtype is torch.float64 else "f32")
+    lanes = 2 * target.lanes("f64" if found.total.dtype is F64 else "f32")
     lanes = min(lanes, 1 << lane.size.bit_length() - 1)
     outer = tuple(a for a in others if a is not rows)
     loops = (lane,) if rows is None else (rows, lane)

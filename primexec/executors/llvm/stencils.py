@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from primexec.executors.llvm import spans
 from primexec.executors.llvm.codegen import KernelWriter
@@ -36,7 +37,7 @@ class StencilWriter(KernelWriter):
         self.row = {}
         self._row_values([*self.found.factors, *(s.value for s in self.kernel.stores)])
         fixed = [s for s in self.kernel.stores if s not in self.moving]
-        self._by_first_piece([lambda s=s: self._store(s.access, self.row[id(s.value)], 1, {}) for s in fixed])  # type: ignore[misc]
+        self._by_first_piece([partial(self._store, s.access, self.row[id(s.value)], 1, {}) for s in fixed])
         if len(self.loops) == 1:
             self._vectors_of([{}])
             return
