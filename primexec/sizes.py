@@ -95,7 +95,7 @@ def decide_ones(op: Any, args: tuple[Any, ...]) -> None:
 
 def _ask_whether_ones(sizes: list[Any]) -> None:
     try:
-        for size in sizes:
+        for size in () if all(bool(size == sizes[0]) for size in sizes[1:]) else sizes:
             bool(size == 1)
     except Exception as error:  # then they are taken for equal ones
         if not _torch.asks_unknown_size(error):
