@@ -1,4 +1,4 @@
-"""Functions as people write them, for which nothing was tuned: the table EVERYDAY."""
+"""Functions as people write them: the table EVERYDAY."""
 
 from __future__ import annotations
 
@@ -326,3 +326,21 @@ def depthwise_convolution(x: Tensor, w: Tensor) -> Tensor:
 @everyday(normal(64, 64, 64), normal(64, 64, 64))
 def batched_product(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b).relu() + a
+
+
+@everyday(uniform(8, 3, 256, 256))
+def edges(x: Tensor) -> Tensor:
+    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    gray = x.mean(1, keepdim=True)
+    x, y = (F.conv2d(gray, w[None, None], padding=1) for w in (across, across.t()))
+    return (x * x + y * y + 1e-6).sqrt()
+
+
+@everyday(normal(32, 1, 16000), normal(1, 1, 31))
+def filtered_signal(x: Tensor, taps: Tensor) -> Tensor:
+    return F.conv1d(x, taps, padding=15)
+
+
+@everyday(normal(4, 768, 512), normal(768, 1, 4), normal(768))
+def causal_convolution(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return F.silu(F.conv1d(x, w, b, padding=3, groups=768)[..., :512])
