@@ -112,8 +112,8 @@ def main() -> None:
         arguments = ("benchmarks.everyday", name, f"--seconds={options.seconds}")
         found[name] = {trains: fresh(*arguments, f"--one={'training' if trains else 'inference'}") for trains in kinds}
         print(name, *(f"{gain(one):.2f}" for one in found[name].values()), flush=True)
-    if options.write is not None:
-        options.write.write_text(page(found, options.seconds))
+        if options.write is not None:  # at once: a run takes a quarter of an hour
+            options.write.write_text(page(found, options.seconds))
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ def gaussian_kernel(a: Tensor, b: Tensor) -> Tensor:
 
 @everyday(normal(8192, 64), whole(0, 2000, 30000), whole(0, 8192, 30000))
 def messages(x: Tensor, to: Tensor, source: Tensor) -> Tensor:
-    return torch.zeros(2000, 64).index_add(0, to, x[source]) / 64
+    return x.new_zeros(2000, 64).index_add(0, to, x[source]) / 64
 
 
 @everyday(normal(512, 3), uniform(512))
@@ -330,7 +330,7 @@ def batched_product(a: Tensor, b: Tensor) -> Tensor:
 
 @everyday(uniform(8, 3, 256, 256))
 def edges(x: Tensor) -> Tensor:
-    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    across = x.new_tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
     gray = x.mean(1, keepdim=True)
     x, y = (F.conv2d(gray, w[None, None], padding=1) for w in (across, across.t()))
     return (x * x + y * y + 1e-6).sqrt()
