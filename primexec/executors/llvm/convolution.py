@@ -32,13 +32,10 @@ def convolution(
     groups: int,
 ) -> Any:
     """The operator `convolution`."""
-    if transposed or not a.is_floating_point():
-        return "a transposed convolution, or one of integers"
     count, given, made, taps = a.shape[0], weight.shape[1], weight.shape[0] // groups, weight.shape[2:]
-    if math.prod(taps) == 1 or given * math.prod(taps) > MOST_TERMS:
-        return f"a product of matrices, or sums of more than {MOST_TERMS} terms"
-    rows = zip(a.shape[2:], taps, stride, padding, dilation, strict=True)
-    dims = [Dim.of(*row, ceil=False) for row in rows]
+    if reason := _why_not(a, taps, given, transposed):
+        return reason
+    dims = _dims(a, taps, stride, padding, dilation)
     if not all(d.count > 0 for d in dims) or not a.numel():
         return "there is nothing to add up"
     last = a.stride(1) == 1 and a.shape[1] >= NARROW <= groups * made  # vectors hold channels
@@ -78,10 +75,10 @@ def convolution_backward(
 ) -> Any:
     """The operator `convolution_backward`."""
     given, made, taps = weight.shape[1], weight.shape[0] // groups, weight.shape[2:]
-    if transposed or not a.is_floating_point() or max(stride) > 1 or not grad.numel():
-        return "a convolution with steps, a transposed one, or one of integers"
-    if math.prod(taps) == 1 or max(given, made) * math.prod(taps) > MOST_TERMS:
-        return f"a product of matrices, or sums of more than {MOST_TERMS} terms"
+    if reason := _why_not(a, taps, max(given, made), transposed):
+        return reason
+    if max(stride) > 1 or not grad.numel():
+        return "a convolution with steps, or there is nothing to add up"
     margin = [d * (n - 1) - p for d, n, p in zip(dilation, taps, padding, strict=True)]
     if min(margin) < 0:
         return "more padding than a window has"
@@ -91,18 +88,32 @@ def convolution_backward(
         turned = weight.reshape(groups, made, given, *taps).transpose(1, 2).reshape(-1, made, *taps).flip(spatial)
         found[0] = convolution(grad, turned, None, stride, margin, dilation, False, output_padding, groups)
     if output_mask[1]:
-        found[1] = _weights(grad, a, weight, padding, dilation, groups)
+        found[1] = _weights(grad, a, weight, _dims(a, taps, stride, padding, dilation), groups)
     if output_mask[2]:
         found[2] = grad.sum([0, *spatial])
     return next((f for f in found if isinstance(f, str)), tuple(found))
 
 
-def _weights(
-    grad: Tensor, a: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> Tensor:
+def _why_not(a: Tensor, taps: Sequence[int], channels: int, transposed: bool) -> str:
+    """Why sums over windows of so many channels are PyTorch's; empty where they are not."""
+    if transposed or not a.is_floating_point():
+        return "a transposed convolution, or one of integers"
+    if math.prod(taps) == 1 or channels * math.prod(taps) > MOST_TERMS:
+        return f"a product of matrices, or sums of more than {MOST_TERMS} terms"
+    return ""
+
+
+def _dims(
+    a: Tensor, taps: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[Dim]:
+    """The dimensions that windows move along."""
+    return [Dim.of(*row, ceil=False) for row in zip(a.shape[2:], taps, stride, padding, dilation, strict=True)]
+
+
+def _weights(grad: Tensor, a: Tensor, weight: Tensor, dims: Sequence[Dim], groups: int) -> Tensor:
     """The gradient of the weight: for each of its elements, products of two images of equal rows, one of them moved."""
     given, made, taps = weight.shape[1], weight.shape[0] // groups, weight.shape[2:]
-    x = F.pad(a.contiguous().to(wide(a.dtype)), [p for p in reversed(padding) for _ in range(2)])
+    x = pad(a.contiguous().to(wide(a.dtype)), dict(enumerate(dims, 2)), 0)
     sizes, counts = x.shape[2:], grad.shape[2:]
     missing = [size - count for size, count in zip(sizes[1:], counts[1:], strict=True)]
     g = F.pad(grad.contiguous().to(x.dtype), [n for last in reversed(missing) for n in (0, last)])
@@ -111,7 +122,7 @@ def _weights(
     g = g.flatten(2).narrow(-1, 0, length).reshape(-1, groups, made, 1, *[1] * len(taps), length)
     x = x.flatten(2)
     batch, channel, _ = x.stride()
-    moved = [apart * step for apart, step in zip(dilation, steps, strict=True)]
+    moved = [d.apart * step for d, step in zip(dims, steps, strict=True)]
     windows = x.as_strided(
         [x.shape[0], groups, 1, given, *taps, length], [batch, given * channel, 0, channel, *moved, 1]
     )
