@@ -45,10 +45,11 @@ HUGE = 2.0**28
 
 def exp2(x: Value) -> Value:
     low, high = (limit / LN2 for limit in EXP_RANGE[x.element])
-    x = x.at_most(math.ceil(high)).at_least(math.floor(low))
+    x = x.at_most(math.ceil(high))
     if x.e.target.has_scaling:
         n = x.intrinsic("roundeven")
-        return scaled(exp_reduced((x - n) * LN2), n)
+        return scaled(x.compare("uge", low).select(exp_reduced((x - n) * LN2), 0.0), n)
+    x = x.at_least(math.floor(low))
     magic = format_of(x).magic
     shifted = x + magic
     reduced = reduce_exp((x - (shifted - magic)) * LN2)  # below half of ln 2: its own n is 0
