@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,9 @@ from primexec.executors.llvm.sleef import SUFFIXES, symbols
 ELEMENT_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i1": 1}
 CACHE_BYTES = 1 << 18  # of a second cache of which nothing is known
 LAST_CACHE_BYTES = 1 << 23  # of a cache that cores share, of which nothing is known
+# Of the last cache for each processor, at most: a virtual machine sees that of a whole socket, 260 MiB beside two
+# processors. 64 MiB were written in 8.4 ms through it and in 4.4 around it, and read as fast afterwards.
+SHARE_BYTES = 1 << 24
 _CACHES = "/sys/devices/system/cpu/cpu0/cache/index{}/size"
 
 
@@ -27,7 +31,7 @@ class Target:
         features: LLVM feature names, each with its sign: `+avx2`, `-avx512f`.
         vector_bytes: width of the vectors that kernels use.
         cache_bytes: size of a core's second cache.
-        last_cache_bytes: size of the cache before memory.
+        last_cache_bytes: size of the cache before memory, or what of it is likely to be ours.
         has_sleef: whether SLEEF's vector functions can be called.
     """
 
@@ -102,7 +106,8 @@ def host() -> Target:
     width = next((bytes_ for name, bytes_ in (("avx512f", 64), ("avx2", 32)) if features.get(name)), 16)
     signed = frozenset(("+" if on else "-") + name for name, on in features.items())
     has_sleef = width in SUFFIXES and bool(symbols())
-    caches = _cache_bytes(2, CACHE_BYTES), _cache_bytes(3, LAST_CACHE_BYTES)
+    share = SHARE_BYTES * (os.cpu_count() or 1)
+    caches = _cache_bytes(2, CACHE_BYTES), min(_cache_bytes(3, LAST_CACHE_BYTES), share)
     return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), signed, width, *caches, has_sleef)
 
 

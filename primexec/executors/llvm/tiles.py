@@ -85,7 +85,7 @@ class TileWriter(KernelWriter):
 
     def _turn(self, a: Access, copy: Callable[[Access, Corner, int], None]) -> None:
         """Copies all of a tile: squares, then what remains at two edges one by one."""
-        side = min(8, max(4, self.module.target.vector_bytes // ELEMENT_BYTES[MEMORY[a.dtype]]))
+        side = min(16, max(4, self.module.target.vector_bytes // ELEMENT_BYTES[MEMORY[a.dtype]]))
         (t0, l0), (t1, l1) = self.corner, self.ends
         middle_t, middle_l = whole(self.e, t0, t1, side), whole(self.e, l0, l1, side)
 
