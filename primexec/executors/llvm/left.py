@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from primexec.executors.llvm.measured import widened
+from primexec.executors.llvm.target import host
 
 FEW_CHANNELS = 4
 CHANNELS = 8  # in a block of PyTorch's
@@ -79,7 +80,7 @@ def _of_filled_blocks(node: fx.Node) -> bool:
     if backward:
         return last or not (is_small or many_terms)
     has_steps = max(operands[3]) > 1
-    return (has_steps and not last) or (is_small and many_terms)
+    return (has_steps and not last) or (many_terms and (is_small or (last and host().has_tables)))
 
 
 def _is_known(node: fx.Node) -> bool:
