@@ -124,8 +124,7 @@ def plan(kernel: Kernel, target: Target) -> Layout:
     # What does not move along a reduced axis is read or written once a result.
     memory = [s for *_, s in dict.fromkeys((a.buffer, a.offset, a.strides) for a in accesses(kernel))]
     often = [s for s in memory if any(s[a.axis] for a in reduced)] or memory
-    stores = strides[: len(kernel.stores)]
-    lane = max((*kept, *reduced), key=lambda a: _score(a, often, stores, narrow), default=None)
+    lane = max((*kept, *reduced), key=lambda a: _score(kernel, a, often, narrow), default=None)
     if reducing and not reduced:
         reduced = [Axis(1, kernel.reduced.index(True))]
         lane = lane or reduced[0]
@@ -165,7 +164,7 @@ def _of_product(kernel: Kernel, product: Contraction, target: Target) -> Layout:
 def _of_stencil(kernel: Kernel, found: Stencil, kept: list[Axis], reduced: list[Axis], target: Target) -> Layout:
     """Units are rows, of one plane perhaps; vectors of several rows share the weights, where these are the same."""
     strides = strides_of(kernel)
-    lane = max(kept, key=lambda a: _score(a, strides, strides[:1], 1))
+    lane = max(kept, key=lambda a: _score(kernel, a, strides, 1))
     others = [a for a in kept if a is not lane]
 
     def alike(a: Axis) -> tuple[bool, int]:
@@ -253,9 +252,7 @@ def _joined(kernel: Kernel, axes: list[int], by: tuple[int, ...], strides: list[
     return found
 
 
-def _score(
-    axis: Axis, strides: list[tuple[int, ...]], stores: list[tuple[int, ...]], narrow: int
-) -> tuple[bool, int, int, int, int]:
+def _score(kernel: Kernel, axis: Axis, strides: list[tuple[int, ...]], narrow: int) -> tuple[bool, int, int, int, int]:
     """How well an axis suits the lanes; of equals it is the one along which results follow each other.
 
     A transposition that writes whole vectors around the caches takes 0.4 of the time of one that reads them.
@@ -263,4 +260,5 @@ def _score(
     steps = [s[axis.axis] for s in strides]
     near = min((abs(s) for s in steps if s), default=1)
     along = sum(s == 1 for s in steps) - sum(s not in (0, 1) for s in steps)
-    return axis.size >= narrow, along, -near, sum(s[axis.axis] == 1 for s in stores), axis.size
+    written = sum(s.access.strides[axis.axis] == 1 for s in kernel.stores)
+    return axis.size >= narrow, along, -near, written, axis.size

@@ -18,6 +18,7 @@ FEW_CHANNELS = 4
 CHANNELS = 8  # in a block of PyTorch's
 FEW_PAIRS = 16  # of channels, of which one makes the other
 FEW_TERMS = 9
+WIDE_BYTES = 64  # of vectors with which its kernels for depthwise channels-last images are faster
 SMALL = 16  # images of fewer rows and columns
 LARGE = 1 << 14
 MANY_SCORES = 1 << 16  # of a head; PyTorch's kernel never has all of them in memory
@@ -80,7 +81,7 @@ def _of_filled_blocks(node: fx.Node) -> bool:
     if backward:
         return last or not (is_small or many_terms)
     has_steps = max(operands[3]) > 1
-    return (has_steps and not last) or (many_terms and (is_small or (last and host().has_tables)))
+    return (has_steps and not last) or (many_terms and (is_small or (last and host().vector_bytes >= WIDE_BYTES)))
 
 
 def _is_known(node: fx.Node) -> bool:

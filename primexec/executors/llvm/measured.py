@@ -47,14 +47,10 @@ def linear() -> Any:
 
 @cache
 def dtypes() -> tuple[torch.dtype, ...]:
-    """Of the products that oneDNN has code for on this machine."""
+    """Of the products that oneDNN has fast code for on this machine."""
     if linear() is None:
         return ()
     return (torch.float32, torch.bfloat16) if _has_code(torch.bfloat16) else (torch.float32,)
-
-
-# Of processors by Intel and AMD; without them oneDNN has code that rounds and shifts, four times slower than float32.
-INSTRUCTIONS = {torch.bfloat16: ("+avx512bf16", "+amx-bf16"), torch.float16: ("+avx512fp16", "+amx-fp16")}
 
 
 @cache
@@ -69,12 +65,12 @@ def widened() -> frozenset[torch.dtype]:
 
 def _has_code(dtype: torch.dtype) -> bool | None:
     """Whether oneDNN has fast code for 16-bit floats on this processor; None where it does not tell."""
-    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
-    supported, target = getattr(torch.ops.mkldnn, name, None), host()
-    if supported is None:
-        return None
-    is_native = not target.triple.startswith("x86_64") or not target.features.isdisjoint(INSTRUCTIONS[dtype])
-    return is_native and bool(supported())
+    element, name = {
+        torch.bfloat16: ("bf16", "_is_mkldnn_bf16_supported"),
+        torch.float16: ("f16", "_is_mkldnn_fp16_supported"),
+    }[dtype]
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return None if supported is None else host().multiplies(element) and bool(supported())
 
 
 @dataclass(frozen=True)
